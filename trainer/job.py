@@ -1,0 +1,201 @@
+"""One training job from start to end: base model, data, baseline, fine-tuning, evaluation, registration."""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import transformers
+from mlflow import MlflowClient
+from tqdm import tqdm
+
+from trainer import base_model, plots, register, tracking
+from trainer.base_model import BaseModel
+from trainer.collator import encode
+from trainer.config import Config, to_yaml
+from trainer.data import Dataset, load
+from trainer.evaluate import evaluate, summarise
+from trainer.train import add_adapter, train
+
+EVALUATION_TABLE = "eval/examples.parquet"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked job: everything that can be wrong with the input has been found by now."""
+
+    config: Config
+    client: MlflowClient
+    base: BaseModel
+    tokenizer: Any
+    data: Dataset
+
+
+def prepare(config: Config) -> Job:
+    """Check tracking server, model and data. Raises InputError for what is wrong; trains nothing."""
+    transformers.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    client = tracking.connect(config.tracking.uri)
+    say(f"Base model: {config.model.name}")
+    base = base_model.resolve(config.model)
+    tokenizer = base_model.load_tokenizer(base)
+    say(f"Data: {config.data.source}")
+    data = load(
+        config.data,
+        chat_template=lambda messages: base_model.chat_template(tokenizer, messages),
+        token_count=lambda item: len(encode(tokenizer, item.prompt, item.completion).input_ids),
+        max_length=config.trainer.max_length,
+    )
+    say("  " + ", ".join(f"{count} {name}" for name, count in data.counts.items()))
+    return Job(config, client, base, tokenizer, data)
+
+
+def run(job: Job) -> register.Registered:
+    """Evaluate the base model unless that was done before, fine-tune, evaluate, log and register."""
+    mlflow.set_experiment(job.config.tracking.experiment_name)
+    transformers.set_seed(job.config.seed)
+    model = base_model.load_model(job.base, job.config.model)
+    base_run_id, base_table = _find_baseline(job) or _make_baseline(job, model)
+    base_metrics = summarise(base_table)
+
+    with (
+        tracking.run(job.config.tracking.run_name, _tags(job, tracking.CANDIDATE)) as active,
+        tempfile.TemporaryDirectory() as temporary,
+    ):
+        folder = Path(temporary)
+        _log_inputs(job)
+        mlflow.set_tag("base_run_id", base_run_id)
+        say(f"Fine-tuning {job.base.short_name} with LoRA (rank {job.config.lora.r}), run {active.info.run_name}")
+        model = add_adapter(model, job.config)
+        callback = tracking.MlflowCallback(job.client, active.info.run_id)
+        totals = train(model, job.tokenizer, job.data.train, job.config, callback, str(folder / "trainer"))
+        mlflow.log_metrics(totals)
+        plots.loss_curve(callback.losses, folder / "loss.png")
+        model.save_pretrained(folder / "adapter")
+        model = model.merge_and_unload()
+        table, metrics = _evaluate(job, model, "the fine-tuned model")
+        plots.base_against_candidate(base_table, table, folder / "base_against_candidate.png")
+        for picture in folder.glob("*.png"):
+            mlflow.log_artifact(str(picture), "plots")
+        mlflow.log_artifacts(str(folder / "adapter"), "adapter")
+        registered = _register(job, active.info.run_id, model, tracking.CANDIDATE, metrics, base_metrics)
+    say(_comparison(base_metrics, metrics))
+    return registered
+
+
+def say(line: str) -> None:
+    """Print a line of progress at once, also where the output is piped."""
+    print(line, flush=True)
+
+
+def _find_baseline(job: Job) -> tuple[str, pd.DataFrame] | None:
+    """(run id, table) of an earlier evaluation of the base model on this data with these settings."""
+    experiment = mlflow.get_experiment_by_name(job.config.tracking.experiment_name)
+    wanted = [f"tags.`{key}` = '{value}'" for key, value in _tags(job, tracking.BASE).items()]
+    found = job.client.search_runs(
+        [experiment.experiment_id], " and ".join([*wanted, "attributes.status = 'FINISHED'"]), max_results=1
+    )
+    if not found:
+        return None
+    run_id = found[0].info.run_id
+    say(f"The base model was evaluated on this data before: run {found[0].info.run_name}")
+    with tempfile.TemporaryDirectory() as folder:
+        return run_id, pd.read_parquet(job.client.download_artifacts(run_id, EVALUATION_TABLE, folder))
+
+
+def _make_baseline(job: Job, model: Any) -> tuple[str, pd.DataFrame]:
+    """Evaluate the base model in a run of its own; the first such run also registers it."""
+    with tracking.run(f"base-{job.base.short_name}", _tags(job, tracking.BASE)) as active:
+        _log_inputs(job)
+        table, metrics = _evaluate(job, model, "the base model")
+        if not _base_is_registered(job):
+            _register(job, active.info.run_id, model, tracking.BASE, metrics, {})
+    return active.info.run_id, table
+
+
+def _base_is_registered(job: Job) -> bool:
+    name, _ = register.model_names(job.config)
+    versions = job.client.search_model_versions(f"name = '{name}'")
+    return any(
+        version.tags.get(tracking.ROLE) == tracking.BASE and version.tags.get("base_model") == job.base.identity
+        for version in versions
+    )
+
+
+def _evaluate(job: Job, model: Any, what: str) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Evaluate on the held-out examples and log table and metrics to the active run."""
+    examples = job.data.held_out
+    say(f"Evaluating {what} on {len(examples)} held-out examples")
+    # Each example counts twice: once for its likelihood, once for the generated completion.
+    with tqdm(total=2 * len(examples), unit="example", leave=False, disable=not sys.stderr.isatty()) as bar:
+        table = evaluate(model, job.tokenizer, examples, job.data.language, job.config.eval, bar.update)
+    metrics = summarise(table)
+    mlflow.log_metrics(metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(EVALUATION_TABLE).name
+        table.to_parquet(path)
+        mlflow.log_artifact(str(path), str(Path(EVALUATION_TABLE).parent))
+    say(f"  nll per token {metrics['eval/nll_per_token']:.4f}, edit similarity {metrics['eval/edit_similarity']:.3f}")
+    return table, metrics
+
+
+def _register(
+    job: Job, run_id: str, model: Any, role: str, metrics: dict[str, float], base_metrics: dict[str, float]
+) -> register.Registered:
+    say("Logging and registering the model")
+    card = register.model_card(
+        job.config,
+        job.base.name,
+        {**job.data.counts, "digest": job.data.held_out_digest},
+        metrics,
+        base_metrics,
+    )
+    mlflow.log_text(card, "model_card.md")
+    tags = {**_tags(job, role), "train_dataset_digest": job.data.train_digest}
+    with tempfile.TemporaryDirectory() as folder:
+        register.save_model(model, job.tokenizer, job.config, card, Path(folder))
+        nll = metrics["eval/nll_per_token"]
+        what = "unchanged" if role == tracking.BASE else f"fine-tuned on {job.data.source}"
+        description = f"{job.base.name}, {what}; held-out nll {nll:.4f} per token"
+        registered = register.log_and_register(job.client, run_id, job.config, Path(folder), description, tags)
+    for version in (registered.pyfunc, registered.pytorch):
+        say(f"  {version.name} version {version.version}")
+    return registered
+
+
+def _tags(job: Job, role: str) -> dict[str, str]:
+    """What makes two evaluations of one model the same; on runs and on versions."""
+    return {
+        tracking.ROLE: role,
+        "base_model": job.base.identity,
+        "dataset_digest": job.data.held_out_digest,
+        "eval_settings": f"greedy, max_new_tokens={job.config.eval.max_new_tokens}",
+    }
+
+
+def _log_inputs(job: Job) -> None:
+    """Config, data sets and commits of the active run."""
+    config, data = job.config, job.data
+    tracking.log_config(config)
+    mlflow.log_text(to_yaml(config), "config.yaml")
+    mlflow.log_metrics({f"data/{name.replace(' ', '_')}": float(count) for name, count in data.counts.items()})
+    held_out_source = config.data.eval_source or data.path
+    for examples, digest, context, source in (
+        (data.train, data.train_digest, "training", data.path),
+        (data.held_out, data.held_out_digest, "evaluation", held_out_source),
+    ):
+        frame = pd.DataFrame([{"prompt": item.prompt, "completion": item.completion} for item in examples])
+        name = f"{Path(source).name}-{context}"
+        mlflow.log_input(mlflow.data.from_pandas(frame, source=source, name=name, digest=digest), context=context)
+    commits = {"git_commit": tracking.git_commit(Path.cwd()), "data_git_commit": tracking.git_commit(data.folder)}
+    mlflow.set_tags({key: commit for key, commit in commits.items() if commit})
+
+
+def _comparison(base: dict[str, float], candidate: dict[str, float]) -> str:
+    names = [name for name in candidate if name in base and name != "eval/examples"]
+    table = pd.DataFrame({"base": base, "candidate": candidate}).loc[names]
+    return table.to_string(float_format=lambda value: f"{value:.4f}")

@@ -1,0 +1,135 @@
+"""Logs a model in both forms, PyFunc and Transformers, and registers both as versions, or neither."""
+
+import importlib.metadata
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+import serving.model
+from trainer.config import Config
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The versions of one model in the registry."""
+
+    pyfunc: ModelVersion
+    pytorch: ModelVersion
+
+
+def model_names(config: Config) -> tuple[str, str]:
+    """Registered names: (PyFunc, plain Transformers)."""
+    experiment = config.tracking.experiment_name
+    return f"{experiment}_model", f"{experiment}_pytorch_model"
+
+
+def save_model(model: Any, tokenizer: Any, config: Config, card: str, folder: Path) -> None:
+    """Write weights (safetensors), tokenizer, generation defaults and model card to a folder."""
+    model.generation_config.max_new_tokens = config.eval.max_new_tokens
+    model.generation_config.do_sample = False
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def log_and_register(
+    client: MlflowClient, run_id: str, config: Config, folder: Path, description: str, tags: dict[str, str]
+) -> Registered:
+    """Log a saved model to the active run and register it: both versions exist afterwards, or none.
+
+    Interrupted or failed half-way, it takes back the version that it had made.
+    """
+    logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)  # "saved without an input example": on purpose
+    requirements = _requirements("mlflow", "torch", "transformers", "peft", "accelerate")
+    generation = serving.model.read_defaults(folder)
+    mlflow.log_artifact(str(folder / "generation_config.json"))
+    pytorch = mlflow.transformers.log_model(
+        str(folder),
+        name="pytorch_model",
+        task="text-generation",
+        pip_requirements=requirements,
+        model_card=None,
+        # A base for the transformers pipeline: text in, text out.
+        signature=mlflow.models.infer_signature(["def add(a, b):\n"], ["    return a + b\n"]),
+    )
+    pyfunc = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=serving.model.__file__,
+        artifacts={"model": str(folder)},
+        model_config={"device": "auto", "dtype": "auto"},
+        pip_requirements=requirements,
+        signature=serving.model.signature(generation),
+    )
+    pyfunc_name, pytorch_name = model_names(config)
+    made: list[ModelVersion] = []
+    try:
+        # The PyFunc comes last: it is the version that the promoter looks at.
+        for name, info in ((pytorch_name, pytorch), (pyfunc_name, pyfunc)):
+            _ensure_registered_model(client, name)
+            made.append(
+                client.create_model_version(
+                    name, info.model_uri, run_id, tags=tags, description=description, model_id=info.model_id
+                )
+            )
+    except BaseException:
+        for version in made:
+            client.delete_model_version(version.name, version.version)
+        raise
+    return Registered(pyfunc=made[1], pytorch=made[0])
+
+
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _requirements(*packages: str) -> list[str]:
+    """The installed versions as pip requirements, without a build's local part (`+cpu`)."""
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in packages]
+
+
+def model_card(
+    config: Config, base_name: str, data: dict[str, Any], metrics: dict[str, float], base_metrics: dict[str, float]
+) -> str:
+    """The model card in Markdown, with the Hub's front matter."""
+    tuned = bool(base_metrics)
+    rows = "\n".join(
+        f"| {name} | " + (f"{base_metrics[name]:.4f} | " if tuned else "") + f"{value:.4f} |"
+        for name, value in sorted(metrics.items())
+        if name.startswith("eval/") and (not tuned or name in base_metrics)
+    )
+    header = "| metric | base | this model |\n|---|---|---|" if tuned else "| metric | value |\n|---|---|"
+    what = (
+        f"`{base_name}`, fine-tuned with LoRA (rank {config.lora.r}) on {data['train']} examples, and merged."
+        if tuned
+        else f"`{base_name}`, unchanged: the model that a fine-tuned one has to beat."
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+base_model: {json.dumps(base_name)}
+---
+# {config.tracking.experiment_name}
+
+{what}
+
+Data: `{config.data.source}`; held out: {data["held out"]} examples (digest `{data["digest"]}`).
+
+{header}
+{rows}
+
+It continues code: give it a prompt such as a signature with its docstring. What it writes is a guess to be
+read and tested, not to be run unseen.
+"""

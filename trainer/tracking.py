@@ -1,0 +1,153 @@
+"""Runs in MLflow: connecting, a run's lifecycle with the right end, and metrics by step.
+
+Our own callback instead of transformers': that one ends a run as FINISHED after an exception and leaves
+it RUNNING after SIGTERM.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.entities import Run as MlflowRun
+from transformers import TrainerCallback
+
+from trainer.config import Config, flatten
+from trainer.errors import InputError
+
+# Tag on the base model's run and version, and on a fine-tuned one's.
+ROLE = "ratchet.role"
+BASE, CANDIDATE = "base", "candidate"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as Ctrl-C is: the run ends as KILLED."""
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracking server. Raises InputError, within seconds, where none answers."""
+    if uri.startswith(("http://", "https://")):
+        try:
+            answer = requests.get(f"{uri.rstrip('/')}/health", timeout=5)
+            reason = "" if answer.ok else f"it answers {answer.status_code} to /health"
+        except requests.RequestException as error:
+            reason = type(error).__name__
+        if reason:
+            raise InputError(
+                f"No tracking server at {uri} ({reason}). Start it with `make start-mlflow`, or name another with "
+                "tracking.uri=… or MLFLOW_TRACKING_URI."
+            )
+    mlflow.set_tracking_uri(uri)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its "🏃 View run" lines break progress bars
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    return MlflowClient()
+
+
+@contextmanager
+def terminated_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Terminated("SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def run(name: str | None, tags: dict[str, str]) -> Iterator[MlflowRun]:
+    """An MLflow run that ends as FINISHED, FAILED or KILLED, with the reason in the tag `ended_because`."""
+    active = mlflow.start_run(run_name=name, tags=tags)
+    try:
+        yield active
+    except KeyboardInterrupt as error:
+        _end("KILLED", str(error) or "Ctrl-C")
+        raise
+    except BaseException as error:
+        _end("FAILED", f"{type(error).__name__}: {error}"[:5000])
+        raise
+    mlflow.end_run("FINISHED")
+
+
+def _end(status: str, reason: str) -> None:
+    try:
+        mlflow.set_tag("ended_because", reason)
+    finally:
+        mlflow.end_run(status)
+
+
+def log_config(config: Config) -> None:
+    """The whole resolved configuration as params of the active run."""
+    mlflow.log_params({key: str(value) for key, value in flatten(config).items()})
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out in a folder (with `-dirty`), or None where git knows none."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+class MlflowCallback(TrainerCallback):  # type: ignore[misc]
+    """Logs loss, learning rate, gradient norm, tokens and tokens/s by step to the active run.
+
+    Without a terminal it prints a plain line every so many seconds instead of a progress bar.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, line_every_s: float = 5.0) -> None:
+        self.client = client
+        self.run_id = run_id
+        self.line_every_s = line_every_s
+        self.losses: list[tuple[int, float]] = []  # (step, training loss)
+        self.plain = not sys.stderr.isatty()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = self.last_line = self.last_time = time.monotonic()
+        self.last_tokens = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now = time.monotonic()
+        tokens = int(state.num_input_tokens_seen)
+        values = {
+            "train/loss": float(logs["loss"]),
+            "train/learning_rate": float(logs["learning_rate"]),
+            "train/grad_norm": float(logs.get("grad_norm", 0.0)),
+            "train/epoch": float(state.epoch or 0.0),
+            "train/tokens": float(tokens),
+            "train/tokens_per_second": (tokens - self.last_tokens) / max(now - self.last_time, 1e-9),
+        }
+        self.last_tokens, self.last_time = tokens, now
+        self.losses.append((state.global_step, values["train/loss"]))
+        at = int(time.time() * 1000)
+        metrics = [Metric(key, value, at, state.global_step) for key, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
+        if self.plain and (now - self.last_line >= self.line_every_s or state.global_step == state.max_steps):
+            self.last_line = now
+            print(
+                f"  step {state.global_step}/{state.max_steps}  loss {values['train/loss']:.3f}  "
+                f"{values['train/tokens_per_second']:.0f} tokens/s  {now - self.started:.0f} s",
+                flush=True,
+            )

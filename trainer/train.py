@@ -1,0 +1,100 @@
+"""LoRA fine-tuning with transformers.Trainer and peft."""
+
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from peft import LoraConfig, TaskType, get_peft_model
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from trainer.collator import EncodedExample, collate, encode
+from trainer.config import Config
+from trainer.data import Example
+
+
+class _Examples(Dataset[dict[str, Any]]):
+    """Encoded examples; `length` lets the sampler put examples of similar length into one batch."""
+
+    def __init__(self, encoded: Sequence[EncodedExample]) -> None:
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"example": self.encoded[index], "length": len(self.encoded[index].input_ids)}
+
+
+def add_adapter(model: Any, config: Config) -> Any:
+    """The model with a LoRA adapter to train; the adapter is float32 whatever the base is."""
+    targets = config.lora.target_modules
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=config.lora.r,
+            lora_alpha=config.lora.lora_alpha,
+            lora_dropout=config.lora.lora_dropout,
+            target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+        ),
+    )
+
+
+def train(
+    model: Any, tokenizer: Any, examples: Sequence[Example], config: Config, callback: TrainerCallback, folder: str
+) -> dict[str, float]:
+    """Train the model in place. Returns the run's totals: seconds, tokens, tokens/s and peak memory."""
+    options = config.trainer
+    arguments = TrainingArguments(
+        output_dir=folder,
+        seed=config.seed,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        learning_rate=options.lr,
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        warmup_steps=options.warmup_steps,
+        lr_scheduler_type=options.lr_scheduler_type,
+        weight_decay=options.weight_decay,
+        logging_steps=options.logging_steps,
+        logging_first_step=True,
+        train_sampling_strategy="group_by_length",
+        include_num_input_tokens_seen="non_padding",
+        use_cpu=model.device.type == "cpu",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=model.device.type == "cuda",
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Examples([encode(tokenizer, item.prompt, item.completion) for item in examples]),
+        data_collator=lambda batch: collate([item["example"] for item in batch], tokenizer.pad_token_id),
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)  # prints raw dicts; our callback writes the plain lines
+    result = trainer.train()
+    seconds = float(result.metrics["train_runtime"])
+    tokens = float(trainer.state.num_input_tokens_seen)
+    return {
+        "train/seconds": seconds,
+        "train/total_tokens": tokens,
+        "train/mean_tokens_per_second": tokens / seconds,
+        "train/mean_loss": float(result.metrics["train_loss"]),
+        "train/peak_memory_mb": peak_memory_mb(model.device.type),
+    }
+
+
+def peak_memory_mb(device: str) -> float:
+    """Highest memory use so far in MB (10^6 bytes): of the GPU's allocator, or of this process."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
