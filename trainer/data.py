@@ -86,26 +86,24 @@ def load(
     counts: Counter[str] = Counter()
     path, examples = read(config.source, "data.source", chat_template, config, counts)
     examples = _without_duplicates(examples, config.near_duplicate_threshold, counts)
-    examples = _short_enough(examples, token_count, max_length, counts)
-    if not examples:
-        raise InputError(
-            f"'{config.source}' leaves no example to train on ({_as_words(counts)}). Expected Python functions "
-            "with docstrings, or JSONL rows; data.require_docstring=false and a larger trainer.max_length keep more."
-        )
     if config.eval_source is not None:
         _, held_out = read(config.eval_source, "data.eval_source", chat_template, config, Counter())
-        held_out = _short_enough(held_out, token_count, max_length, Counter())
         ids = {item.example_id for item in held_out}
         train = [item for item in examples if item.example_id not in ids]
         counts["also held out"] = len(examples) - len(train)
     else:
         train, held_out = split_by_group(examples, config.eval_fraction)
-    train = _choose(train, config.max_train_examples)
-    held_out = _choose(held_out, config.max_eval_examples)
+    sides = []
+    for side, most in ((train, config.max_train_examples), (held_out, config.max_eval_examples)):
+        short = [item for item in side if token_count(item) <= max_length]
+        counts["too long"] += len(side) - len(short)
+        sides.append(_choose(short, most))
+    train, held_out = sides
     if not train or not held_out:
         raise InputError(
-            f"'{config.source}' gives {len(train)} examples to train on and {len(held_out)} to hold out. "
-            "Expected at least one of each: give more files, or name held-out rows with data.eval_source."
+            f"'{config.source}' gives {len(train)} examples to train on and {len(held_out)} to hold out "
+            f"({_as_words(counts)}). Expected at least one of each: give more files, name held-out rows with "
+            "data.eval_source, or keep more with data.require_docstring=false or a larger trainer.max_length."
         )
     counts["train"], counts["held out"] = len(train), len(held_out)
     language = config.language if config.language != "auto" else ("python" if path.is_dir() else "text")
@@ -255,14 +253,6 @@ def _without_duplicates(
             continue
         index.insert(number, minhash)
         kept.append(example)
-    return kept
-
-
-def _short_enough(
-    examples: Sequence[Example], token_count: Callable[[Example], int], max_length: int, counts: Counter[str]
-) -> list[Example]:
-    kept = [item for item in examples if token_count(item) <= max_length]
-    counts["too long"] += len(examples) - len(kept)
     return kept
 
 

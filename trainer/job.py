@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,7 @@ class Job:
 def prepare(config: Config) -> Job:
     """Check tracking server, model and data. Raises InputError for what is wrong; trains nothing."""
     transformers.utils.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls old names
     client = tracking.connect(config.tracking.uri)
     say(f"Base model: {config.model.name}")
     base = base_model.resolve(config.model)
@@ -161,7 +161,9 @@ def _register(
         nll = metrics["eval/nll_per_token"]
         what = "unchanged" if role == tracking.BASE else f"fine-tuned on {job.data.source}"
         description = f"{job.base.name}, {what}; held-out nll {nll:.4f} per token"
-        registered = register.log_and_register(job.client, run_id, job.config, Path(folder), description, tags)
+        registered = register.log_and_register(
+            job.client, run_id, job.config, model, job.tokenizer, Path(folder), description, tags
+        )
     for version in (registered.pyfunc, registered.pytorch):
         say(f"  {version.name} version {version.version}")
     return registered
@@ -190,7 +192,10 @@ def _log_inputs(job: Job) -> None:
     ):
         frame = pd.DataFrame([{"prompt": item.prompt, "completion": item.completion} for item in examples])
         name = f"{Path(source).name}-{context}"
-        mlflow.log_input(mlflow.data.from_pandas(frame, source=source, name=name, digest=digest), context=context)
+        with warnings.catch_warnings():  # that a local path could be one of two equal kinds of source
+            warnings.simplefilter("ignore", UserWarning)
+            dataset = mlflow.data.from_pandas(frame, source=source, name=name, digest=digest)
+        mlflow.log_input(dataset, context=context)
     commits = {"git_commit": tracking.git_commit(Path.cwd()), "data_git_commit": tracking.git_commit(data.folder)}
     mlflow.set_tags({key: commit for key, commit in commits.items() if commit})
 

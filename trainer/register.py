@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,23 +42,28 @@ def save_model(model: Any, tokenizer: Any, config: Config, card: str, folder: Pa
 
 
 def log_and_register(
-    client: MlflowClient, run_id: str, config: Config, folder: Path, description: str, tags: dict[str, str]
+    client: MlflowClient,
+    run_id: str,
+    config: Config,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    description: str,
+    tags: dict[str, str],
 ) -> Registered:
-    """Log a saved model to the active run and register it: both versions exist afterwards, or none.
+    """Log a model, and the folder where it was saved, to the active run and register both forms, or none.
 
     Interrupted or failed half-way, it takes back the version that it had made.
     """
-    logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)  # "saved without an input example": on purpose
+    warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
     requirements = _requirements("mlflow", "torch", "transformers", "peft", "accelerate")
     generation = serving.model.read_defaults(folder)
     mlflow.log_artifact(str(folder / "generation_config.json"))
     pytorch = mlflow.transformers.log_model(
-        str(folder),
+        {"model": model, "tokenizer": tokenizer},
         name="pytorch_model",
         task="text-generation",
         pip_requirements=requirements,
-        model_card=None,
-        # A base for the transformers pipeline: text in, text out.
         signature=mlflow.models.infer_signature(["def add(a, b):\n"], ["    return a + b\n"]),
     )
     pyfunc = mlflow.pyfunc.log_model(

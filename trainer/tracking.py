@@ -48,8 +48,10 @@ def connect(uri: str) -> MlflowClient:
                 "tracking.uri=… or MLFLOW_TRACKING_URI."
             )
     mlflow.set_tracking_uri(uri)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its "🏃 View run" lines break progress bars
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # What MLflow says beside the point: links after each run, progress bars of copies, missing Hub pages.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     return MlflowClient()
 
 
@@ -144,10 +146,18 @@ class MlflowCallback(TrainerCallback):  # type: ignore[misc]
         at = int(time.time() * 1000)
         metrics = [Metric(key, value, at, state.global_step) for key, value in values.items()]
         self.client.log_batch(self.run_id, metrics=metrics)
-        if self.plain and (now - self.last_line >= self.line_every_s or state.global_step == state.max_steps):
+        if self.plain and now - self.last_line >= self.line_every_s:
             self.last_line = now
-            print(
-                f"  step {state.global_step}/{state.max_steps}  loss {values['train/loss']:.3f}  "
-                f"{values['train/tokens_per_second']:.0f} tokens/s  {now - self.started:.0f} s",
-                flush=True,
-            )
+            self._print_line(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.plain and self.losses:
+            self._print_line(state)
+
+    def _print_line(self, state: Any) -> None:
+        seconds = time.monotonic() - self.started
+        print(
+            f"  step {state.global_step}/{state.max_steps}  loss {self.losses[-1][1]:.3f}  "
+            f"{state.num_input_tokens_seen / seconds:.0f} tokens/s  {seconds:.0f} s",
+            flush=True,
+        )

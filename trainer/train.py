@@ -16,7 +16,7 @@ from trainer.data import Example
 
 
 class _Examples(Dataset[dict[str, Any]]):
-    """Encoded examples; `length` lets the sampler put examples of similar length into one batch."""
+    """Encoded examples as dicts, in which the sampler finds `input_ids` to group by length."""
 
     def __init__(self, encoded: Sequence[EncodedExample]) -> None:
         self.encoded = encoded
@@ -25,7 +25,7 @@ class _Examples(Dataset[dict[str, Any]]):
         return len(self.encoded)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"example": self.encoded[index], "length": len(self.encoded[index].input_ids)}
+        return self.encoded[index]._asdict()
 
 
 def add_adapter(model: Any, config: Config) -> Any:
@@ -74,7 +74,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=_Examples([encode(tokenizer, item.prompt, item.completion) for item in examples]),
-        data_collator=lambda batch: collate([item["example"] for item in batch], tokenizer.pad_token_id),
+        data_collator=lambda batch: collate([EncodedExample(**item) for item in batch], tokenizer.pad_token_id),
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # prints raw dicts; our callback writes the plain lines
