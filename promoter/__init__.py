@@ -1,0 +1,1 @@
+"""Compares, gates and promotes model versions, and rolls back: `promoter --help`."""

@@ -1,0 +1,302 @@
+"""The command line: `promoter COMMAND --help`."""
+
+import getpass
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from promoter import gate, registry, report, stages
+from promoter.errors import InputError
+
+DEFAULT_EXPERIMENT = "code_model_fine_tuning"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="ratchet")
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    default="http://127.0.0.1:5000",
+    show_default=True,
+    show_envvar=True,
+    help="MLflow tracking server.",
+)
+@click.pass_context
+def main(context: click.Context, tracking_uri: str) -> None:
+    """Compare model versions, and let one into production only when it is better than what serves there.
+
+    Exit codes: 0 done or nothing to do, 1 the gate or a check said no, 2 bad input, 4 somebody else is promoting.
+    """
+    context.obj = tracking_uri
+
+
+def _options(*names: str) -> Callable[[Any], Any]:
+    """The options that several commands share, by name."""
+    known = {
+        "experiment": click.option(
+            "--experiment-name", default=DEFAULT_EXPERIMENT, show_default=True, help="MLflow experiment."
+        ),
+        "model": click.option(
+            "--model-name",
+            default=f"{DEFAULT_EXPERIMENT}_model",
+            show_default=True,
+            help="Registered model (the PyFunc one).",
+        ),
+        "metric": click.option(
+            "--metric",
+            "metrics",
+            multiple=True,
+            default=report.SHOWN_METRICS,
+            help="Metric to show, may be repeated; the first one sorts.  [default: the evaluation's]",
+        ),
+        "policy": click.option(
+            "--policy", default="default", show_default=True, help="YAML file, or the name of a shipped policy."
+        ),
+        "by": click.option("--by", default=getpass.getuser, help="Who promotes, for the record.  [default: you]"),
+        "format": click.option(
+            "--format",
+            "output_format",
+            type=click.Choice(["text", "json", "markdown"]),
+            default="text",
+            show_default=True,
+            help="How to print.",
+        ),
+    }
+
+    def add(command: Any) -> Any:
+        for name in reversed(names):
+            command = known[name](command)
+        return command
+
+    return add
+
+
+@main.command()
+@_options("experiment", "metric", "format")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many runs.")
+@click.pass_obj
+def compare(uri: str, experiment_name: str, metrics: tuple[str, ...], output_format: str, limit: int) -> None:
+    """Compare an experiment's runs, best first by the first metric (lower is better for nll, loss, perplexity)."""
+    client = registry.connect(uri)
+    experiment = client.get_experiment_by_name(experiment_name)
+    if experiment is None:
+        known = ", ".join(item.name for item in client.search_experiments())
+        raise InputError(f"There is no experiment '{experiment_name}'. There are: {known}.")
+    lower = any(word in metrics[0] for word in ("nll", "loss", "perplexity"))
+    order = f"metrics.`{metrics[0]}` {'ASC' if lower else 'DESC'}"
+    runs = client.search_runs([experiment.experiment_id], order_by=[order], max_results=limit)
+    click.echo(report.render(report.runs_table(runs, metrics), output_format))
+
+
+@main.command("compare-versions")
+@_options("model", "metric", "format")
+@click.pass_obj
+def compare_versions(uri: str, model_name: str, metrics: tuple[str, ...], output_format: str) -> None:
+    """Compare the versions of a registered model, newest first, with aliases, stage and metrics."""
+    client = registry.connect(uri)
+    versions = registry.list_versions(client, model_name)
+    click.echo(report.render(report.versions_table(client, versions, metrics), output_format))
+
+
+@main.command()
+@_options("model", "policy", "format")
+@click.pass_obj
+def best(uri: str, model_name: str, policy: str, output_format: str) -> None:
+    """Show the best candidate by the policy's metric: the version that auto-promote would take."""
+    client = registry.connect(uri)
+    loaded = gate.load_policy(policy)
+    version = registry.best_candidate(client, registry.list_versions(client, model_name), loaded)
+    found = [version] if version is not None else []
+    metrics = (loaded.metric, *(name for name in report.SHOWN_METRICS if name != loaded.metric))
+    click.echo(report.render(report.versions_table(client, found, metrics), output_format))
+
+
+@main.command("auto-promote")
+@_options("model", "policy", "by", "format")
+@click.option(
+    "--stage",
+    type=click.Choice(["Staging", "Production"]),
+    default="Staging",
+    show_default=True,
+    help="Where the best candidate goes if the gate passes it.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.pass_context
+def auto_promote(
+    context: click.Context, model_name: str, policy: str, by: str, output_format: str, stage: str, dry_run: bool
+) -> None:
+    """Gate the best candidate against the version in production, and promote it if it is better."""
+    client = registry.connect(context.obj)
+    loaded = gate.load_policy(policy)
+    with stages.lock(model_name):
+        versions = registry.list_versions(client, model_name)
+        version = registry.best_candidate(client, versions, loaded)
+        if version is None:
+            click.echo("Nothing to do: there is no candidate outside production and archive.")
+            return
+        _gate_and_promote(context, client, versions, version, loaded, stage, "auto-promote", by, output_format, dry_run)
+
+
+@main.command()
+@_options("model", "policy", "by", "format")
+@click.option("--stage", type=click.Choice(["Staging", "Production", "Archived"]), required=True, help="Where to.")
+@click.option("--version", "number", help="Which version.  [default: the staged one]")
+@click.option("--force", is_flag=True, help="Promote although the gate says no; needs --reason.")
+@click.option("--reason", default="", help="Why, for the record.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.pass_context
+def promote(
+    context: click.Context,
+    model_name: str,
+    policy: str,
+    by: str,
+    output_format: str,
+    stage: str,
+    number: str | None,
+    force: bool,
+    reason: str,
+    dry_run: bool,
+) -> None:
+    """Promote one version, by default the staged one. It has to pass the gate, but for Archived."""
+    client = registry.connect(context.obj)
+    loaded = gate.load_policy(policy)
+    if force and not reason:
+        raise InputError("--force needs --reason TEXT: it goes into the record.")
+    with stages.lock(model_name):
+        versions = registry.list_versions(client, model_name)
+        version = _chosen(versions, number)
+        if stage != "Archived":
+            _gate_and_promote(
+                context, client, versions, version, loaded, stage, "promote", by, output_format, dry_run, force, reason
+            )
+        elif dry_run:
+            click.echo(f"Would archive version {version.version}.")
+        else:
+            stages.archive(client, version, {"passed": True, "why": reason or "archived by hand"}, by)
+            click.echo(f"Version {version.version} of {model_name} is archived.")
+
+
+@main.command()
+@_options("model")
+@click.option("--version", "number", help="Which version.  [default: the staged one]")
+@click.pass_context
+def validate(context: click.Context, model_name: str, number: str | None) -> None:
+    """Load a version as serving does, generate with it, check what comes out, and tag the version with the result."""
+    from promoter.validation import validate as run_checks  # the model brings torch and transformers
+
+    client = registry.connect(context.obj)
+    version = _chosen(registry.list_versions(client, model_name), number)
+    checks, samples = run_checks(f"models:/{model_name}/{version.version}")
+    for check in checks:
+        click.echo(f"  {'✓' if check.passed else '✗'} {check.name}: {check.detail}")
+    for prompt, completion in samples[:1]:
+        click.echo("A sample:\n" + "\n".join(f"    {line}" for line in (prompt + completion).splitlines()))
+    passed = all(check.passed for check in checks)
+    client.set_model_version_tag(
+        model_name, str(version.version), "validation_status", "passed" if passed else "failed"
+    )
+    click.echo(f"Version {version.version} of {model_name}: validation {'passed' if passed else 'FAILED'}.")
+    if not passed:
+        context.exit(1)
+
+
+@main.command()
+@_options("model", "by")
+@click.option("--reason", default="rolled back by hand", show_default=True, help="Why, for the record.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.pass_obj
+def rollback(uri: str, model_name: str, by: str, reason: str, dry_run: bool) -> None:
+    """Put the previous version back into production; the one taken out is archived."""
+    client = registry.connect(uri)
+    with stages.lock(model_name):
+        if dry_run:
+            current, previous = stages.rollback_pair(client, model_name)
+            click.echo(f"Would roll back production from version {current.version} to {previous.version}.")
+            return
+        taken_out, put_back = stages.rollback(client, model_name, reason, by)
+    click.echo(f"Production of {model_name}: version {taken_out} → {put_back}. Reason: {reason}.")
+
+
+@main.command()
+@_options("model", "format")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many entries.")
+@click.pass_obj
+def history(uri: str, model_name: str, output_format: str, limit: int) -> None:
+    """Who moved which version where, when and why; newest first."""
+    client = registry.connect(uri)
+    registry.list_versions(client, model_name)  # an unknown model is an error, not an empty history
+    experiment = client.get_experiment_by_name(stages.EXPERIMENT)
+    runs = []
+    if experiment is not None:
+        runs = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.model = '{model_name}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+            max_results=limit,
+        )
+    click.echo(report.render(report.history_table(runs), output_format))
+
+
+def _chosen(versions: list[ModelVersion], number: str | None) -> ModelVersion:
+    if number is not None:
+        return registry.find_version(versions, number)
+    staged = registry.with_alias(versions, registry.STAGING)
+    if staged is None:
+        raise InputError("No version is in Staging. Name one with --version, or run `promoter auto-promote` first.")
+    return staged
+
+
+def _gate_and_promote(
+    context: click.Context,
+    client: MlflowClient,
+    versions: list[ModelVersion],
+    version: ModelVersion,
+    policy: gate.Policy,
+    stage: str,
+    action: str,
+    by: str,
+    output_format: str,
+    dry_run: bool,
+    force: bool = False,
+    reason: str = "",
+) -> None:
+    """Decide, print the decision, and act on it. Exits with 1 where the gate says no."""
+    name, number = version.name, str(version.version)
+    if stage.lower() in version.aliases:
+        stages.settle(client, name)
+        click.echo(f"Nothing to do: version {number} of {name} is in {stage} already.")
+        return
+    incumbent = registry.incumbent_of(versions, version)
+    decision = gate.decide(
+        policy,
+        registry.evidence(client, version),
+        registry.evidence(client, incumbent) if incumbent is not None else None,
+    )
+    may_go = decision.passed or force
+    outcome = "promoted" if may_go else "refused"
+    if may_go and not dry_run:
+        record = decision.to_dict() | ({"forced": True, "why": reason} if not decision.passed else {})
+        if reason and decision.passed:
+            record["why"] = f"{reason}; {decision.why}"
+        stages.promote(client, version, stage, action, record, by)
+    if output_format == "json":
+        click.echo(json.dumps({"outcome": outcome, "stage": stage, "dry_run": dry_run, **decision.to_dict()}, indent=2))
+    elif output_format == "markdown":
+        header = {"model": name, "version": number, "stage": stage, "action": outcome, "by": by}
+        click.echo(report.decision_report(header | decision.to_dict()))
+    else:
+        click.echo(report.decision_text(decision))
+        verb = ("would go" if dry_run else "is now") if may_go else ("would not go" if dry_run else "does not go")
+        forced = ", although the gate says no (--force)" if may_go and not decision.passed else ""
+        target = f"in {stage}" if verb == "is now" else f"to {stage}"
+        click.echo(f"Version {number} of {name} {verb} {target}{forced}.")
+    if not may_go:
+        context.exit(1)
+
+
+if __name__ == "__main__":
+    main()

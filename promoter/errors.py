@@ -1,0 +1,15 @@
+"""What a person sees when a command cannot go on."""
+
+import click
+
+
+class InputError(click.ClickException):
+    """Bad input: says what was wrong, what was expected and what to do; the command exits with 2."""
+
+    exit_code = 2
+
+
+class Busy(click.ClickException):
+    """Somebody else is promoting this model; the command exits with 4 and has changed nothing."""
+
+    exit_code = 4
