@@ -23,8 +23,8 @@ help: ## List the commands
 
 demo: ## Set everything up, then train, gate, promote, serve and answer a request (leaves the servers running)
 	@began=$$(date +%s.%N); \
-	printf '[1/6] Python environment in .venv\n'; \
-	$(MAKE) --no-print-directory .venv/.runtime && \
+	echo '[1/6] Python environment in .venv'; \
+	$(MAKE) -s .venv/.runtime && echo 'Ready' && \
 	$(RUN) .venv/bin/python -m infra.demo --began $$began
 
 down: .venv/.runtime ## Stop the servers that the demo left running (data stay)

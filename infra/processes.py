@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +77,9 @@ class Service:
         return process is not None
 
 
-def _quietly(signal: object) -> None:
-    try:
-        signal()  # type: ignore[operator]
-    except psutil.NoSuchProcess:
-        pass
+def _quietly(send_signal: Callable[[], None]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        send_signal()
 
 
 @click.group()

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from promoter import gate, registry, report, stages
@@ -54,7 +55,10 @@ def _options(*names: str) -> Callable[[Any], Any]:
             help="Metric to show, may be repeated; the first one sorts.  [default: the evaluation's]",
         ),
         "policy": click.option(
-            "--policy", default="default", show_default=True, help="YAML file, or the name of a shipped policy."
+            "--policy",
+            default="default",
+            show_default=True,
+            help="YAML file, or the name of a shipped policy.",
         ),
         "by": click.option("--by", default=getpass.getuser, help="Who promotes, for the record.  [default: you]"),
         "format": click.option(
@@ -127,7 +131,13 @@ def best(uri: str, model_name: str, policy: str, output_format: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.pass_context
 def auto_promote(
-    context: click.Context, model_name: str, policy: str, by: str, output_format: str, stage: str, dry_run: bool
+    context: click.Context,
+    model_name: str,
+    policy: str,
+    by: str,
+    output_format: str,
+    stage: str,
+    dry_run: bool,
 ) -> None:
     """Gate the best candidate against the version in production, and promote it if it is better."""
     client = registry.connect(context.obj)
@@ -171,7 +181,18 @@ def promote(
         version = _chosen(versions, number)
         if stage != "Archived":
             _gate_and_promote(
-                context, client, versions, version, loaded, stage, "promote", by, output_format, dry_run, force, reason
+                context,
+                client,
+                versions,
+                version,
+                loaded,
+                stage,
+                "promote",
+                by,
+                output_format,
+                dry_run,
+                force,
+                reason,
             )
         elif dry_run:
             click.echo(f"Would archive version {version.version}.")
@@ -230,7 +251,7 @@ def history(uri: str, model_name: str, output_format: str, limit: int) -> None:
     client = registry.connect(uri)
     registry.list_versions(client, model_name)  # an unknown model is an error, not an empty history
     experiment = client.get_experiment_by_name(stages.EXPERIMENT)
-    runs = []
+    runs: list[Run] = []
     if experiment is not None:
         runs = client.search_runs(
             [experiment.experiment_id],

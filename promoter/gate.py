@@ -126,8 +126,8 @@ def _has_metric(who: str, policy: Policy, evidence: Evidence) -> Reason:
 
 
 def _is_valid(candidate: Evidence) -> Reason:
-    detail = f"validation of version {candidate.version}: {candidate.validation or 'not tried yet'}"
-    return Reason("validation has not failed", candidate.validation != "failed", detail)
+    detail = f"{candidate.validation or 'not tried yet'} (version {candidate.version})"
+    return Reason("has not failed validation", candidate.validation != "failed", detail)
 
 
 def _same(name: str, what: str, candidate: Evidence, incumbent: Evidence) -> Reason:

@@ -68,10 +68,10 @@ def with_alias(versions: list[ModelVersion], alias: str) -> ModelVersion | None:
 
 def evidence(client: MlflowClient, version: ModelVersion) -> Evidence:
     """What the run behind a version says of it."""
-    run = client.get_run(version.run_id)
+    run = client.get_run(str(version.run_id))
     return Evidence(
         version=str(version.version),
-        run_id=version.run_id,
+        run_id=run.info.run_id,
         dataset_digest=run.data.tags.get("dataset_digest"),
         eval_settings=run.data.tags.get("eval_settings"),
         metrics=dict(run.data.metrics),

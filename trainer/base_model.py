@@ -204,7 +204,9 @@ def _from_hub(config: ModelConfig) -> BaseModel:
             f"{_first_line(error)} Give a local folder, or {SMOLLM2}, which needs no network."
         ) from error
     if not any(folder.glob("*.safetensors")):
-        raise InputError(f"model.name: '{config.name}' has no *.safetensors on the Hub; pickled weights are not loaded.")
+        raise InputError(
+            f"model.name: '{config.name}' has no *.safetensors on the Hub; pickled weights are not loaded."
+        )
     return BaseModel(config.name, folder, folder.name)
 
 

@@ -42,9 +42,7 @@ def _option(
             return value in choices
         return not expected or bool(at_least <= value <= at_most and above < value < below)
 
-    return field(
-        default=default, metadata={"help": help, "expected": " and ".join(expected), "allowed": allowed}
-    )
+    return field(default=default, metadata={"help": help, "expected": " and ".join(expected), "allowed": allowed})
 
 
 @dataclass
@@ -74,22 +72,15 @@ class DataConfig:
         "package:email",
         "A folder of Python code, a .jsonl file, or `package:NAME`: the source of an installed package.",
     )
-    eval_source: str | None = _option(
-        None, "A .jsonl file of held-out examples. Default: hold out part of `source`."
-    )
+    eval_source: str | None = _option(None, "A .jsonl file of held-out examples. Default: hold out part of `source`.")
     language: str = _option(
         "auto",
-        "What the completions are; decides whether syntax is checked. auto: python for a source tree, "
-        "text for JSONL.",
+        "What the completions are; decides whether syntax is checked. auto: python for a source tree, text for JSONL.",
         choices=("auto", "python", "text"),
     )
     require_docstring: bool = _option(True, "Source trees: leave out functions that have no docstring.")
-    eval_fraction: float = _option(
-        0.15, "Share of the examples to hold out, by file.", above=0, at_most=0.5
-    )
-    max_eval_examples: int = _option(
-        64, "Hold out at most this many examples (a fixed choice by hash).", at_least=1
-    )
+    eval_fraction: float = _option(0.15, "Share of the examples to hold out, by file.", above=0, at_most=0.5)
+    max_eval_examples: int = _option(64, "Hold out at most this many examples (a fixed choice by hash).", at_least=1)
     max_train_examples: int | None = _option(
         None, "Train on at most this many examples (a fixed choice by hash).", at_least=1
     )
@@ -119,17 +110,15 @@ class TrainerConfig:
 
     lr: float = _option(5e-4, "Peak learning rate (AdamW).", above=0, below=1)
     epochs: float = _option(1.0, "Passes over the training examples.", above=0)
-    max_steps: int | None = _option(
-        None, "Stop after this many optimizer steps; overrides epochs.", at_least=1
-    )
+    max_steps: int | None = _option(None, "Stop after this many optimizer steps; overrides epochs.", at_least=1)
     batch_size: int = _option(8, "Examples per forward pass.", at_least=1)
     gradient_accumulation_steps: int = _option(1, "Forward passes per optimizer step.", at_least=1)
     max_length: int = _option(
-        256, "Longest example in tokens, prompt and completion together; longer ones are left out.", at_least=8
+        256,
+        "Longest example in tokens, prompt and completion together; longer ones are left out.",
+        at_least=8,
     )
-    warmup_steps: float = _option(
-        0.1, "Steps of linear warm-up; a number below 1 is a share of all steps.", at_least=0
-    )
+    warmup_steps: float = _option(0.1, "Steps of linear warm-up; a number below 1 is a share of all steps.", at_least=0)
     lr_scheduler_type: str = _option(
         "cosine", "Course of the learning rate.", choices=("constant_with_warmup", "linear", "cosine")
     )
@@ -186,9 +175,7 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
         for override in overrides:
             key, separator, _ = override.partition("=")
             if not separator or not key:
-                raise InputError(
-                    f"'{override}' is not an override. Expected section.key=value, e.g. trainer.lr=1e-4."
-                )
+                raise InputError(f"'{override}' is not an override. Expected section.key=value, e.g. trainer.lr=1e-4.")
             config = _merge(config, OmegaConf.from_dotlist([override]), where=f"'{override}'")
         resolved = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -240,7 +227,7 @@ def _merge(config: DictConfig, update: Any, where: str) -> DictConfig:
         raise InputError(f"{where} holds no mapping. Expected sections such as 'trainer:'.")
     known = [key for key, _, _ in walk(Config())]
     sections = {key.partition(".")[0] for key in known if "." in key}
-    for key in _leaf_keys(update):
+    for key in _leaf_keys(OmegaConf.to_container(update, resolve=False)):
         if key in sections:
             raise InputError(f"'{key}' in {where} is a section. Expected {key}.NAME=value.")
         if key not in known:
@@ -253,10 +240,10 @@ def _merge(config: DictConfig, update: Any, where: str) -> DictConfig:
     return merged
 
 
-def _leaf_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name, child in OmegaConf.to_container(node, resolve=False).items():  # type: ignore[union-attr]
+def _leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for name, child in node.items():
         if isinstance(child, dict):
-            yield from _leaf_keys(OmegaConf.create(child), f"{prefix}{name}.")
+            yield from _leaf_keys(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 

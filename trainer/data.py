@@ -200,7 +200,10 @@ def _parse_row(line: str, where: str, chat_template: ChatTemplate) -> Example:
         asked = _text(row, "instruction", where)
         extra = _text(row, "input", where) if row.get("input") else ""
         message = f"{asked}\n\n{extra}" if extra else asked
-        prompt, completion = chat_template([{"role": "user", "content": message}]), _text(row, "output", where)
+        prompt, completion = (
+            chat_template([{"role": "user", "content": message}]),
+            _text(row, "output", where),
+        )
     elif "prompt" in row:
         prompt, completion = _text(row, "prompt", where), _text(row, "completion", where)
     elif "text" in row:
@@ -231,9 +234,7 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     return str(row[key])
 
 
-def _without_duplicates(
-    examples: Sequence[Example], threshold: float, counts: Counter[str]
-) -> list[Example]:
+def _without_duplicates(examples: Sequence[Example], threshold: float, counts: Counter[str]) -> list[Example]:
     """Keep the first of examples whose tokens are the same, or nearly so (MinHash, 5-grams of tokens)."""
     index = MinHashLSH(threshold=threshold, num_perm=128)
     seen: set[str] = set()

@@ -17,7 +17,7 @@ from trainer.config import EvalConfig
 from trainer.data import Example
 from trainer.source_tree import parses
 
-Progress = Callable[[int], None]  # called with the number of examples just done
+Progress = Callable[[int], object]  # called with the number of examples just done
 
 
 def evaluate(
@@ -106,9 +106,7 @@ def _nll(model: Any, tokenizer: Any, batch: Sequence[EncodedExample]) -> list[fl
     return [float(value) for value in losses.sum(dim=1)]  # (B,)
 
 
-def _row(
-    example: Example, encoded: EncodedExample, nll: float, completion: str, language: str
-) -> dict[str, Any]:
+def _row(example: Example, encoded: EncodedExample, nll: float, completion: str, language: str) -> dict[str, Any]:
     prompt = continued_prompt(example)
     reference = (example.prompt + example.completion)[len(prompt) :]
     syntax_ok = None

@@ -11,6 +11,7 @@ import mlflow
 import pandas as pd
 import transformers
 from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
 from tqdm import tqdm
 
 from trainer import base_model, plots, register, tracking
@@ -56,10 +57,10 @@ def prepare(config: Config) -> Job:
 
 def run(job: Job) -> register.Registered:
     """Evaluate the base model unless that was done before, fine-tune, evaluate, log and register."""
-    mlflow.set_experiment(job.config.tracking.experiment_name)
+    experiment = mlflow.set_experiment(job.config.tracking.experiment_name)
     transformers.set_seed(job.config.seed)
     model = base_model.load_model(job.base, job.config.model)
-    base_run_id, base_table = _find_baseline(job) or _make_baseline(job, model)
+    base_run_id, base_table = _find_baseline(job, experiment.experiment_id) or _make_baseline(job, model)
     base_metrics = summarise(base_table)
 
     with (
@@ -92,12 +93,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _find_baseline(job: Job) -> tuple[str, pd.DataFrame] | None:
+def _find_baseline(job: Job, experiment_id: str) -> tuple[str, pd.DataFrame] | None:
     """(run id, table) of an earlier evaluation of the base model on this data with these settings."""
-    experiment = mlflow.get_experiment_by_name(job.config.tracking.experiment_name)
     wanted = [f"tags.`{key}` = '{value}'" for key, value in _tags(job, tracking.BASE).items()]
     found = job.client.search_runs(
-        [experiment.experiment_id], " and ".join([*wanted, "attributes.status = 'FINISHED'"]), max_results=1
+        [experiment_id], " and ".join([*wanted, "attributes.status = 'FINISHED'"]), max_results=1
     )
     if not found:
         return None
@@ -194,9 +194,12 @@ def _log_inputs(job: Job) -> None:
         name = f"{Path(source).name}-{context}"
         with warnings.catch_warnings():  # that a local path could be one of two equal kinds of source
             warnings.simplefilter("ignore", UserWarning)
-            dataset = mlflow.data.from_pandas(frame, source=source, name=name, digest=digest)
+            dataset = from_pandas(frame, source=source, name=name, digest=digest)
         mlflow.log_input(dataset, context=context)
-    commits = {"git_commit": tracking.git_commit(Path.cwd()), "data_git_commit": tracking.git_commit(data.folder)}
+    commits = {
+        "git_commit": tracking.git_commit(Path.cwd()),
+        "data_git_commit": tracking.git_commit(data.folder),
+    }
     mlflow.set_tags({key: commit for key, commit in commits.items() if commit})
 
 

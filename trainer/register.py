@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ def log_and_register(
 
     Interrupted or failed half-way, it takes back the version that it had made.
     """
-    warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
     requirements = _requirements("mlflow", "torch", "transformers", "peft", "accelerate")
     generation = serving.model.read_defaults(folder)
     mlflow.log_artifact(str(folder / "generation_config.json"))
@@ -73,6 +71,7 @@ def log_and_register(
         model_config={"device": "auto", "dtype": "auto"},
         pip_requirements=requirements,
         signature=serving.model.signature(generation),
+        input_example=["def add(a, b):\n"],
     )
     pyfunc_name, pytorch_name = model_names(config)
     made: list[ModelVersion] = []
@@ -106,7 +105,11 @@ def _requirements(*packages: str) -> list[str]:
 
 
 def model_card(
-    config: Config, base_name: str, data: dict[str, Any], metrics: dict[str, float], base_metrics: dict[str, float]
+    config: Config,
+    base_name: str,
+    data: dict[str, Any],
+    metrics: dict[str, float],
+    base_metrics: dict[str, float],
 ) -> str:
     """The model card in Markdown, with the Hub's front matter."""
     tuned = bool(base_metrics)

@@ -40,9 +40,7 @@ def python_files(root: Path) -> list[Path]:
             path
             for path in root.rglob("*.py")
             if path.is_file()
-            and not any(
-                part in SKIPPED_FOLDERS or part.startswith(".") for part in path.relative_to(root).parts[:-1]
-            )
+            and not any(part in SKIPPED_FOLDERS or part.startswith(".") for part in path.relative_to(root).parts[:-1])
         ),
         key=lambda path: path.relative_to(root).as_posix(),
     )
@@ -58,11 +56,7 @@ def read_functions(path: Path, require_docstring: bool) -> list[tuple[str, str]]
     except (SyntaxError, ValueError, RecursionError):
         return None
     lines = source.split("\n")  # as ast counts them; splitlines() also splits at form feeds
-    return [
-        pair
-        for function in _functions(tree)
-        if (pair := _split(function, lines, require_docstring)) is not None
-    ]
+    return [pair for function in _functions(tree) if (pair := _split(function, lines, require_docstring)) is not None]
 
 
 def _functions(node: ast.AST) -> Iterator[Function]:

@@ -8,7 +8,7 @@ from typing import Any
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 
 from trainer.collator import EncodedExample, collate, encode
 from trainer.config import Config
@@ -44,7 +44,12 @@ def add_adapter(model: Any, config: Config) -> Any:
 
 
 def train(
-    model: Any, tokenizer: Any, examples: Sequence[Example], config: Config, callback: TrainerCallback, folder: str
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    config: Config,
+    callback: TrainerCallback,
+    folder: str,
 ) -> dict[str, float]:
     """Train the model in place. Returns the run's totals: seconds, tokens, tokens/s and peak memory."""
     options = config.trainer

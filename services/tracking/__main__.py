@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from pydantic import ValidationError
@@ -31,7 +32,7 @@ class InputError(click.ClickException):
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [$TRACKING_PORT or 5000]")
 def main(setup_only: bool, host: str | None, port: int | None) -> None:
     """Run the MLflow tracking server. Settings come from the environment: infra/env/dev.env explains them."""
-    given = {"tracking_host": host, "tracking_port": port}
+    given: dict[str, Any] = {"tracking_host": host, "tracking_port": port}
     try:
         settings = TrackingSettings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
@@ -78,7 +79,7 @@ def migrate(uri: str) -> None:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
-        upgrade.callback(uri)
+        upgrade.main([uri], standalone_mode=False)
     except (SQLAlchemyError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"MLFLOW_BACKEND_STORE_URI names a database that cannot be used: {reason}") from error

@@ -1,0 +1,74 @@
+"""Look at the demo's MLflow UI in a headless browser: check what it shows, and keep the pictures.
+
+python -m infra.screenshots FOLDER   # after `make demo`; needs Debian's chromium, or CHROMIUM=/path
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+from mlflow import MlflowClient
+from playwright.sync_api import Page, sync_playwright
+
+EXPERIMENT = "code_model_fine_tuning"
+
+
+def look(page: Page, url: str, expected: list[str], picture: Path) -> None:
+    """Open a page, wait until it shows every expected text, and take a picture."""
+    page.goto(url)
+    for text in expected:
+        page.get_by_text(text, exact=False).first.wait_for(state="visible", timeout=30_000)
+    page.screenshot(path=picture)
+    click.echo(f"{picture}: shows {', '.join(expected)}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def main(folder: Path) -> None:
+    """Check runs, metric curves, artifacts and registered models in the UI; pictures go to FOLDER."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        click.echo("No browser found. Install Debian's chromium, or set CHROMIUM to one.", err=True)
+        sys.exit(2)
+    url = os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    client = MlflowClient(url)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        click.echo(f"No experiment {EXPERIMENT} at {url}. Run `make demo` first.", err=True)
+        sys.exit(2)
+    version = client.get_model_version_by_alias(f"{EXPERIMENT}_model", "production")
+    run = client.get_run(str(version.run_id))
+    run_url = f"{url}/#/experiments/{experiment.experiment_id}/runs/{version.run_id}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+            ],
+        )
+        page = browser.new_page(viewport={"width": 1400, "height": 800})
+        look(
+            page,
+            f"{url}/#/experiments/{experiment.experiment_id}/runs",
+            [run.info.run_name, f"{EXPERIMENT}_model"],
+            folder / "mlflow-runs.png",
+        )
+        look(page, f"{run_url}/model-metrics", ["train/loss"], folder / "mlflow-metrics.png")
+        look(page, f"{run_url}/artifacts", ["plots", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
+        look(
+            page,
+            f"{url}/#/models/{EXPERIMENT}_model",
+            ["production", "previous"],
+            folder / "mlflow-models.png",
+        )
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
