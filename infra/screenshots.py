@@ -12,15 +12,19 @@ import click
 from mlflow import MlflowClient
 from playwright.sync_api import Page, sync_playwright
 
+TIMEOUT_MS = 30_000
 EXPERIMENT = "code_model_fine_tuning"
 
 
-def look(page: Page, url: str, expected: list[str], picture: Path) -> None:
+def look(page: Page, url: str, expected: list[str], picture: Path, search: str = "") -> None:
     """Open a page, wait until it shows every expected text, and take a picture."""
     page.goto(url)
+    if search:
+        page.get_by_placeholder("Search metric charts").fill(search)
+        page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for(state="visible", timeout=TIMEOUT_MS)
     for text in expected:
-        page.get_by_text(text, exact=False).first.wait_for(state="visible", timeout=30_000)
-    page.screenshot(path=picture)
+        page.get_by_text(text, exact=True).first.wait_for(state="visible", timeout=TIMEOUT_MS)
+    page.screenshot(path=picture, animations="disabled")
     click.echo(f"{picture}: shows {', '.join(expected)}")
 
 
@@ -52,21 +56,20 @@ def main(folder: Path) -> None:
                 "--disable-component-update",
             ],
         )
-        page = browser.new_page(viewport={"width": 1400, "height": 800})
-        look(
-            page,
-            f"{url}/#/experiments/{experiment.experiment_id}/runs",
-            [run.info.run_name, f"{EXPERIMENT}_model"],
-            folder / "mlflow-runs.png",
+        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        # The assistant's panel would open by itself and cover a quarter of the page.
+        page.add_init_script(
+            "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"
+            "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
         )
-        look(page, f"{run_url}/model-metrics", ["train/loss"], folder / "mlflow-metrics.png")
-        look(page, f"{run_url}/artifacts", ["plots", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
-        look(
-            page,
-            f"{url}/#/models/{EXPERIMENT}_model",
-            ["production", "previous"],
-            folder / "mlflow-models.png",
-        )
+        runs_url = f"{url}/#/experiments/{experiment.experiment_id}/runs"
+        look(page, runs_url, [str(run.info.run_name)], folder / "mlflow-runs.png")
+        curves = ["loss", "grad_norm"]
+        look(page, f"{run_url}/model-metrics", curves, folder / "mlflow-metrics.png", search="train/")
+        plot_url = f"{run_url}/artifacts/plots/base_against_candidate.png"
+        look(page, plot_url, ["plots", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
+        aliases = ["@ production", "@ previous"]
+        look(page, f"{url}/#/models/{EXPERIMENT}_model", aliases, folder / "mlflow-models.png")
         browser.close()
 
 

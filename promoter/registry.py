@@ -89,7 +89,7 @@ def incumbent_of(versions: list[ModelVersion], candidate: ModelVersion) -> Model
             version
             for version in versions
             if version.version != candidate.version
-            and version.tags.get("ratchet.role") == "base"
+            and version.tags.get("role") == "base"
             and version.tags.get("base_model") == candidate.tags.get("base_model")
         ),
         None,
@@ -104,7 +104,7 @@ def best_candidate(client: MlflowClient, versions: list[ModelVersion], policy: P
     open_versions = [
         (version, evidence(client, version))
         for version in versions
-        if version.tags.get("ratchet.role") != "base"
+        if version.tags.get("role") != "base"
         and PRODUCTION not in version.aliases
         and version.tags.get("stage") != "Archived"
     ]

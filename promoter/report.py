@@ -42,7 +42,7 @@ def runs_table(runs: list[Run], metrics: tuple[str, ...]) -> pd.DataFrame:
         rows.append(
             {
                 "run": run.info.run_name,
-                "role": run.data.tags.get("ratchet.role", ""),
+                "role": run.data.tags.get("role", ""),
                 "status": run.info.status,
                 "started": _time(run.info.start_time),
                 "seconds": round((ended - run.info.start_time) / 1000) if ended else None,
@@ -64,7 +64,7 @@ def versions_table(client: MlflowClient, versions: list[ModelVersion], metrics: 
                 "version": int(version.version),
                 "aliases": ", ".join(sorted(version.aliases)),
                 "stage": version.tags.get("stage", ""),
-                "role": version.tags.get("ratchet.role", ""),
+                "role": version.tags.get("role", ""),
                 "validation": version.tags.get("validation_status", ""),
                 **{_short(name): run.data.metrics.get(name) for name in metrics},
                 "data": version.tags.get("dataset_digest", "")[:8],

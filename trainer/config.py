@@ -123,7 +123,7 @@ class TrainerConfig:
         "cosine", "Course of the learning rate.", choices=("constant_with_warmup", "linear", "cosine")
     )
     weight_decay: float = _option(0.0, "AdamW weight decay.", at_least=0)
-    logging_steps: int = _option(2, "Log metrics every so many optimizer steps.", at_least=1)
+    logging_steps: int = _option(5, "Log metrics every so many optimizer steps.", at_least=1)
 
 
 @dataclass

@@ -184,7 +184,7 @@ def _log_inputs(job: Job) -> None:
     config, data = job.config, job.data
     tracking.log_config(config)
     mlflow.log_text(to_yaml(config), "config.yaml")
-    mlflow.log_metrics({f"data/{name.replace(' ', '_')}": float(count) for name, count in data.counts.items()})
+    mlflow.log_dict(data.counts, "data/counts.json")
     held_out_source = config.data.eval_source or data.path
     for examples, digest, context, source in (
         (data.train, data.train_digest, "training", data.path),

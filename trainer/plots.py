@@ -8,12 +8,17 @@ import pandas as pd
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], path: Path) -> None:
     """Training loss (nats per token) by optimizer step, as PNG."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([step for step, _ in losses], [loss for _, loss in losses], marker="o", markersize=3)
+    curve = pd.Series(dict(losses))
+    axes.plot(curve.index, curve, marker="o", markersize=3, alpha=0.5, label="as logged")
+    axes.plot(curve.index, curve.ewm(alpha=0.2).mean(), color="tab:red", label="smoothed (EMA, 0.2)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
     axes.set(xlabel="optimizer step", ylabel="training loss (nats per token)", title="Loss on completions")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -26,7 +26,7 @@ from trainer.config import Config, flatten
 from trainer.errors import InputError
 
 # Tag on the base model's run and version, and on a fine-tuned one's.
-ROLE = "ratchet.role"
+ROLE = "role"
 BASE, CANDIDATE = "base", "candidate"
 
 

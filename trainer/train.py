@@ -87,11 +87,11 @@ def train(
     seconds = float(result.metrics["train_runtime"])
     tokens = float(trainer.state.num_input_tokens_seen)
     return {
-        "train/seconds": seconds,
-        "train/total_tokens": tokens,
-        "train/mean_tokens_per_second": tokens / seconds,
-        "train/mean_loss": float(result.metrics["train_loss"]),
-        "train/peak_memory_mb": peak_memory_mb(model.device.type),
+        "run/seconds": seconds,
+        "run/tokens": tokens,
+        "run/tokens_per_second": tokens / seconds,
+        "run/mean_loss": float(result.metrics["train_loss"]),
+        "run/peak_memory_mb": peak_memory_mb(model.device.type),
     }
 
 
