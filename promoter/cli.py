@@ -110,10 +110,10 @@ def compare_versions(uri: str, model_name: str, metrics: tuple[str, ...], output
 @_options("model", "policy", "format")
 @click.pass_obj
 def best(uri: str, model_name: str, policy: str, output_format: str) -> None:
-    """Show the best candidate by the policy's metric: the version that auto-promote would take."""
+    """Show the best version by the policy's metric, among those evaluated on the newest one's data."""
     client = registry.connect(uri)
     loaded = gate.load_policy(policy)
-    version = registry.best_candidate(client, registry.list_versions(client, model_name), loaded)
+    version = registry.best_of(client, registry.list_versions(client, model_name), loaded)
     found = [version] if version is not None else []
     metrics = (loaded.metric, *(name for name in report.SHOWN_METRICS if name != loaded.metric))
     click.echo(report.render(report.versions_table(client, found, metrics), output_format))
@@ -144,7 +144,7 @@ def auto_promote(
     loaded = gate.load_policy(policy)
     with stages.lock(model_name):
         versions = registry.list_versions(client, model_name)
-        version = registry.best_candidate(client, versions, loaded)
+        version = registry.best_of(client, registry.open_candidates(versions), loaded)
         if version is None:
             click.echo("Nothing to do: there is no candidate outside production and archive.")
             return

@@ -96,28 +96,33 @@ def incumbent_of(versions: list[ModelVersion], candidate: ModelVersion) -> Model
     )
 
 
-def best_candidate(client: MlflowClient, versions: list[ModelVersion], policy: Policy) -> ModelVersion | None:
-    """The best fine-tuned version by the policy's metric, that is neither in production nor archived.
-
-    Versions evaluated on the same data as the newest compete; the newer wins a tie.
-    """
-    open_versions = [
-        (version, evidence(client, version))
+def open_candidates(versions: list[ModelVersion]) -> list[ModelVersion]:
+    """The fine-tuned versions that may still be promoted: neither in production nor archived."""
+    return [
+        version
         for version in versions
         if version.tags.get("role") != "base"
         and PRODUCTION not in version.aliases
         and version.tags.get("stage") != "Archived"
     ]
-    if not open_versions:
+
+
+def best_of(client: MlflowClient, versions: list[ModelVersion], policy: Policy) -> ModelVersion | None:
+    """The best of some versions (newest first) by the policy's metric; None of none.
+
+    Those evaluated on the same data as the newest compete; the newer wins a tie.
+    """
+    if not versions:
         return None
-    newest = open_versions[0][1]
+    found = [(version, evidence(client, version)) for version in versions]
+    newest = found[0][1]
     comparable = [
-        (version, found.metrics[policy.metric])
-        for version, found in open_versions
-        if (found.dataset_digest, found.eval_settings) == (newest.dataset_digest, newest.eval_settings)
-        and policy.metric in found.metrics
+        (version, item.metrics[policy.metric])
+        for version, item in found
+        if (item.dataset_digest, item.eval_settings) == (newest.dataset_digest, newest.eval_settings)
+        and policy.metric in item.metrics
     ]
     if not comparable:
-        return open_versions[0][0]  # the gate says what it lacks
+        return versions[0]  # the gate says what it lacks
     sign = 1 if policy.direction == "lower_is_better" else -1
     return min(comparable, key=lambda item: (sign * item[1], -int(item[0].version)))[0]

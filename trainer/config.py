@@ -179,7 +179,8 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
             config = _merge(config, OmegaConf.from_dotlist([override]), where=f"'{override}'")
         resolved = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise InputError(f"Configuration: {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None) or "Configuration"
+        raise InputError(f"{key}: {str(error).splitlines()[0]}. `trainer train --help` explains it.") from error
     assert isinstance(resolved, Config)
     _check_values(resolved)
     return resolved

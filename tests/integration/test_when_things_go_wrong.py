@@ -1,0 +1,224 @@
+"""Interrupted, failed, and wrongly called: the run says so, nothing is half-registered, the message is clear."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from click.testing import CliRunner
+from mlflow.exceptions import MlflowException
+
+from promoter.stages import lock
+from services.tracking.__main__ import main as tracking
+from serving.__main__ import main as serving
+from tests.integration.conftest import Stack, free_port
+from trainer.cli import main as trainer
+
+pytestmark = pytest.mark.integration
+
+
+def settings(tiny, experiment: str) -> list[str]:
+    return [
+        *(f"model.name={tiny.folder}", "data.source=package:asyncio", "data.max_eval_examples=2"),
+        *("trainer.max_length=400", "eval.max_new_tokens=2", f"tracking.experiment_name={experiment}"),
+    ]
+
+
+def wait_for_line(process: "subprocess.Popen[str]", text: str) -> str:
+    """Read a process's output up to a line with a text; fails where it ends without one."""
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    seen = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            watchdog.cancel()
+            return seen
+    pytest.fail(f"ended without {text!r}:\n{seen}")
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "code", "reason"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_interrupted_training_leaves_a_killed_run_and_no_version(
+    stack: Stack, tiny, signal_number: int, code: int, reason: str
+) -> None:
+    experiment = f"interrupted_by_{signal_number}"
+    job = stack.popen("trainer", *settings(tiny, experiment), "trainer.epochs=100000")
+    wait_for_line(job, "  step ")
+    job.send_signal(signal_number)
+    output, _ = job.communicate(timeout=30)
+    assert job.returncode == code
+    assert "marked KILLED" in output
+    assert "Traceback" not in output
+    client = stack.client
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs = {run.data.tags["role"]: run for run in client.search_runs([found.experiment_id])}
+    assert runs["candidate"].info.status == "KILLED"
+    assert runs["candidate"].data.tags["ended_because"] == reason
+    assert runs["base"].info.status == "FINISHED"
+    for name in (f"{experiment}_model", f"{experiment}_pytorch_model"):
+        versions = client.search_model_versions(f"name = '{name}'")
+        assert [version.tags["role"] for version in versions] == ["base"]
+
+
+def test_failure_marks_the_run_and_takes_back_a_half_made_registration(stack: Stack, tiny, monkeypatch) -> None:
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_model_version
+
+    def fail_for_the_pyfunc(self, name, *args, **kwargs):
+        if name == "failing_model":
+            raise MlflowException("the registry broke")
+        return create(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", fail_for_the_pyfunc)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
+    result = CliRunner().invoke(trainer, [*settings(tiny, "failing"), "trainer.max_steps=1"])
+    assert result.exit_code == 1
+    assert "the registry broke" in str(result.exception)
+    client = stack.client
+    experiment = client.get_experiment_by_name("failing")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    assert "the registry broke" in run.data.tags["ended_because"]
+    for name in ("failing_model", "failing_pytorch_model"):
+        assert not client.search_model_versions(f"name = '{name}'")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.lrr=1", "Did you mean 'trainer.lr'?"),
+        ("data.source=/no/such/file.jsonl", "data.source is '/no/such/file.jsonl', which does not exist"),
+        ("data.source={empty}", "where no example was found"),
+        ("model.name=./nowhere", "model.name is './nowhere', which is no folder"),
+        ("tracking.uri=http://127.0.0.1:9", "No tracking server at http://127.0.0.1:9"),
+    ],
+)
+def test_bad_training_input_is_one_message_and_exit_code_2(
+    stack: Stack, tiny, tmp_path, monkeypatch, override: str, expected: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
+    before = len(stack.client.search_runs([e.experiment_id for e in stack.client.search_experiments()]))
+    result = CliRunner().invoke(trainer, [*settings(tiny, "unused"), override.format(empty=tmp_path)])
+    assert result.exit_code == 2
+    assert expected in result.output
+    assert result.output.count("Error:") == 1
+    assert "Traceback" not in result.output
+    assert stack.client.get_experiment_by_name("unused") is None
+    assert len(stack.client.search_runs([e.experiment_id for e in stack.client.search_experiments()])) == before
+
+
+def test_dry_run_checks_everything_and_leaves_no_trace(stack: Stack, tiny, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
+    result = CliRunner().invoke(trainer, ["train", *settings(tiny, "dry"), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "experiment_name: dry" in result.output
+    assert stack.client.get_experiment_by_name("dry") is None
+
+
+def test_taken_port_is_named(stack: Stack, monkeypatch) -> None:
+    port = stack.url.rpartition(":")[2]
+    for command, variable in ((tracking, "TRACKING_PORT"), (serving, "SERVING_PORT")):
+        result = CliRunner().invoke(command, ["--port", port])
+        assert result.exit_code == 2
+        assert f"Cannot listen on 127.0.0.1:{port}" in result.output
+        assert variable in result.output
+
+
+def test_serving_without_production_or_server_says_what_to_do(stack: Stack, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    port = str(free_port())
+    for uri, expected in ((stack.url, "promoter promote"), ("http://127.0.0.1:9", "make start-mlflow")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        result = CliRunner().invoke(serving, ["--port", port, "--model-name", "nothing_here"])
+        assert result.exit_code == 2
+        assert expected in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("compare", "--experiment-name", "nope"), "There is no experiment 'nope'"),
+        (("compare-versions", "--model-name", "nope"), "There is no registered model 'nope'"),
+        (("history", "--model-name", "nope"), "There is no registered model 'nope'"),
+        (("best", "--policy", "nope"), "No policy 'nope'"),
+        (("promote", "--stage", "Production", "--force"), "--force needs --reason"),
+        (("promote", "--stage", "Prod"), "'Prod' is not one of"),
+    ],
+)
+def test_bad_promoter_input_exits_with_2(stack: Stack, arguments: tuple[str, ...], expected: str) -> None:
+    result = stack.promoter(*arguments)
+    assert result.exit_code == 2
+    assert expected in result.output
+
+
+def test_promoter_without_a_server_exits_with_2() -> None:
+    from promoter.cli import main
+
+    result = CliRunner().invoke(main, ["--tracking-uri", "http://127.0.0.1:9", "compare"])
+    assert result.exit_code == 2
+    assert "make start-mlflow" in result.output
+
+
+def test_second_promoter_is_told_and_changes_nothing(stack: Stack, monkeypatch) -> None:
+    import mlflow
+
+    stack.client.create_registered_model("locked_model")
+    mlflow.set_tracking_uri(stack.url)
+    with lock("locked_model"):
+        result = stack.promoter("rollback", "--model-name", "locked_model")
+    assert result.exit_code == 4
+    assert "Somebody else is promoting locked_model" in result.output
+
+
+def test_setup_only_makes_folders_env_file_and_database_and_keeps_what_is_there(tmp_path, root) -> None:
+    env = os.environ | {"RATCHET_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "services.tracking", "--setup-only"]
+    for _ in range(2):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        home = tmp_path / "home"
+        assert {"mlflow.db", "artifacts", "dev.env"} <= {path.name for path in home.iterdir()}
+        (home / "dev.env").write_text("# mine\n")
+    assert (home / "dev.env").read_text() == "# mine\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("TRACKING_PORT", "99999", "TRACKING_PORT is '99999'"),
+        ("TRACKING_PORT", "five", "TRACKING_PORT is 'five'"),
+        ("MLFLOW_BACKEND_STORE_URI", "postgresql+psycopg2://u:p@127.0.0.1:9/db", "MLFLOW_BACKEND_STORE_URI"),
+        ("MLFLOW_BACKEND_STORE_URI", "nonsense", "MLFLOW_BACKEND_STORE_URI"),
+    ],
+)
+def test_bad_tracking_setting_is_named(tmp_path, monkeypatch, variable: str, value: str, expected: str) -> None:
+    monkeypatch.setenv("RATCHET_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, value)
+    result = CliRunner().invoke(tracking, ["--setup-only"])
+    assert result.exit_code == 2
+    assert expected in result.output
+
+
+def test_port_that_was_just_freed_is_free() -> None:
+    """SO_REUSEADDR: connections in TIME_WAIT do not keep a restarted server out."""
+    from services.tracking.__main__ import check_port_is_free
+
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        host, port = server.getsockname()
+        with socket.create_connection((host, port)) as client:
+            connection, _ = server.accept()
+            connection.close()
+            client.recv(1)
+    check_port_is_free(host, port)

@@ -1,0 +1,178 @@
+"""The real path on SQLite with a tiny model: train, gate, validate, promote, serve, roll back."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import requests
+import torch
+
+from services.tracking.readiness import wait_until
+from tests.integration.conftest import Stack, free_port
+
+pytestmark = pytest.mark.integration
+
+MODEL = "code_model_fine_tuning_model"
+
+
+@pytest.fixture(scope="module")
+def trained(stack: Stack, tiny) -> Stack:
+    """Version 1 is the base model, version 2 a fine-tuned one."""
+    job = stack.popen(
+        *("trainer", f"model.name={tiny.folder}", "data.source=package:asyncio", "data.max_train_examples=48"),
+        *("data.max_eval_examples=8", "trainer.max_length=600", "trainer.lr=1e-2", "eval.max_new_tokens=16"),
+    )
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+    assert "100%|" not in output  # plain lines in a pipe
+    return stack
+
+
+def metrics_of(stack: Stack, number: str) -> dict[str, float]:
+    version = stack.client.get_model_version(MODEL, number)
+    return stack.client.get_run(str(version.run_id)).data.metrics
+
+
+def test_training_logs_everything_and_registers_both_models(trained: Stack, tmp_path) -> None:
+    client = trained.client
+    for number, role in (("1", "base"), ("2", "candidate")):
+        version = client.get_model_version(MODEL, number)
+        assert version.tags["role"] == role
+        assert client.get_model_version("code_model_fine_tuning_pytorch_model", number).run_id == version.run_id
+    run = client.get_run(str(version.run_id))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["trainer.lr"] == "0.01"
+    assert run.data.tags["dataset_digest"] == version.tags["dataset_digest"]
+    assert {"train/loss", "train/tokens_per_second", "run/peak_memory_mb"} <= set(run.data.metrics)
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) > 1
+    datasets = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
+    assert datasets["evaluation"].digest == run.data.tags["dataset_digest"]
+    assert json.loads(datasets["training"].profile)["num_rows"] == 48
+    artifacts = {
+        item.path for folder in ("", "plots", "eval") for item in client.list_artifacts(run.info.run_id, folder)
+    }
+    assert {
+        *("config.yaml", "model_card.md", "generation_config.json", "data", "adapter"),
+        *("plots/loss.png", "plots/base_against_candidate.png", "eval/examples.parquet"),
+    } <= artifacts
+    table = pd.read_parquet(client.download_artifacts(run.info.run_id, "eval/examples.parquet", str(tmp_path)))
+    assert len(table) == 8
+    assert table["nll"].sum() / table["tokens"].sum() == pytest.approx(run.data.metrics["eval/nll_per_token"])
+    assert metrics_of(trained, "2")["eval/nll_per_token"] < metrics_of(trained, "1")["eval/nll_per_token"]
+
+
+def test_both_registered_forms_hold_the_same_weights(trained: Stack) -> None:
+    mlflow.set_tracking_uri(trained.url)
+    pyfunc = mlflow.pyfunc.load_model(f"models:/{MODEL}/2", model_config={"device": "cpu", "dtype": "float32"})
+    pytorch = mlflow.transformers.load_model(
+        "models:/code_model_fine_tuning_pytorch_model/2", return_type="components", dtype=torch.float32
+    )
+    ids = torch.tensor([pytorch["tokenizer"]("def f():\n").input_ids])
+    served = pyfunc.unwrap_python_model().model
+    with torch.inference_mode():
+        assert torch.equal(served(ids).logits, pytorch["model"](ids).logits)
+
+
+def test_gate_stages_production_and_history(trained: Stack) -> None:
+    """In one test, since each step stands on the one before."""
+    client = trained.client
+    first = trained.promoter("promote", "--stage", "Production", "--version", "1", "--by", "tester")
+    assert (first.exit_code, "no incumbent" in first.output) == (0, True)
+
+    dry = trained.promoter("auto-promote", "--dry-run")
+    assert dry.exit_code == 0
+    assert "staging" not in client.get_registered_model(MODEL).aliases
+
+    gated = trained.promoter("auto-promote", "--stage", "Staging", "--format", "json")
+    assert gated.exit_code == 0
+    decision = json.loads(gated.output)
+    assert decision["passed"]
+    assert decision["incumbent"]["version"] == "1"
+
+    validated = trained.promoter("validate")
+    assert validated.exit_code in (0, 1)  # random weights may answer with nothing but spaces
+    client.set_model_version_tag(MODEL, "2", "validation_status", "failed")
+    refused = trained.promoter("promote", "--stage", "Production")
+    assert (refused.exit_code, "has not failed validation" in refused.output) == (1, True)
+    assert client.get_registered_model(MODEL).aliases["production"] == "1"
+    client.set_model_version_tag(MODEL, "2", "validation_status", "passed")
+
+    promoted = trained.promoter("promote", "--stage", "Production", "--by", "tester")
+    assert promoted.exit_code == 0, promoted.output
+    assert client.get_registered_model(MODEL).aliases == {"production": "2", "previous": "1"}
+    version = client.get_model_version(MODEL, "2")
+    assert (version.tags["stage"], version.tags["promoted_by"]) == ("Production", "tester")
+    assert client.get_model_version(MODEL, "1").tags["stage"] == "Archived"
+    record = client.download_artifacts(version.tags["promotion_run_id"], "decision.json")
+    assert json.loads(Path(record).read_text())["replaces"] == "1"
+
+    again = trained.promoter("promote", "--stage", "Production", "--version", "2")
+    assert (again.exit_code, "Nothing to do" in again.output) == (0, True)
+    history = json.loads(trained.promoter("history", "--format", "json").output)
+    assert [(row["version"], row["stage"]) for row in history] == [
+        ("2", "Production"),
+        ("2", "Staging"),
+        ("1", "Production"),
+    ]
+    worse = trained.promoter("promote", "--stage", "Staging", "--version", "1")
+    assert (worse.exit_code, "NOT passed" in worse.output) == (1, True)
+
+
+def test_tables_in_every_format(trained: Stack) -> None:
+    for command in ("compare", "compare-versions", "best"):
+        text = trained.promoter(command)
+        assert text.exit_code == 0, text.output
+        assert trained.promoter(command, "--format", "markdown").output.startswith("|")
+        rows = json.loads(trained.promoter(command, "--format", "json").output)
+        assert all("nll_per_token" in row for row in rows)
+    assert [row["role"] for row in json.loads(trained.promoter("compare", "--format", "json").output)] == [
+        "candidate",  # the better one first
+        "base",
+    ]
+
+
+def test_serving_answers_with_the_production_version(trained: Stack) -> None:
+    port = free_port()
+    server = trained.popen("serving", SERVING_PORT=str(port))
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"{url}/ping", timeout=5).ok
+        except requests.RequestException:
+            return False
+
+    def ask(**body: object) -> requests.Response:
+        return requests.post(f"{url}/invocations", json=body, timeout=60)
+
+    try:
+        assert wait_until(answers, 60, lambda: server.poll() is None)
+        for body in (
+            {"inputs": ["def f():\n"]},
+            {"inputs": {"prompt": "def f():\n"}},
+            {"inputs": [{"prompt": "def f():\n"}]},
+            {"dataframe_split": {"columns": ["prompt"], "data": [["def f():\n"]]}},
+        ):
+            reply = ask(**body)
+            assert reply.status_code == 200, reply.text
+            assert len(reply.json()["predictions"]) == 1
+        refused = ask(inputs=["def f():\n"], params={"max_tokens": 3})
+        assert (refused.status_code, "Unknown generation parameter 'max_tokens'" in refused.text) == (400, True)
+    finally:
+        server.terminate()
+        output, _ = server.communicate(timeout=20)
+    assert "version 2 (production)" in output
+
+
+def test_rollback_puts_the_previous_version_back(trained: Stack) -> None:
+    dry = trained.promoter("rollback", "--dry-run")
+    assert (dry.exit_code, "from version 2 to 1" in dry.output) == (0, True)
+    assert trained.promoter("rollback", "--reason", "test").exit_code == 0
+    assert trained.client.get_registered_model(MODEL).aliases == {"production": "1"}
+    assert trained.client.get_model_version(MODEL, "2").tags["stage"] == "Archived"
+    nothing_left = trained.promoter("rollback")
+    assert (nothing_left.exit_code, "no version to roll back to" in nothing_left.output) == (2, True)
+    # What was rolled back is not promoted again by itself.
+    assert "Nothing to do" in trained.promoter("auto-promote").output

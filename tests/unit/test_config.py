@@ -1,0 +1,90 @@
+"""Configuration: what wins, and what is refused with which words."""
+
+import pytest
+from click.testing import CliRunner
+
+from trainer.cli import main
+from trainer.config import CONFIGS, Config, flatten, load_config, to_yaml
+from trainer.errors import InputError
+
+
+def test_command_line_beats_file_beats_defaults(tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("trainer: {lr: 1e-3, batch_size: 2}\n")
+    config = load_config(str(path), ["trainer.lr=2e-3"])
+    assert (config.trainer.lr, config.trainer.batch_size) == (2e-3, 2)
+    assert config.trainer.epochs == Config().trainer.epochs
+
+
+def test_tracking_uri_comes_from_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:1")
+    assert load_config(None, []).tracking.uri == "http://elsewhere:1"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert load_config(None, []).tracking.uri == "http://127.0.0.1:5000"
+
+
+def test_resolved_yaml_reads_back(tmp_path) -> None:
+    config = load_config("demo", ["seed=7"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(str(path), []) == config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_load(path) -> None:
+    assert load_config(path.stem, []) == load_config(str(path), [])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trainer.learning_rate=1", "Unknown key 'trainer.learning_rate'"),
+        ("trainer.lrr=1", "Did you mean 'trainer.lr'?"),
+        ("trainer.r=8", "Did you mean 'lora.r'?"),
+        ("lr=1", "Did you mean 'trainer.lr'?"),
+        ("zzz.qqq=1", "Unknown key 'zzz.qqq' in 'zzz.qqq=1'. `trainer train --help`"),
+        ("trainer=1", "'trainer' in 'trainer=1' is a section"),
+        ("trainer.lr=fast", "trainer.lr: Value 'fast'"),
+        ("trainer.lr=0", "trainer.lr is 0.0. Expected above 0 and below 1."),
+        ("trainer.batch_size=1.5", "1.5"),
+        ("trainer.max_steps=0", "Expected at least 1"),
+        ("trainer.batch_size=null", "trainer.batch_size"),
+        ("model.device=gpu", "Expected one of auto, cpu, cuda."),
+        ("data.eval_fraction=0.9", "Expected above 0 and at most 0.5."),
+        ("trainer.lr", "is not an override"),
+        ("=3", "is not an override"),
+    ],
+)
+def test_bad_override_says_what_and_what_instead(override: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(None, [override])
+    assert expected in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a: [", "is not YAML"), ("- 1", "holds no mapping"), ("trainer: {lrr: 1}", "trainer.lr")]
+)
+def test_bad_file_is_refused(tmp_path, text: str, expected: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(str(path), [])
+    assert expected in caught.value.message
+
+
+def test_missing_file_names_the_shipped_ones() -> None:
+    with pytest.raises(InputError, match=r"No configuration file 'nope'.*demo"):
+        load_config("nope", [])
+
+
+def test_help_explains_every_field() -> None:
+    result = CliRunner().invoke(main, ["train", "--help"])
+    assert result.exit_code == 0
+    for key in flatten(Config()):
+        assert key in result.output
+
+
+def test_train_is_the_default_command_and_bad_input_exits_with_2() -> None:
+    result = CliRunner().invoke(main, ["trainer.lrr=1"])
+    assert result.exit_code == 2
+    assert "Did you mean 'trainer.lr'?" in result.output

@@ -1,0 +1,107 @@
+"""Evaluation: the likelihoods are right, the table has its columns, code is judged as it would be used."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer.collator import EncodedExample, collate, encode
+from trainer.config import EvalConfig
+from trainer.data import Example
+from trainer.evaluate import evaluate, first_function, parses_cut, summarise
+
+EXAMPLES = [
+    Example('def f(a):\n    """F."""\n', "    return a\n", "x"),
+    Example("def a_longer_name(a, b):\n", "    c = a\n    return c + b\n", "x"),
+    Example("", "first line\nsecond line\n", "y"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny):
+    return AutoTokenizer.from_pretrained(tiny.folder)
+
+
+def test_prompt_and_completion_are_tokenised_apart_and_end(tokenizer) -> None:
+    item = encode(tokenizer, "ab\n", "    c")
+    assert item.input_ids == tokenizer("ab\n").input_ids + tokenizer("    c").input_ids + [tokenizer.eos_token_id]
+    assert item.prompt_length == 3
+    assert encode(tokenizer, "", "c").prompt_length == 1  # something to predict the first token from
+
+
+def test_loss_is_on_the_completion_only() -> None:
+    batch = collate([EncodedExample([5, 6, 7], 1), EncodedExample([5, 6, 7, 8, 9], 3)], pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 0, 0], [5, 6, 7, 8, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, -100], [-100, -100, -100, 8, 9]]
+
+
+def test_nll_is_that_of_each_example_by_itself(model, tokenizer) -> None:
+    table = evaluate(model, tokenizer, EXAMPLES, "python", EvalConfig(max_new_tokens=4, batch_size=3))
+    for example, row in zip(EXAMPLES, table.to_dict("records"), strict=True):
+        item = encode(tokenizer, example.prompt, example.completion)
+        with torch.inference_mode():
+            scores = model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
+        expected = -sum(
+            float(scores[position - 1, item.input_ids[position]])
+            for position in range(item.prompt_length, len(item.input_ids))
+        )
+        assert row["nll"] == pytest.approx(expected, rel=1e-4)
+        assert row["tokens"] == len(item.input_ids) - item.prompt_length
+
+
+def test_table_and_summary(model, tokenizer) -> None:
+    done = []
+    config = EvalConfig(max_new_tokens=4, batch_size=2)
+    table = evaluate(model, tokenizer, EXAMPLES, "python", config, done.append)
+    assert sum(done) == 2 * len(EXAMPLES)
+    assert list(table) == [
+        *("example_id", "prompt", "reference", "completion", "nll", "tokens"),
+        *("syntax_ok", "exact_match", "edit_similarity"),
+    ]
+    assert list(table["example_id"]) == [item.example_id for item in EXAMPLES]
+    assert table["prompt"][2] == "first line\n"  # plain text is continued from its middle
+    assert table["reference"][2] == "second line\n"
+    metrics = summarise(table)
+    assert metrics["eval/perplexity"] == pytest.approx(math.exp(table["nll"].sum() / table["tokens"].sum()))
+    assert metrics["eval/examples"] == 3
+
+
+def test_syntax_is_not_judged_where_it_is_text(model, tokenizer) -> None:
+    table = evaluate(model, tokenizer, EXAMPLES[2:], "text", EvalConfig(max_new_tokens=2))
+    assert "eval/syntax_ok" not in summarise(table)
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("    return 1\n\n\ndef g():\n    pass\n", "    return 1\n\n\n"),
+        ("    return 1\n", "    return 1\n"),
+        ("```\nnonsense", ""),
+        ("    if x:\n\n        y\n", "    if x:\n\n        y\n"),
+        ("", ""),
+    ],
+)
+def test_a_function_ends_at_the_margin(completion: str, expected: str) -> None:
+    assert first_function(completion) == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("    return 1\n", True),
+        ("    return 1", True),
+        ("    return 1\n    x = (2 +", True),  # the last line was cut off
+        ("    return (1", False),  # all there is was cut off
+        ("    return )\n    x = 1\n", False),
+        ("  a\n b\n", False),
+    ],
+)
+def test_syntax_but_for_a_cut_last_line(completion: str, expected: bool) -> None:
+    assert parses_cut("def f():\n", completion) is expected
