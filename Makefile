@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+SCREENSHOTS ?= docs
 export RATCHET_HOME ?= var
 
 # In a terminal pip shows its progress; in a pipe it speaks up only when something fails.
@@ -59,8 +60,8 @@ promote-model: .venv/.runtime ## Gate the best candidate and promote it; ARGS="-
 serve-model: .venv/.runtime ## Serve the version in production in the foreground
 	@$(RUN) .venv/bin/python -m serving
 
-screenshots: .venv/.dev ## Look at the running demo's MLflow UI in a headless browser; pictures go to docs/
-	@$(RUN) .venv/bin/python -m infra.screenshots docs
+screenshots: .venv/.dev ## Look at the running demo's MLflow UI in a headless browser, and take its pictures for docs/
+	@$(RUN) .venv/bin/python -m infra.screenshots $(SCREENSHOTS)
 
 lock: .venv/.dev ## Write constraints.txt anew from what is installed
 	@{ echo '# Every package of every part at one version; pip reads it with -c.'; \

