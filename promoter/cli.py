@@ -93,7 +93,10 @@ def compare(uri: str, experiment_name: str, metrics: tuple[str, ...], output_for
     lower = any(word in metrics[0] for word in ("nll", "loss", "perplexity"))
     order = f"metrics.`{metrics[0]}` {'ASC' if lower else 'DESC'}"
     runs = client.search_runs([experiment.experiment_id], order_by=[order], max_results=limit)
-    click.echo(report.render(report.runs_table(runs, metrics), output_format))
+    table = report.runs_table(runs, metrics)
+    if output_format == "text":
+        table = table.drop(columns="run_id", errors="ignore")  # too wide for a terminal
+    click.echo(report.render(table, output_format))
 
 
 @main.command("compare-versions")

@@ -39,6 +39,7 @@ class Job:
 def prepare(config: Config) -> Job:
     """Check tracking server, model and data. Raises InputError for what is wrong; trains nothing."""
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # of every load and save, seconds each
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls old names
     client = tracking.connect(config.tracking.uri)
     say(f"Base model: {config.model.name}")

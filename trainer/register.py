@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def log_and_register(
 
     Interrupted or failed half-way, it takes back the version that it had made.
     """
+    # No input example: MLflow would load the model once more to try it, 4 s of a laptop; `promoter validate` does.
+    warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
     requirements = _requirements("mlflow", "torch", "transformers", "peft", "accelerate")
     generation = serving.model.read_defaults(folder)
     mlflow.log_artifact(str(folder / "generation_config.json"))
@@ -71,7 +74,6 @@ def log_and_register(
         model_config={"device": "auto", "dtype": "auto"},
         pip_requirements=requirements,
         signature=serving.model.signature(generation),
-        input_example=["def add(a, b):\n"],
     )
     pyfunc_name, pytorch_name = model_names(config)
     made: list[ModelVersion] = []

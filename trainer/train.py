@@ -28,6 +28,14 @@ class _Examples(Dataset[dict[str, Any]]):
         return self.encoded[index]._asdict()
 
 
+class _ProgressBar(ProgressCallback):  # type: ignore[misc]
+    """transformers' progress bar with the loss in it, instead of a dict printed below it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
 def add_adapter(model: Any, config: Config) -> Any:
     """The model with a LoRA adapter to train; the adapter is float32 whatever the base is."""
     targets = config.lora.target_modules
@@ -82,7 +90,10 @@ def train(
         data_collator=lambda batch: collate([EncodedExample(**item) for item in batch], tokenizer.pad_token_id),
         callbacks=[callback],
     )
-    trainer.remove_callback(PrinterCallback)  # prints raw dicts; our callback writes the plain lines
+    # Both print raw dicts. Ours: a bar in a terminal, the tracking callback's plain lines in a pipe.
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(_ProgressBar)
+    trainer.remove_callback(PrinterCallback)
     result = trainer.train()
     seconds = float(result.metrics["train_runtime"])
     tokens = float(trainer.state.num_input_tokens_seen)
