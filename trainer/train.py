@@ -8,7 +8,7 @@ from typing import Any
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trainer.collator import EncodedExample, collate, encode
 from trainer.config import Config
