@@ -8,6 +8,7 @@ is merged while loading), and for an adapter optionally `base_model`. Weights ar
 unpickled. The defaults of the generation parameters stand in the folder's generation_config.json.
 """
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -43,6 +44,7 @@ class GenerationParams:
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("seed", -1 <= self.seed < 2**63, "-1 or more, below 2^63"),
         ):
             if not ok:
                 raise _invalid(f"{name} is {getattr(self, name)}. Expected {expected}.")
@@ -111,6 +113,8 @@ def choose_dtype(dtype: str, device: str) -> Any:
     """`auto` → torch.bfloat16 where the GPU, or the CPU's matrix unit, computes in it, else torch.float32."""
     import torch
 
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise _invalid(f"dtype is {dtype!r}. Expected auto, bfloat16 or float32.")
     if dtype == "auto":
         if device == "cuda":
             dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
@@ -299,8 +303,9 @@ def _parse_row(row: Any, number: int) -> tuple[str, dict[str, Any]]:
         return row, {}
     if not isinstance(row, Mapping):
         raise _invalid(f"Row {number} is a {type(row).__name__}. Expected a text, or a dict with 'prompt'.")
+    # MLflow's parser makes numpy values; tolist() of a scalar is a plain scalar.
     values = {
-        str(name): value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+        str(name): value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
         for name, value in row.items()
     }
     if set(values) == {"0"} and isinstance(values["0"], str):  # a DataFrame's one column without a name
@@ -309,7 +314,11 @@ def _parse_row(row: Any, number: int) -> tuple[str, dict[str, Any]]:
     if not isinstance(prompt, str):
         raise _invalid(f"Row {number} has prompt={prompt!r}. Expected a text under 'prompt'.")
     # In a DataFrame a cell without a value is NaN: that row takes the default.
-    return prompt, {name: value for name, value in values.items() if value is not None and value == value}
+    return prompt, {name: value for name, value in values.items() if not _is_missing(value)}
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _decode_completion(tokenizer: Any, prompt_ids: list[int], new_ids: list[int]) -> str:
@@ -331,7 +340,7 @@ def _refuse_params_that_mlflow_drops() -> None:
     """Make a loaded model refuse an unknown parameter by name; MLflow 3.17 drops it with a warning.
 
     MLflow removes it before `predict` is called, so this checks where it does so, for the parameters of
-    this model only (test: test_unknown_param_is_refused_by_a_served_model).
+    this model only (test: test_loaded_model_refuses_an_unknown_param_that_mlflow_would_drop).
     """
     enforce = vars(mlflow.pyfunc)["_enforce_params_schema"]
     if getattr(enforce, "refuses_unknown", False):

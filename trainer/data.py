@@ -25,9 +25,10 @@ from trainer.config import DataConfig
 from trainer.errors import InputError
 from trainer.source_tree import package_folder, python_files, read_functions
 
-# Renders chat messages to the text that the model sees before the answer (`serving` does the same).
+# Renders chat messages to the text that the model sees before the answer.
 ChatTemplate = Callable[[list[dict[str, str]]], str]
 
+PERMUTATIONS = 128  # of a MinHash: similarities are right to about 0.04
 FORMATS = ("prompt/completion", "instruction/input/output", "messages", "text")
 
 
@@ -85,14 +86,18 @@ def load(
     """
     counts: Counter[str] = Counter()
     path, examples = read(config.source, "data.source", chat_template, config, counts)
-    examples = _without_duplicates(examples, config.near_duplicate_threshold, counts)
     if config.eval_source is not None:
         _, held_out = read(config.eval_source, "data.eval_source", chat_template, config, Counter())
-        ids = {item.example_id for item in held_out}
-        train = [item for item in examples if item.example_id not in ids]
-        counts["also held out"] = len(examples) - len(train)
+        # The held-out rows go first: of two that are alike, it is the training row that is dropped.
+        unique = _without_duplicates([*held_out, *examples], config.near_duplicate_threshold, counts)
+        held_out_ids = {item.example_id for item in held_out}
+        train = [item for item in unique if item.example_id not in held_out_ids]
+        held_out = [item for item in unique if item.example_id in held_out_ids]
     else:
-        train, held_out = split_by_group(examples, config.eval_fraction)
+        unique = _without_duplicates(examples, config.near_duplicate_threshold, counts)
+        target = min(config.eval_fraction * len(unique), config.max_eval_examples)
+        train, held_out = split_by_group(unique, target)
+    held_out = [_continuation(item) for item in held_out]
     sides = []
     for side, most in ((train, config.max_train_examples), (held_out, config.max_eval_examples)):
         short = [item for item in side if token_count(item) <= max_length]
@@ -135,17 +140,16 @@ def read(
     return path, examples
 
 
-def split_by_group(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """(train, held out): whole groups, in the order of their hash, until the fraction is held out.
+def split_by_group(examples: Sequence[Example], target: float) -> tuple[list[Example], list[Example]]:
+    """(train, held out): whole groups, in the order of the hash of their name, until so many are held out.
 
-    No group is on both sides, and each side gets at least one where there are two. The choice depends on
-    the groups' names alone, so a file that was held out stays so while the code grows.
+    No group is on both sides, and each side gets at least one where there are two. The order depends on
+    names alone, so the held-out files change little while the code grows.
     """
     sizes = Counter(item.group for item in examples)
     order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
     if len(order) < 2:
         return list(examples), []
-    target = fraction * len(examples)
     held_out: set[str] = set()
     total = 0
     for group in order:
@@ -160,13 +164,27 @@ def split_by_group(examples: Sequence[Example], fraction: float) -> tuple[list[E
     )
 
 
+def _continuation(example: Example) -> Example:
+    """A held-out text without a prompt, cut in two (between lines, else words): the first half is the prompt."""
+    text = example.completion
+    if example.prompt or len(text) < 2:
+        return example
+    parts = text.splitlines(keepends=True)
+    if len(parts) < 2:
+        parts = re.findall(r"\s*\S+\s*", text)
+    if len(parts) < 2:
+        parts = list(text)
+    half = len(parts) // 2
+    return Example("".join(parts[:half]), "".join(parts[half:]), example.group)
+
+
 def _read_source_tree(root: Path, require_docstring: bool, counts: Counter[str]) -> list[Example]:
     examples = []
     for path in python_files(root):
         pairs = read_functions(path, require_docstring)
         counts["files"] += 1
         if pairs is None:
-            counts["files that do not parse"] += 1
+            counts["files that cannot be read or parsed"] += 1
             continue
         group = path.relative_to(root).as_posix()
         examples += [Example(prompt, completion, group) for prompt, completion in pairs]
@@ -210,6 +228,8 @@ def _parse_row(line: str, where: str, chat_template: ChatTemplate) -> Example:
         prompt, completion = "", _text(row, "text", where)
     else:
         raise InputError(f"{where} has the keys {sorted(row)}. Expected {' or '.join(FORMATS)}.")
+    if re.search("[\ud800-\udfff]", prompt + completion):
+        raise InputError(f"{where} holds half a surrogate pair (\\ud800 to \\udfff). Expected valid Unicode.")
     if not completion.strip():
         raise InputError(f"{where} has an empty completion. Expected the text that the model is to learn.")
     # Rows stand for themselves: no file tells which belong together.
@@ -236,23 +256,26 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 
 def _without_duplicates(examples: Sequence[Example], threshold: float, counts: Counter[str]) -> list[Example]:
     """Keep the first of examples whose tokens are the same, or nearly so (MinHash, 5-grams of tokens)."""
-    index = MinHashLSH(threshold=threshold, num_perm=128)
+    # The index finds pairs near its threshold with a chance only: it looks further, and jaccard() decides.
+    index = MinHashLSH(threshold=max(0.1, threshold - 0.3), num_perm=PERMUTATIONS)
+    hashes: list[MinHash] = []
     seen: set[str] = set()
     kept = []
-    for number, example in enumerate(examples):
+    for example in examples:
         tokens = re.findall(r"\w+|[^\w\s]", example.prompt + example.completion)
         text = " ".join(tokens)
         if text in seen:
             counts["exact duplicates"] += 1
             continue
         seen.add(text)
-        grams = {" ".join(tokens[start : start + 5]) for start in range(max(1, len(tokens) - 4))}
-        minhash = MinHash(num_perm=128)
-        minhash.update_batch([gram.encode() for gram in sorted(grams)])
-        if index.query(minhash):
+        minhash = MinHash(num_perm=PERMUTATIONS)
+        starts = range(max(1, len(tokens) - 4))
+        minhash.update_batch([" ".join(tokens[start : start + 5]).encode() for start in starts])
+        if any(minhash.jaccard(hashes[number]) >= threshold for number in index.query(minhash)):
             counts["near duplicates"] += 1
             continue
-        index.insert(number, minhash)
+        index.insert(len(hashes), minhash)
+        hashes.append(minhash)
         kept.append(example)
     return kept
 

@@ -43,7 +43,7 @@ def evaluate(
         progress(len(batch))
     for start in range(0, len(order), config.batch_size):
         batch = order[start : start + config.batch_size]
-        prompts = [continued_prompt(examples[number]) for number in batch]
+        prompts = [examples[number].prompt for number in batch]
         for number, text in zip(batch, generate(model, tokenizer, prompts, params), strict=True):
             completions[number] = text
         progress(len(batch))
@@ -67,14 +67,6 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
     if table["syntax_ok"].notna().any():
         metrics["eval/syntax_ok"] = float(table["syntax_ok"].astype(float).mean())
     return metrics
-
-
-def continued_prompt(example: Example) -> str:
-    """What the model is asked to continue: the prompt, or of plain text the first half of its lines."""
-    if example.prompt:
-        return example.prompt
-    lines = example.completion.splitlines(keepends=True)
-    return "".join(lines[: max(1, len(lines) // 2)])
 
 
 def first_function(completion: str) -> str:
@@ -107,8 +99,7 @@ def _nll(model: Any, tokenizer: Any, batch: Sequence[EncodedExample]) -> list[fl
 
 
 def _row(example: Example, encoded: EncodedExample, nll: float, completion: str, language: str) -> dict[str, Any]:
-    prompt = continued_prompt(example)
-    reference = (example.prompt + example.completion)[len(prompt) :]
+    prompt, reference = example.prompt, example.completion
     syntax_ok = None
     if language == "python":
         if reference[0].isspace():

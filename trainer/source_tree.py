@@ -47,16 +47,18 @@ def python_files(root: Path) -> list[Path]:
 
 
 def read_functions(path: Path, require_docstring: bool) -> list[tuple[str, str]] | None:
-    """(prompt, completion) of each function in a file, in order; None where the file does not parse."""
+    """(prompt, completion) of each function in a file, in order; None where it cannot be read or parsed."""
     try:
-        source = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        # One kind of line end, so that lines are counted as ast counts them.
+        source = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         with warnings.catch_warnings():  # invalid escapes in other people's strings
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
+            functions = list(_functions(ast.parse(source)))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    lines = source.split("\n")  # as ast counts them; splitlines() also splits at form feeds
-    return [pair for function in _functions(tree) if (pair := _split(function, lines, require_docstring)) is not None]
+    lines = source.split("\n")  # splitlines() would also split at form feeds, ast does not
+    pairs = [_split(function, lines, require_docstring) for function in functions]
+    return [pair for pair in pairs if pair is not None]
 
 
 def _functions(node: ast.AST) -> Iterator[Function]:
@@ -74,7 +76,7 @@ def _split(function: Function, lines: list[str], require_docstring: bool) -> tup
     if (require_docstring and not has_docstring) or not body or all(_is_stub(item) for item in body):
         return None
     first = min((item.lineno for item in function.decorator_list), default=function.lineno)
-    head_end = function.body[0].end_lineno if has_docstring else _signature_end(function, lines)
+    head_end = function.body[0].end_lineno if has_docstring else _signature_end(function, first, lines)
     if head_end is None or body[0].lineno <= head_end or function.end_lineno is None:
         return None  # head and body share a line
     head = "\n".join(lines[first - 1 : head_end]) + "\n"
@@ -86,11 +88,10 @@ def _split(function: Function, lines: list[str], require_docstring: bool) -> tup
     return (prompt, completion) if parses(prompt + completion) else None
 
 
-def _signature_end(function: Function, lines: list[str]) -> int | None:
-    """The line on which the signature's colon stands, by what comes before the body's first line."""
-    for number in range(function.body[0].lineno - 1, function.lineno - 1, -1):
-        code = lines[number - 1].split("#")[0].rstrip()
-        if code.endswith(":"):
+def _signature_end(function: Function, first: int, lines: list[str]) -> int | None:
+    """The last line of the signature: the first one after which a body may follow."""
+    for number in range(function.lineno, function.body[0].lineno):
+        if parses(textwrap.dedent("\n".join(lines[first - 1 : number])) + "\n    pass\n"):
             return number
     return None
 

@@ -73,6 +73,7 @@ def test_row_formats(tmp_path, row, prompt: str, completion: str) -> None:
         ('{"prompt": "x", "completion": 3}', "'completion' is 3"),
         ('{"prompt": "x", "completion": " "}', "empty completion"),
         ('{"messages": [{"role": "user", "content": "q"}]}', "ends with the assistant's"),
+        ('{"text": "\\ud800"}', "half a surrogate pair"),
         ('{"messages": "hello"}', "'messages' must be a list"),
         ('{"instruction": "x"}', "'output' is None"),
     ],
@@ -156,17 +157,18 @@ def test_digest_is_stable_across_releases() -> None:
     assert digest([Example("a", "b", "x"), Example("c", "d", "y")]) == "6841c51aa40cc10b83e868ee405b6683"
 
 
-def test_held_out_files_stay_held_out_while_the_code_grows() -> None:
+def test_held_out_files_change_little_while_the_code_grows() -> None:
     small = [Example(str(n), "c", f"file{n}") for n in range(20)]
     grown = small + [Example(str(n), "c", f"file{n}") for n in range(20, 24)]
-    before = {item.group for item in split_by_group(small, 0.2)[1]}
-    after = {item.group for item in split_by_group(grown, 0.2)[1]}
-    assert len(before & after) >= len(before) - 2
+    before = {item.group for item in split_by_group(small, 4)[1]}
+    after = {item.group for item in split_by_group(grown, 4)[1]}
+    assert len(before) == len(after) == 4
+    assert len(before & after) >= 3
 
 
 def test_one_large_file_is_not_held_out() -> None:
     examples = [Example(str(n), "c", "large") for n in range(90)] + [Example(f"s{n}", "c", f"s{n}") for n in range(10)]
-    _, held_out = split_by_group(examples, 0.1)
+    _, held_out = split_by_group(examples, 10)
     assert held_out
     assert all(item.group != "large" for item in held_out)
 
@@ -178,4 +180,35 @@ def test_eval_source_is_kept_out_of_training(tmp_path) -> None:
     found = load_from(tmp_path / "train.jsonl", eval_source=str(tmp_path / "eval.jsonl"))
     assert (len(found.train), len(found.held_out)) == (7, 3)
     assert found.language == "text"
-    assert found.counts["also held out"] == 3
+
+
+def test_a_training_row_like_a_held_out_one_is_dropped(tmp_path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "a  b c"}, {"text": "something else"}])
+    write_jsonl(tmp_path / "eval.jsonl", [{"prompt": "a", "completion": " b c"}, {"prompt": "a", "completion": " b c"}])
+    found = load_from(tmp_path / "train.jsonl", eval_source=str(tmp_path / "eval.jsonl"))
+    assert [item.completion for item in found.train] == ["something else"]
+    assert len(found.held_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "completion"),
+    [
+        ("one\ntwo\nthree\n", "one\n", "two\nthree\n"),
+        ("x = 1", "x ", "= 1"),
+        ("abcd", "ab", "cd"),
+        ("a", "", "a"),
+    ],
+)
+def test_held_out_text_is_continued_from_its_middle(tmp_path, text: str, prompt: str, completion: str) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "learned whole\nlines and all"}])
+    write_jsonl(tmp_path / "eval.jsonl", [{"text": text}])
+    found = load_from(tmp_path / "train.jsonl", eval_source=str(tmp_path / "eval.jsonl"))
+    assert (found.held_out[0].prompt, found.held_out[0].completion) == (prompt, completion)
+    assert found.train[0].prompt == ""
+
+
+def test_no_more_is_held_out_than_is_used(tmp_path) -> None:
+    rows = [{"prompt": f"prompt {n}", "completion": f"{n * 17} and {n * 31} make {n * 48}"} for n in range(100)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = load_from(tmp_path / "rows.jsonl", eval_fraction=0.5, max_eval_examples=10, near_duplicate_threshold=1)
+    assert (len(found.train), len(found.held_out)) == (90, 10)

@@ -9,7 +9,15 @@ from mlflow.exceptions import MlflowException
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import serving.model
-from serving.model import CodeGenerationModel, GenerationParams, choose_device, generate, parse_input, read_defaults
+from serving.model import (
+    CodeGenerationModel,
+    GenerationParams,
+    choose_device,
+    choose_dtype,
+    generate,
+    parse_input,
+    read_defaults,
+)
 
 
 class Context:
@@ -64,6 +72,9 @@ ONE, TWO = ("a", {}), ("b", {"max_new_tokens": 3})
         (pd.DataFrame([{"prompt": "a"}, {"prompt": "b", "max_new_tokens": 3}]), [ONE, TWO]),
         (pd.DataFrame([["a"]]), [ONE]),
         (pd.Series(["a"]), [ONE]),
+        (pd.DataFrame([{"prompt": "a", "seed": None}, {"prompt": "b", "max_new_tokens": 3}]), [ONE, TWO]),
+        ({"prompt": np.array("a"), "stop": np.array(["x", "y"])}, [("a", {"stop": ["x", "y"]})]),
+        ([{"prompt": "a", "stop": np.array(["x", "y"])}], [("a", {"stop": ["x", "y"]})]),
         ({"prompt": ["a", "b"], "stop": ["x", "y"]}, [("a", {"stop": ["x", "y"]}), ("b", {"stop": ["x", "y"]})]),
     ],
 )
@@ -96,6 +107,7 @@ def test_bad_input_is_refused_with_the_row(model_input, expected: str) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5. Expected a int"),
         ({"max_new_tokens": True}, "max_new_tokens is True"),
+        ({"seed": 2**70}, "seed is"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"temperature": -1}, "temperature is -1"),
         ({"top_p": 0}, "top_p is 0"),
@@ -215,6 +227,8 @@ def test_device_is_checked() -> None:
     assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(MlflowException, match="Expected auto, cpu or cuda"):
         choose_device("tpu")
+    with pytest.raises(MlflowException, match="Expected auto, bfloat16 or float32"):
+        choose_dtype("float99", "cpu")
     if not torch.cuda.is_available():
         with pytest.raises(MlflowException, match="no GPU"):
             choose_device("cuda")

@@ -62,6 +62,32 @@ def test_function_without_docstring_only_where_wanted(tmp_path) -> None:
     assert completion == "    # first\n    return a\n"
 
 
+@pytest.mark.parametrize(
+    ("signature", "body"),
+    [
+        ('def f(sep="#"):\n', "    return sep\n"),
+        ('def f(a={"k":\n    1}) -> "x#y":\n', "    # why: so\n    return a\n"),
+        ("@wraps(f)\ndef f(\n    a,\n    b=lambda: 1,\n):\n", "    return a\n"),
+    ],
+)
+def test_signature_ends_where_it_ends(tmp_path, signature: str, body: str) -> None:
+    assert functions(tmp_path, signature + body, require_docstring=False) == [(signature, body)]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_line_ends_do_not_matter(tmp_path, line_end: str) -> None:
+    source = 'x = 1\n\n\ndef f(y):\n    """Doc."""\n    return y\n'
+    path = tmp_path / "code.py"
+    path.write_bytes(source.replace("\n", line_end).encode())
+    assert read_functions(path, True) == [('def f(y):\n    """Doc."""\n', "    return y\n")]
+
+
+def test_deeply_nested_file_is_left_out_not_a_crash(tmp_path) -> None:
+    chain = "if x == 0:\n    pass\n" + "".join(f"elif x == {n}:\n    pass\n" for n in range(1, 3000))
+    assert functions(tmp_path, chain) in (None, [])
+    assert functions(tmp_path, "x = " + "[" * 5000 + "]" * 5000) is None
+
+
 def test_inner_function_belongs_to_the_outer_one(tmp_path) -> None:
     source = 'def f():\n    """Doc."""\n    def g():\n        """Inner."""\n        return 1\n    return g\n'
     assert len(functions(tmp_path, source)) == 1
