@@ -8,13 +8,15 @@ PIP_FLAGS ?=
 SCREENSHOTS ?= docs
 export RATCHET_HOME ?= var
 
-# In a terminal pip shows its progress; in a pipe it speaks up only when something fails.
-QUIET := $(shell test -t 1 || echo -qq)
+# In a terminal pip shows its progress; in a pipe it speaks up only when something fails. (MAKE_TERMOUT is
+# make's own "is it a terminal"; a make started by make inherits what ours found.)
+export QUIET ?= $(if $(MAKE_TERMOUT),,-qq)
 PIP = .venv/bin/python -m pip install $(QUIET) --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 ENV_FILE = $(firstword $(wildcard $(RATCHET_HOME)/dev.env) infra/env/dev.env)
 # Runs a command with the variables of the env file; those set in the shell win.
 RUN = .venv/bin/dotenv -f $(ENV_FILE) run --no-override --
 
+.DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo down test lint doctor setup-mlflow start-mlflow train-model compare-models promote-model \
         serve-model screenshots lock
@@ -23,7 +25,7 @@ help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: ## Set everything up, then train, gate, promote, serve and answer a request (leaves the servers running)
-	@began=$$(date +%s.%N); \
+	@began=$$($(PYTHON) -c 'import time; print(time.time())'); \
 	echo '[1/6] Python environment in .venv'; \
 	$(MAKE) -s .venv/.runtime && echo 'Ready' && \
 	$(RUN) .venv/bin/python -m infra.demo --began $$began
@@ -70,7 +72,7 @@ lock: .venv/.dev ## Write constraints.txt anew from what is installed
 .venv/bin/python:
 	@echo "Making the virtual environment .venv ($$($(PYTHON) --version))"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ratchet needs Python 3.11 or newer: make demo PYTHON=python3.11")'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # Made after the last package, so that an interrupted install is taken up again.
 .venv/.runtime: .venv/bin/python pyproject.toml constraints.txt

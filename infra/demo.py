@@ -16,13 +16,18 @@ from typing import Any
 
 import click
 import requests
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from infra.processes import Service, home
+from services.tracking.__main__ import check_port_is_free as tracking_port_is_free
 from services.tracking.readiness import is_ready, wait_until
 from services.tracking.settings import TrackingSettings
+from serving.__main__ import check_port_is_free as serving_port_is_free
 from serving.settings import ServingSettings
 
 PROMPT = 'def is_reading(self):\n    """Return True if the transport is receiving data."""\n'
+STAGING, PRODUCTION = "staging", "production"
 MODEL = "code_model_fine_tuning_model"
 
 
@@ -30,10 +35,11 @@ class Demo:
     """The steps, with the time that each took."""
 
     def __init__(self, began: float) -> None:
-        tracking, serving = TrackingSettings(), ServingSettings()
-        self.tracking_url = f"http://{tracking.tracking_host}:{tracking.tracking_port}"
-        self.serving_url = f"http://{serving.serving_host}:{serving.serving_port}"
+        self.tracking, self.serving = TrackingSettings(), ServingSettings()
+        self.tracking_url = f"http://{self.tracking.tracking_host}:{self.tracking.tracking_port}"
+        self.serving_url = f"http://{self.serving.serving_host}:{self.serving.serving_port}"
         os.environ["MLFLOW_TRACKING_URI"] = self.tracking_url
+        self.client = MlflowClient(self.tracking_url)
         self.times: dict[str, float] = {"set-up": time.time() - began}
 
     @contextmanager
@@ -45,14 +51,16 @@ class Demo:
 
     def run(self) -> None:
         with self.step(2, "tracking server", f"Tracking server on SQLite and files in {home()}"):
+            if Service("serving").process() is None:  # said now, not after the training
+                serving_port_is_free(self.serving.serving_host, self.serving.serving_port)
             self.start_tracking()
         with self.step(3, "training", "Evaluate the base model, fine-tune it on asyncio's source, evaluate again"):
             command("trainer", "train", "--config", "demo")
         with self.step(4, "promotion", "Compare, gate, validate, promote"):
             verdict = self.promote()
         with self.step(5, "serving", "Serve the version in production and ask it"):
-            completion = self.serve()
-        self.summarise(verdict, completion)
+            self.serve()
+        self.summarise(verdict)
 
     def start_tracking(self) -> None:
         service = Service("tracking")
@@ -60,6 +68,7 @@ class Demo:
             click.echo(f"It is running already: {self.tracking_url}")
             return
         service.stop()
+        tracking_port_is_free(self.tracking.tracking_host, self.tracking.tracking_port)
         click.echo("$ python -m services.tracking")
         service.start("services.tracking")
         self.wait_for(service, lambda: is_ready(self.tracking_url))
@@ -68,23 +77,39 @@ class Demo:
     def promote(self) -> str:
         """Take the new candidate as far as the gate lets it. Returns the gate's verdict."""
         command("promoter", "compare", "--limit", "5")
-        if not any("production" in item["aliases"] for item in versions()):
+        if PRODUCTION not in self.aliases():
             click.echo("\nNothing is in production yet: the base model goes there first, as the incumbent to beat.")
-            base = next(item for item in versions() if item["role"] == "base")
-            command("promoter", "promote", "--stage", "Production", "--version", str(base["version"]))
+            _, base_run = self.candidate_and_base_run()
+            base_version = base_run.data.tags["evaluates"].rpartition("/")[2]
+            command("promoter", "promote", "--stage", "Production", "--version", base_version)
         click.echo()
         verdict, code = answer("promoter", "auto-promote", "--stage", "Staging")
         if code == 1:
             click.echo("\nThe gate keeps the candidate out; the incumbent goes on serving.")
-            return verdict
-        if any("staging" in item["aliases"] for item in versions()):
-            command("promoter", "validate")
-            command("promoter", "promote", "--stage", "Production")
+        elif STAGING in self.aliases():
+            if answer("promoter", "validate")[1] == 0:
+                command("promoter", "promote", "--stage", "Production")
+            else:
+                click.echo("\nThe staged version failed validation; the incumbent goes on serving.")
         return verdict
 
-    def serve(self) -> str:
+    def aliases(self) -> dict[str, str]:
+        found: dict[str, str] = self.client.get_registered_model(MODEL).aliases
+        return found
+
+    def candidate_and_base_run(self) -> tuple[Run, Run]:
+        """The newest fine-tuned version's run, and the base model's on the same data."""
+        newest = max(
+            self.client.search_model_versions(f"name = '{MODEL}' and tags.role = 'candidate'"),
+            key=lambda version: int(version.version),
+        )
+        run = self.client.get_run(str(newest.run_id))
+        return run, self.client.get_run(run.data.tags["base_run_id"])
+
+    def serve(self) -> None:
         service = Service("serving")
         service.stop()  # it serves the version that was in production when it started
+        serving_port_is_free(self.serving.serving_host, self.serving.serving_port)
         click.echo("$ python -m serving")
         service.start("serving")
         self.wait_for(service, lambda: _answers(f"{self.serving_url}/ping"))
@@ -93,7 +118,6 @@ class Demo:
         reply.raise_for_status()
         completion = str(reply.json()["predictions"][0])
         click.echo("\nPrompt:\n" + _indented(PROMPT) + "\nCompletion:\n" + _indented(completion))
-        return completion
 
     def wait_for(self, service: Service, condition: Any) -> None:
         """Wait until a server answers; where it ends instead, show why and exit as it did."""
@@ -104,16 +128,15 @@ class Demo:
         click.echo(f"{service.name} did not start. Its log ends:\n{_indented(tail)}", err=True)
         sys.exit(2 if "Error: " in tail else 1)
 
-    def summarise(self, verdict: str, completion: str) -> None:
-        found = versions()
-        candidate = max((item for item in found if item["role"] == "candidate"), key=lambda item: item["version"])
-        base = next(item for item in found if item["role"] == "base" and item["data"] == candidate["data"])
-        production = next(item for item in found if "production" in item["aliases"])
+    def summarise(self, verdict: str) -> None:
+        candidate, base = self.candidate_and_base_run()
+        production = self.client.get_model_version_by_alias(MODEL, PRODUCTION)
         click.secho("\n[6/6] Summary", bold=True)
-        click.echo(f"Trained: SmolLM2-135M on the functions of asyncio; run {candidate['run']}")
+        click.echo(f"Trained: SmolLM2-135M on the functions of asyncio; run {candidate.info.run_name}")
         click.echo(f"\n  {'held-out code':<18}{'base':>10}{'candidate':>12}")
         for name in ("nll_per_token", "perplexity", "syntax_ok", "exact_match", "edit_similarity"):
-            click.echo(f"  {name:<18}{base[name]:>10.4f}{candidate[name]:>12.4f}")
+            ours, theirs = (run.data.metrics[f"eval/{name}"] for run in (candidate, base))
+            click.echo(f"  {name:<18}{theirs:>10.4f}{ours:>12.4f}")
         click.echo(f"\n{verdict}")
         click.echo("\nTime:")
         for name, seconds in self.times.items():
@@ -126,7 +149,7 @@ class Demo:
             f"  curl {self.serving_url}/invocations -H 'Content-Type: application/json' -d {_quoted(example)}\n"
             "Stop both:   make down\n"
         )
-        click.secho(f"In production: {MODEL} version {production['version']} ({production['role']})", bold=True)
+        click.secho(f"In production: {MODEL} version {production.version} ({production.tags['role']})", bold=True)
 
 
 def command(*arguments: str) -> None:
@@ -146,18 +169,6 @@ def answer(*arguments: str) -> tuple[str, int]:
     if result.returncode not in (0, 1):
         sys.exit(result.returncode)
     return result.stdout.strip(), result.returncode
-
-
-def versions() -> list[dict[str, Any]]:
-    """The registered versions, newest first, as `promoter compare-versions` lists them."""
-    result = subprocess.run(
-        [sys.executable, "-m", "promoter", "compare-versions", "--format", "json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found: list[dict[str, Any]] = json.loads(result.stdout)
-    return found
 
 
 def _wait(child: "subprocess.Popen[bytes]") -> int:

@@ -58,7 +58,7 @@ def check_packages() -> str:
 
 
 def check_ports() -> str:
-    tracking, serving = TrackingSettings(), ServingSettings()
+    tracking, serving = _settings()
     ports = {
         "tracking": (tracking.tracking_host, tracking.tracking_port, "TRACKING_PORT"),
         "serving": (serving.serving_host, serving.serving_port, "SERVING_PORT"),
@@ -85,15 +85,7 @@ def check_disk() -> str:
 
 
 def check_environment() -> str:
-    try:
-        TrackingSettings()
-        ServingSettings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).upper()
-        raise Problem(
-            f"{name} is {first['input']!r}: {first['msg']}", f"correct {name} in dev.env or the shell"
-        ) from error
+    _settings()
     uri = _tracking_uri()
     if not re.match(r"(https?|file|sqlite|postgresql)[:+]", uri):
         raise Problem(f"MLFLOW_TRACKING_URI is {uri!r}", "set it to a URL such as http://127.0.0.1:5000")
@@ -111,12 +103,13 @@ def check_registry() -> str:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri, name = _tracking_uri(), ServingSettings().serving_model
+    uri, settings = _tracking_uri(), _settings()[1]
+    name = settings.serving_model
     if not is_ready(uri):
         raise Problem("not reachable without a tracking server", "make start-mlflow (or make demo)")
     client = MlflowClient(uri)
     try:
-        version = client.get_model_version_by_alias(name, ServingSettings().serving_alias).version
+        version = client.get_model_version_by_alias(name, settings.serving_alias).version
     except MlflowException:
         count = len(client.search_registered_models())
         return f"answers; {count} registered models, nothing of {name} in production yet"
@@ -160,6 +153,16 @@ CHECKS: dict[str, Callable[[], str]] = {
 }
 
 
+def _settings() -> tuple[TrackingSettings, ServingSettings]:
+    try:
+        return TrackingSettings(), ServingSettings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper()
+        found = f"{name} is {first['input']!r}: {first['msg']}"
+        raise Problem(found, f"correct {name} in dev.env or in the shell") from error
+
+
 def _needed() -> Iterator[str]:
     """The packages that pyproject.toml names for running (not for development, not for production)."""
     for requirement in importlib.metadata.requires("ratchet") or []:
@@ -173,7 +176,7 @@ def _normal(name: str) -> str:
 
 
 def _tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or ServingSettings().mlflow_tracking_uri
+    return os.environ.get("MLFLOW_TRACKING_URI") or _settings()[1].mlflow_tracking_uri
 
 
 @click.command()
@@ -187,7 +190,8 @@ def main() -> None:
             click.echo(f"{click.style('ok  ', fg='green')}  {name}: {check()}")
         except Exception as error:  # a check that cannot even run has failed
             failed += 1
-            remedy = error.remedy if isinstance(error, Problem) else "rm -r .venv && make setup-mlflow"
+            unexpected = "if this is not about your machine, please report it with the line above"
+            remedy = error.remedy if isinstance(error, Problem) else unexpected
             found = str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
             click.echo(f"{click.style('FAIL', fg='red')}  {name}: {found}\n      → {remedy}")
     if failed:

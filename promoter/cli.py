@@ -3,6 +3,7 @@
 import getpass
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -146,12 +147,15 @@ def auto_promote(
     client = registry.connect(context.obj)
     loaded = gate.load_policy(policy)
     with stages.lock(model_name):
-        versions = registry.list_versions(client, model_name)
-        version = registry.best_of(client, registry.open_candidates(versions), loaded)
+        if not dry_run:
+            stages.settle(client, model_name)
+        candidates = registry.open_candidates(registry.list_versions(client, model_name))
+        version = registry.best_of(client, candidates, loaded)
         if version is None:
-            click.echo("Nothing to do: there is no candidate outside production and archive.")
+            _nothing_to_do(output_format, "there is no candidate outside production and archive")
             return
-        _gate_and_promote(context, client, versions, version, loaded, stage, "auto-promote", by, output_format, dry_run)
+        request = _Request(stage, "auto-promote", by, output_format, dry_run)
+        _gate_and_promote(context, client, version, loaded, request)
 
 
 @main.command()
@@ -180,23 +184,10 @@ def promote(
     if force and not reason:
         raise InputError("--force needs --reason TEXT: it goes into the record.")
     with stages.lock(model_name):
-        versions = registry.list_versions(client, model_name)
-        version = _chosen(versions, number)
+        version = _chosen(registry.list_versions(client, model_name), number)
         if stage != "Archived":
-            _gate_and_promote(
-                context,
-                client,
-                versions,
-                version,
-                loaded,
-                stage,
-                "promote",
-                by,
-                output_format,
-                dry_run,
-                force,
-                reason,
-            )
+            request = _Request(stage, "promote", by, output_format, dry_run, force, reason)
+            _gate_and_promote(context, client, version, loaded, request)
         elif dry_run:
             click.echo(f"Would archive version {version.version}.")
         else:
@@ -274,52 +265,69 @@ def _chosen(versions: list[ModelVersion], number: str | None) -> ModelVersion:
     return staged
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What a promoting command was asked to do with the version that it has chosen."""
+
+    stage: str
+    action: str
+    by: str
+    output_format: str
+    dry_run: bool
+    force: bool = False
+    reason: str = ""
+
+
 def _gate_and_promote(
-    context: click.Context,
-    client: MlflowClient,
-    versions: list[ModelVersion],
-    version: ModelVersion,
-    policy: gate.Policy,
-    stage: str,
-    action: str,
-    by: str,
-    output_format: str,
-    dry_run: bool,
-    force: bool = False,
-    reason: str = "",
+    context: click.Context, client: MlflowClient, version: ModelVersion, policy: gate.Policy, request: _Request
 ) -> None:
-    """Decide, print the decision, and act on it. Exits with 1 where the gate says no."""
+    """Decide, act on the decision, print it. Exits with 1 where the gate says no."""
     name, number = version.name, str(version.version)
-    if stage.lower() in version.aliases:
-        stages.settle(client, name)
-        click.echo(f"Nothing to do: version {number} of {name} is in {stage} already.")
+    versions = registry.list_versions(client, name)
+    if request.stage.lower() in version.aliases:
+        if not request.dry_run:
+            stages.settle(client, name)
+        _nothing_to_do(request.output_format, f"version {number} of {name} is in {request.stage} already")
         return
+    if registry.PRODUCTION in version.aliases:
+        raise InputError(f"Version {number} is in production, beyond {request.stage}. Take another, or roll back.")
+    candidate = registry.evidence(client, version)
     incumbent = registry.incumbent_of(versions, version)
     decision = gate.decide(
-        policy,
-        registry.evidence(client, version),
-        registry.evidence(client, incumbent) if incumbent is not None else None,
+        policy, candidate, registry.evidence(client, incumbent, like=candidate) if incumbent is not None else None
     )
-    may_go = decision.passed or force
+    may_go = decision.passed or request.force
+    if may_go and not request.dry_run:
+        record = decision.to_dict() | {"forced": not decision.passed}
+        if request.reason:
+            record["why"] = f"{request.reason} ({decision.why})"
+        stages.promote(client, version, request.stage, request.action, record, request.by)
     outcome = "promoted" if may_go else "refused"
-    if may_go and not dry_run:
-        record = decision.to_dict() | ({"forced": True, "why": reason} if not decision.passed else {})
-        if reason and decision.passed:
-            record["why"] = f"{reason}; {decision.why}"
-        stages.promote(client, version, stage, action, record, by)
-    if output_format == "json":
-        click.echo(json.dumps({"outcome": outcome, "stage": stage, "dry_run": dry_run, **decision.to_dict()}, indent=2))
-    elif output_format == "markdown":
-        header = {"model": name, "version": number, "stage": stage, "action": outcome, "by": by}
+    if request.output_format == "json":
+        extra = {"outcome": outcome, "stage": request.stage, "dry_run": request.dry_run}
+        click.echo(json.dumps({**extra, **decision.to_dict()}, indent=2))
+    elif request.output_format == "markdown":
+        header = {"model": name, "version": number, "stage": request.stage, "action": outcome, "by": request.by}
         click.echo(report.decision_report(header | decision.to_dict()))
     else:
         click.echo(report.decision_text(decision))
-        verb = ("would go" if dry_run else "is now") if may_go else ("would not go" if dry_run else "does not go")
+        verb = {
+            (True, False): "is now in",
+            (True, True): "would go to",
+            (False, False): "does not go to",
+            (False, True): "would not go to",
+        }[may_go, request.dry_run]
         forced = ", although the gate says no (--force)" if may_go and not decision.passed else ""
-        target = f"in {stage}" if verb == "is now" else f"to {stage}"
-        click.echo(f"Version {number} of {name} {verb} {target}{forced}.")
+        click.echo(f"Version {number} of {name} {verb} {request.stage}{forced}.")
     if not may_go:
         context.exit(1)
+
+
+def _nothing_to_do(output_format: str, why: str) -> None:
+    if output_format == "json":
+        click.echo(json.dumps({"outcome": "nothing to do", "why": why}))
+    else:
+        click.echo(f"Nothing to do: {why}.")
 
 
 if __name__ == "__main__":

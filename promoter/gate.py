@@ -137,8 +137,8 @@ def _same(name: str, what: str, candidate: Evidence, incumbent: Evidence) -> Rea
     if not same:
         detail = (
             f"not comparable: version {candidate.version} was evaluated with {what} {ours or 'unknown'}, "
-            f"version {incumbent.version} with {theirs or 'unknown'}; train the candidate with the incumbent's "
-            "data and eval settings"
+            f"version {incumbent.version} with {theirs or 'unknown'}; `trainer train` evaluates the version in "
+            "production on the candidate's data"
         )
     return Reason(f"same {what}", same, detail)
 

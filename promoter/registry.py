@@ -2,10 +2,12 @@
 
 import logging
 import os
+import re
 
 import mlflow
 import requests
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -17,7 +19,9 @@ STAGING, PRODUCTION, PREVIOUS = "staging", "production", "previous"
 
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server. Raises InputError, within seconds, where none answers."""
-    if uri.startswith(("http://", "https://")):
+    if not re.match(r"(https?|file|sqlite|postgresql\+psycopg2)://?", uri):
+        raise InputError(f"--tracking-uri is '{uri}'. Expected a URL such as http://127.0.0.1:5000.")
+    if uri.startswith("http"):
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
         except requests.RequestException as error:
@@ -66,9 +70,25 @@ def with_alias(versions: list[ModelVersion], alias: str) -> ModelVersion | None:
     return next((version for version in versions if alias in version.aliases), None)
 
 
-def evidence(client: MlflowClient, version: ModelVersion) -> Evidence:
-    """What the run behind a version says of it."""
-    run = client.get_run(str(version.run_id))
+def evidence(client: MlflowClient, version: ModelVersion, like: Evidence | None = None) -> Evidence:
+    """What is known of a version: from the run that made it, or, to compare it `like` another, from a run
+    that evaluated it on the same data in the same way, where there is one (the trainer makes it)."""
+    if not version.run_id:  # registered by hand
+        return Evidence(str(version.version), run_id="", dataset_digest=None, eval_settings=None)
+    own = client.get_run(version.run_id)
+    found = _as_evidence(version, own)
+    if like is None or (found.dataset_digest, found.eval_settings) == (like.dataset_digest, like.eval_settings):
+        return found
+    runs = client.search_runs(
+        [own.info.experiment_id],
+        f"tags.evaluates = '{version.name}/{version.version}' and tags.dataset_digest = '{like.dataset_digest}' "
+        f"and tags.eval_settings = '{like.eval_settings}' and attributes.status = 'FINISHED'",
+        max_results=1,
+    )
+    return _as_evidence(version, runs[0]) if runs else found
+
+
+def _as_evidence(version: ModelVersion, run: Run) -> Evidence:
     return Evidence(
         version=str(version.version),
         run_id=run.info.run_id,

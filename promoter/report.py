@@ -58,7 +58,7 @@ def versions_table(client: MlflowClient, versions: list[ModelVersion], metrics: 
     """One row per version: number, aliases, stage, role, validation, the metrics of its run."""
     rows = []
     for version in versions:
-        run = client.get_run(str(version.run_id))
+        run = client.get_run(version.run_id) if version.run_id else None  # None: registered by hand
         rows.append(
             {
                 "version": int(version.version),
@@ -66,9 +66,9 @@ def versions_table(client: MlflowClient, versions: list[ModelVersion], metrics: 
                 "stage": version.tags.get("stage", ""),
                 "role": version.tags.get("role", ""),
                 "validation": version.tags.get("validation_status", ""),
-                **{_short(name): run.data.metrics.get(name) for name in metrics},
+                **{_short(name): run.data.metrics.get(name) if run else None for name in metrics},
                 "data": version.tags.get("dataset_digest", "")[:8],
-                "run": run.info.run_name,
+                "run": run.info.run_name if run else "",
             }
         )
     return pd.DataFrame(rows)

@@ -16,6 +16,7 @@ from typing import Any
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from promoter.errors import Busy, InputError
@@ -23,6 +24,8 @@ from promoter.registry import PREVIOUS, PRODUCTION, STAGING, list_versions, with
 from promoter.report import decision_report
 
 EXPERIMENT = "promotions"
+ROLLBACK = "rollback"
+NOTHING = "nothing"
 
 
 @contextmanager
@@ -30,28 +33,19 @@ def lock(name: str) -> Iterator[None]:
     """One promoter at a time for a model, on this machine. Raises Busy where another holds the lock."""
     key = hashlib.sha256(f"{mlflow.get_tracking_uri()} {name}".encode()).hexdigest()[:16]
     try:
-        with FileLock(Path(tempfile.gettempdir()) / f"ratchet-promoter-{key}.lock", timeout=0):
+        # Writable for all: another user's promoter on this machine has to find it.
+        with FileLock(Path(tempfile.gettempdir()) / f"ratchet-promoter-{key}.lock", timeout=0, mode=0o666):
             yield
     except Timeout:
         raise Busy(f"Somebody else is promoting {name} right now. Nothing was changed; try again.") from None
 
 
 def promote(
-    client: MlflowClient,
-    version: ModelVersion,
-    stage: str,
-    action: str,
-    decision: dict[str, Any],
-    by: str,
-    remember_replaced: bool = True,
-) -> str:
-    """Put a version into Staging or Production. Returns the id of the run that records it. Hold the lock.
-
-    The version replaced in production gets the alias `previous`, unless it is not to be remembered.
-    """
+    client: MlflowClient, version: ModelVersion, stage: str, action: str, decision: dict[str, Any], by: str
+) -> None:
+    """Put a version into Staging or Production, and record it. Hold the lock."""
     name, number = version.name, str(version.version)
-    alias = stage.lower()
-    replaced = with_alias(list_versions(client, name), alias)
+    replaced = with_alias(list_versions(client, name), stage.lower())
     run_id = _record(client, name, number, stage, action, decision, by, replaced)
     for key, value in (
         ("stage", stage),
@@ -60,12 +54,8 @@ def promote(
         ("promotion_run_id", run_id),
     ):
         client.set_model_version_tag(name, number, key, value)
-    if alias == PRODUCTION and replaced is not None and remember_replaced:
-        client.set_registered_model_alias(name, PREVIOUS, str(replaced.version))
-    client.set_registered_model_alias(name, alias, number)
+    client.set_registered_model_alias(name, stage.lower(), number)  # the commit point
     settle(client, name)
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
 
 
 def rollback_pair(client: MlflowClient, name: str) -> tuple[ModelVersion, ModelVersion]:
@@ -82,15 +72,13 @@ def rollback_pair(client: MlflowClient, name: str) -> tuple[ModelVersion, ModelV
 
 def rollback(client: MlflowClient, name: str, reason: str, by: str) -> tuple[str, str]:
     """Put the previous version back into production. Returns (from, to). Hold the lock."""
+    settle(client, name)
     current, previous = rollback_pair(client, name)
-    if current.version != previous.version:  # else a rollback was killed after its one commit point
-        decision = {"passed": True, "why": reason}
-        promote(client, previous, "Production", "rollback", decision, by, remember_replaced=False)
-    client.delete_registered_model_alias(name, PREVIOUS)
+    promote(client, previous, "Production", ROLLBACK, {"passed": True, "why": reason}, by)
     return str(current.version), str(previous.version)
 
 
-def archive(client: MlflowClient, version: ModelVersion, decision: dict[str, Any], by: str) -> str:
+def archive(client: MlflowClient, version: ModelVersion, decision: dict[str, Any], by: str) -> None:
     """Take a version out of Staging for good. Raises InputError for the one in production. Hold the lock."""
     if PRODUCTION in version.aliases:
         raise InputError(f"Version {version.version} is in production. Put another there first (promote or rollback).")
@@ -100,12 +88,25 @@ def archive(client: MlflowClient, version: ModelVersion, decision: dict[str, Any
     for alias in version.aliases:
         client.delete_registered_model_alias(name, alias)
     client.set_terminated(run_id, "FINISHED")
-    return run_id
 
 
 def settle(client: MlflowClient, name: str) -> None:
-    """Make the stage tags, and a leftover `staging`, agree with the aliases. Safe to repeat."""
+    """Finish what follows from the aliases: `previous`, stage tags, the record. Safe to repeat.
+
+    So a promoter that was killed after it moved the alias is completed by the next one. Hold the lock.
+    """
     versions = list_versions(client, name)
+    done = [
+        run
+        for run in _unfinished(client, name)
+        if run.data.tags["version"] in (str(v.version) for v in versions if run.data.tags["stage"].lower() in v.aliases)
+    ]
+    for run in done:
+        tags = run.data.tags
+        if tags["action"] == ROLLBACK:  # `previous` names the version in production now: there is none before it
+            client.delete_registered_model_alias(name, PREVIOUS)
+        elif tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, tags["version"]):
+            client.set_registered_model_alias(name, PREVIOUS, tags["replaces"])
     production = with_alias(versions, PRODUCTION)
     if production is not None and STAGING in production.aliases:
         client.delete_registered_model_alias(name, STAGING)
@@ -115,6 +116,17 @@ def settle(client: MlflowClient, name: str) -> None:
             stage = "Archived"
         if stage is not None and version.tags.get("stage") != stage:
             client.set_model_version_tag(name, str(version.version), "stage", stage)
+    for run in done:
+        client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def _unfinished(client: MlflowClient, name: str) -> list[Run]:
+    """Records of promotions that have not come to their end. Under the lock, their promoters are dead."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
+    filter_string = f"tags.model = '{name}' and attributes.status = 'RUNNING'"
+    return list(client.search_runs([experiment.experiment_id], filter_string))
 
 
 def _record(
@@ -128,23 +140,24 @@ def _record(
     replaced: ModelVersion | None,
 ) -> str:
     """Write the decision as a run; one that was left unfinished by a killed promoter is taken up again."""
-    experiment = mlflow.set_experiment(EXPERIMENT)
     tags = {
         "model": name,
         "version": number,
-        "replaces": str(replaced.version) if replaced else "nothing",
+        "replaces": str(replaced.version) if replaced else NOTHING,
         "stage": stage,
         "action": action,
         "by": by,
         "why": decision["why"][:5000],
     }
-    same = " and ".join(f"tags.{key} = '{tags[key]}'" for key in ("model", "version", "replaces", "stage", "action"))
-    unfinished = client.search_runs([experiment.experiment_id], f"{same} and attributes.status = 'RUNNING'")
-    if unfinished:
-        run_id = unfinished[0].info.run_id
-    else:
-        run_name = f"{name} {number} → {stage}"
-        run_id = client.create_run(experiment.experiment_id, tags=tags, run_name=run_name).info.run_id
+    run_id = None
+    for run in _unfinished(client, name):
+        if all(run.data.tags[key] == tags[key] for key in ("version", "replaces", "stage", "action")):
+            run_id = run.info.run_id
+        else:  # killed before it moved an alias, and nobody asked for it again
+            client.set_terminated(run.info.run_id, "KILLED")
+    if run_id is None:
+        experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
+        run_id = client.create_run(experiment_id, tags=tags, run_name=f"{name} {number} → {stage}").info.run_id
     client.log_text(run_id, json.dumps({**tags, **decision}, indent=2), "decision.json")
     client.log_text(run_id, decision_report({**tags, **decision}), "decision.md")
     return str(run_id)

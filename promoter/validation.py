@@ -22,10 +22,14 @@ class Check:
 
 
 def validate(model_uri: str, max_new_tokens: int = 32) -> tuple[list[Check], list[tuple[str, str]]]:
-    """Load a PyFunc version and generate with it. Returns the checks and (prompt, completion) pairs."""
+    """Load a PyFunc version and generate with it. Returns the checks and (prompt, completion) pairs.
+
+    What keeps the version from being fetched is raised as it is: it says nothing about the model.
+    """
+    folder = mlflow.artifacts.download_artifacts(model_uri)
     started = time.monotonic()
     try:
-        model = mlflow.pyfunc.load_model(model_uri)
+        model = mlflow.pyfunc.load_model(folder)
     except Exception as error:  # whatever a model's code raises while loading is the finding
         return [Check("loads", False, f"{type(error).__name__}: {error}")], []
     checks = [Check("loads", True, f"in {time.monotonic() - started:.1f} s")]

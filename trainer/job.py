@@ -12,6 +12,9 @@ import pandas as pd
 import transformers
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from torch.nn import Linear
 from tqdm import tqdm
 
 from trainer import base_model, plots, register, tracking
@@ -19,10 +22,13 @@ from trainer.base_model import BaseModel
 from trainer.collator import encode
 from trainer.config import Config, to_yaml
 from trainer.data import Dataset, load
+from trainer.errors import InputError
 from trainer.evaluate import evaluate, summarise
-from trainer.train import add_adapter, train
+from trainer.train import add_adapter, target_modules, train
 
 EVALUATION_TABLE = "eval/examples.parquet"
+# On a run that evaluates a registered version, not the one that it makes: NAME/VERSION.
+EVALUATES_TAG = "evaluates"
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,12 @@ class Job:
     client: MlflowClient
     base: BaseModel
     tokenizer: Any
+    model: Any
     data: Dataset
 
 
 def prepare(config: Config) -> Job:
-    """Check tracking server, model and data. Raises InputError for what is wrong; trains nothing."""
+    """Check tracking server, data and model, loading it. Raises InputError for what is wrong; trains nothing."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()  # of every load and save, seconds each
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls old names
@@ -53,26 +60,28 @@ def prepare(config: Config) -> Job:
         max_length=config.trainer.max_length,
     )
     say("  " + ", ".join(f"{count} {name}" for name, count in data.counts.items()))
-    return Job(config, client, base, tokenizer, data)
+    model = base_model.load_model(base, config.model)
+    _check_fit(config, model)
+    return Job(config, client, base, tokenizer, model, data)
 
 
 def run(job: Job) -> register.Registered:
-    """Evaluate the base model unless that was done before, fine-tune, evaluate, log and register."""
-    experiment = mlflow.set_experiment(job.config.tracking.experiment_name)
+    """Evaluate base model and incumbent unless that was done before, fine-tune, evaluate, log and register."""
+    experiment_id = mlflow.set_experiment(job.config.tracking.experiment_name).experiment_id
     transformers.set_seed(job.config.seed)
-    model = base_model.load_model(job.base, job.config.model)
-    base_run_id, base_table = _find_baseline(job, experiment.experiment_id) or _make_baseline(job, model)
+    base_run_id, base_table = _evaluate_base(job, experiment_id)
+    _evaluate_incumbent(job, experiment_id)
     base_metrics = summarise(base_table)
 
     with (
-        tracking.run(job.config.tracking.run_name, _tags(job, tracking.CANDIDATE)) as active,
+        tracking.run(job.client, job.config.tracking.run_name, _tags(job, tracking.CANDIDATE)) as active,
         tempfile.TemporaryDirectory() as temporary,
     ):
         folder = Path(temporary)
         _log_inputs(job)
         mlflow.set_tag("base_run_id", base_run_id)
         say(f"Fine-tuning {job.base.short_name} with LoRA (rank {job.config.lora.r}), run {active.info.run_name}")
-        model = add_adapter(model, job.config)
+        model = add_adapter(job.model, job.config)
         callback = tracking.MlflowCallback(job.client, active.info.run_id)
         totals = train(model, job.tokenizer, job.data.train, job.config, callback, str(folder / "trainer"))
         mlflow.log_metrics(totals)
@@ -94,46 +103,98 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _find_baseline(job: Job, experiment_id: str) -> tuple[str, pd.DataFrame] | None:
-    """(run id, table) of an earlier evaluation of the base model on this data with these settings."""
-    wanted = [f"tags.`{key}` = '{value}'" for key, value in _tags(job, tracking.BASE).items()]
-    found = job.client.search_runs(
-        [experiment_id], " and ".join([*wanted, "attributes.status = 'FINISHED'"]), max_results=1
-    )
-    if not found:
-        return None
-    run_id = found[0].info.run_id
-    say(f"The base model was evaluated on this data before: run {found[0].info.run_name}")
-    with tempfile.TemporaryDirectory() as folder:
-        return run_id, pd.read_parquet(job.client.download_artifacts(run_id, EVALUATION_TABLE, folder))
+def _check_fit(config: Config, model: Any) -> None:
+    """Raise InputError where settings ask for what this model does not have."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    wanted = config.trainer.max_length + config.eval.max_new_tokens
+    if positions is not None and wanted > positions:
+        raise InputError(
+            f"trainer.max_length and eval.max_new_tokens come to {wanted} tokens. "
+            f"Expected at most {positions}: the positions that {config.model.name} has."
+        )
+    if config.lora.target_modules != "all-linear":
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
+        for name in target_modules(config):
+            if name not in linear:
+                raise InputError(
+                    f"lora.target_modules names '{name}', which {config.model.name} does not have. "
+                    f"Expected all-linear, or some of {', '.join(sorted(linear))}."
+                )
 
 
-def _make_baseline(job: Job, model: Any) -> tuple[str, pd.DataFrame]:
-    """Evaluate the base model in a run of its own; the first such run also registers it."""
-    with tracking.run(f"base-{job.base.short_name}", _tags(job, tracking.BASE)) as active:
+def _evaluate_base(job: Job, experiment_id: str) -> tuple[str, pd.DataFrame]:
+    """(run id, table) of the base model on this data; the first such run also registers it."""
+    tags = _tags(job, tracking.BASE)
+    found = _find_evaluation(job, experiment_id, tags)
+    if found is None:
+        with tracking.run(job.client, f"base-{job.base.short_name}", tags) as active:
+            _log_inputs(job)
+            table, metrics = _evaluate(job, job.model, "the base model")
+            if _registered_base(job) is None:
+                _register(job, active.info.run_id, job.model, tracking.BASE, metrics, {})
+        found = active.info.run_id, table
+    version = _registered_base(job)
+    if version is not None:
+        job.client.set_tag(found[0], EVALUATES_TAG, f"{version.name}/{version.version}")
+    return found
+
+
+def _evaluate_incumbent(job: Job, experiment_id: str) -> None:
+    """Evaluate the version in production on this data, where its own run did not: the gate compares like with like."""
+    name, _ = register.model_names(job.config)
+    version = _in_production(job, name)
+    if version is None or (version.tags.get("role"), version.tags.get("base_model")) == ("base", job.base.identity):
+        return
+    tags = {**_tags(job, "incumbent"), EVALUATES_TAG: f"{name}/{version.version}"}
+    comparable = all(version.tags.get(key) == tags[key] for key in ("dataset_digest", "eval_settings"))
+    if comparable or _find_evaluation(job, experiment_id, tags) is not None:
+        return
+    with tracking.run(job.client, f"incumbent-version-{version.version}", tags):
         _log_inputs(job)
-        table, metrics = _evaluate(job, model, "the base model")
-        if not _base_is_registered(job):
-            _register(job, active.info.run_id, model, tracking.BASE, metrics, {})
-    return active.info.run_id, table
+        options = {"device": job.config.model.device, "dtype": job.config.model.dtype}
+        served = mlflow.pyfunc.load_model(f"models:/{name}/{version.version}", model_config=options)
+        python_model: Any = served.unwrap_python_model()
+        what = f"version {version.version}, which is in production,"
+        _evaluate(job, python_model.model, what, python_model.tokenizer)
 
 
-def _base_is_registered(job: Job) -> bool:
+def _in_production(job: Job, name: str) -> ModelVersion | None:
+    try:
+        return job.client.get_model_version_by_alias(name, "production")
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, no alias
+            return None
+        raise
+
+
+def _find_evaluation(job: Job, experiment_id: str, tags: dict[str, str]) -> tuple[str, pd.DataFrame] | None:
+    """(run id, table) of an earlier run with these tags: the same model on the same data in the same way."""
+    same = f"tags.role = '{tags['role']}' and tags.dataset_digest = '{tags['dataset_digest']}'"
+    runs = job.client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'")
+    run = next((run for run in runs if tags.items() <= run.data.tags.items()), None)
+    if run is None:
+        return None
+    say(f"Evaluated on this data before: {run.info.run_name}")
+    with tempfile.TemporaryDirectory() as folder:
+        return run.info.run_id, pd.read_parquet(
+            job.client.download_artifacts(run.info.run_id, EVALUATION_TABLE, folder)
+        )
+
+
+def _registered_base(job: Job) -> ModelVersion | None:
     name, _ = register.model_names(job.config)
     versions = job.client.search_model_versions(f"name = '{name}'")
-    return any(
-        version.tags.get(tracking.ROLE) == tracking.BASE and version.tags.get("base_model") == job.base.identity
-        for version in versions
-    )
+    wanted = {"role": tracking.BASE, "base_model": job.base.identity}.items()
+    return next((version for version in versions if wanted <= version.tags.items()), None)
 
 
-def _evaluate(job: Job, model: Any, what: str) -> tuple[pd.DataFrame, dict[str, float]]:
+def _evaluate(job: Job, model: Any, what: str, tokenizer: Any = None) -> tuple[pd.DataFrame, dict[str, float]]:
     """Evaluate on the held-out examples and log table and metrics to the active run."""
     examples = job.data.held_out
     say(f"Evaluating {what} on {len(examples)} held-out examples")
     # Each example counts twice: once for its likelihood, once for the generated completion.
     with tqdm(total=2 * len(examples), unit="example", leave=False, disable=not sys.stderr.isatty()) as bar:
-        table = evaluate(model, job.tokenizer, examples, job.data.language, job.config.eval, bar.update)
+        table = evaluate(model, tokenizer or job.tokenizer, examples, job.data.language, job.config.eval, bar.update)
     metrics = summarise(table)
     mlflow.log_metrics(metrics)
     with tempfile.TemporaryDirectory() as folder:
@@ -172,11 +233,12 @@ def _register(
 
 def _tags(job: Job, role: str) -> dict[str, str]:
     """What makes two evaluations of one model the same; on runs and on versions."""
+    dtype = str(job.model.dtype).removeprefix("torch.")
     return {
         tracking.ROLE: role,
         "base_model": job.base.identity,
         "dataset_digest": job.data.held_out_digest,
-        "eval_settings": f"greedy, max_new_tokens={job.config.eval.max_new_tokens}",
+        "eval_settings": f"greedy, max_new_tokens={job.config.eval.max_new_tokens}, {dtype}, {job.data.language}",
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
@@ -31,7 +32,8 @@ def base_against_candidate(base: pd.DataFrame, candidate: pd.DataFrame, path: Pa
     x = pairs["nll_base"] / pairs["tokens_base"]
     y = pairs["nll_candidate"] / pairs["tokens_candidate"]
     better = int((y < x).sum())
-    top = max(x.max(), y.max()) * 1.05
+    finite = np.concatenate([x, y])[np.isfinite(np.concatenate([x, y]))]
+    top = finite.max(initial=0.1) * 1.05  # a diverged model's points lie outside
     figure, axes = plt.subplots(figsize=(5.5, 5.5), layout="constrained")
     axes.fill_between([0, top], [0, top], color="tab:green", alpha=0.08, label="candidate better")
     axes.plot([0, top], [0, top], color="gray", linewidth=1)

@@ -11,8 +11,10 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
 
 import serving.model
+from trainer import tracking
 from trainer.config import Config
 
 
@@ -53,7 +55,7 @@ def log_and_register(
 ) -> Registered:
     """Log a model, and the folder where it was saved, to the active run and register both forms, or none.
 
-    Interrupted or failed half-way, it takes back the version that it had made.
+    Interrupted or failed half-way, it takes back the version that it had made. The run ends with it.
     """
     # No input example: MLflow would load the model once more to try it, 4 s of a laptop; `promoter validate` does.
     warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
@@ -75,22 +77,37 @@ def log_and_register(
         pip_requirements=requirements,
         signature=serving.model.signature(generation),
     )
-    pyfunc_name, pytorch_name = model_names(config)
-    made: list[ModelVersion] = []
+    names = model_names(config)
     try:
-        # The PyFunc comes last: it is the version that the promoter looks at.
-        for name, info in ((pytorch_name, pytorch), (pyfunc_name, pyfunc)):
-            _ensure_registered_model(client, name)
-            made.append(
-                client.create_model_version(
-                    name, info.model_uri, run_id, tags=tags, description=description, model_id=info.model_id
-                )
-            )
+        with tracking.deferred_interrupts():
+            # The PyFunc comes last: it is the version that the promoter looks at.
+            versions = [
+                _create_version(client, name, info, run_id, description, tags)
+                for name, info in ((names[1], pytorch), (names[0], pyfunc))
+            ]
+            mlflow.end_run("FINISHED")
     except BaseException:
-        for version in made:
-            client.delete_model_version(version.name, version.version)
+        with tracking.deferred_interrupts():
+            if mlflow.active_run() is not None:  # else only a held-back Ctrl-C came through: all is done
+                _take_back(client, names, run_id)
         raise
-    return Registered(pyfunc=made[1], pytorch=made[0])
+    return Registered(pyfunc=versions[1], pytorch=versions[0])
+
+
+def _create_version(
+    client: MlflowClient, name: str, info: ModelInfo, run_id: str, description: str, tags: dict[str, str]
+) -> ModelVersion:
+    _ensure_registered_model(client, name)
+    return client.create_model_version(
+        name, info.model_uri, run_id, tags=tags, description=description, model_id=info.model_id
+    )
+
+
+def _take_back(client: MlflowClient, names: tuple[str, str], run_id: str) -> None:
+    """Delete the versions that a run has made; found by the run, since a reply may have been lost."""
+    for name in names:
+        for version in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+            client.delete_model_version(version.name, version.version)
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:

@@ -6,11 +6,12 @@ it RUNNING after SIGTERM.
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ class Terminated(KeyboardInterrupt):
 
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server. Raises InputError, within seconds, where none answers."""
-    if uri.startswith(("http://", "https://")):
+    if not re.match(r"(https?|file|sqlite|postgresql\+psycopg2)://?", uri):
+        raise InputError(f"tracking.uri is '{uri}'. Expected a URL such as http://127.0.0.1:5000.")
+    if uri.startswith("http"):
         try:
             answer = requests.get(f"{uri.rstrip('/')}/health", timeout=5)
             reason = "" if answer.ok else f"it answers {answer.status_code} to /health"
@@ -62,33 +65,50 @@ def terminated_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise Terminated("SIGTERM")
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _handling(interrupt, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
-def run(name: str | None, tags: dict[str, str]) -> Iterator[MlflowRun]:
-    """An MLflow run that ends as FINISHED, FAILED or KILLED, with the reason in the tag `ended_because`."""
+def deferred_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back while something happens that must be whole; they take effect afterwards."""
+    pending: list[int] = []
+    with _handling(lambda number, frame: pending.append(number), signal.SIGINT, signal.SIGTERM):
+        yield
+    for number in pending[:1]:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], Any], *numbers: signal.Signals) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def run(client: MlflowClient, name: str | None, tags: dict[str, str]) -> Iterator[MlflowRun]:
+    """An MLflow run that ends as FINISHED, FAILED or KILLED, with the reason in the tag `ended_because`.
+
+    A run that was ended inside (with its registration, say) stays as it is.
+    """
     active = mlflow.start_run(run_name=name, tags=tags)
+    run_id = active.info.run_id
     try:
         yield active
-    except KeyboardInterrupt as error:
-        _end("KILLED", str(error) or "Ctrl-C")
-        raise
     except BaseException as error:
-        _end("FAILED", f"{type(error).__name__}: {error}"[:5000])
+        interrupted = isinstance(error, KeyboardInterrupt)
+        reason = (str(error) or "Ctrl-C") if interrupted else f"{type(error).__name__}: {error}"
+        with deferred_interrupts():
+            if mlflow.active_run() is not None:
+                client.set_tag(run_id, "ended_because", reason[:5000])
+                mlflow.end_run("KILLED" if interrupted else "FAILED")
         raise
-    mlflow.end_run("FINISHED")
-
-
-def _end(status: str, reason: str) -> None:
-    try:
-        mlflow.set_tag("ended_because", reason)
-    finally:
-        mlflow.end_run(status)
+    if mlflow.active_run() is not None:
+        mlflow.end_run("FINISHED")
 
 
 def log_config(config: Config) -> None:

@@ -38,7 +38,6 @@ class _ProgressBar(ProgressCallback):  # type: ignore[misc]
 
 def add_adapter(model: Any, config: Config) -> Any:
     """The model with a LoRA adapter to train; the adapter is float32 whatever the base is."""
-    targets = config.lora.target_modules
     return get_peft_model(
         model,
         LoraConfig(
@@ -46,9 +45,15 @@ def add_adapter(model: Any, config: Config) -> Any:
             r=config.lora.r,
             lora_alpha=config.lora.lora_alpha,
             lora_dropout=config.lora.lora_dropout,
-            target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+            target_modules=target_modules(config),
         ),
     )
+
+
+def target_modules(config: Config) -> str | list[str]:
+    """`all-linear`, or the names of the modules that get an adapter."""
+    targets = config.lora.target_modules
+    return targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
 
 
 def train(

@@ -63,24 +63,28 @@ def check_port_is_free(host: str, port: int) -> None:
 
 def set_up(settings: TrackingSettings) -> None:
     """Create folders and env file, and migrate the database. Safe to repeat; keeps what is there."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    if not settings.mlflow_artifacts_destination:
-        (settings.home / "artifacts").mkdir(exist_ok=True)
-    env_file = settings.home / "dev.env"
-    if not env_file.exists():
-        shutil.copy(ENV_TEMPLATE, env_file)
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        if not settings.mlflow_artifacts_destination:
+            (settings.home / "artifacts").mkdir(exist_ok=True)
+        env_file = settings.home / "dev.env"
+        if not env_file.exists():
+            shutil.copy(ENV_TEMPLATE, env_file)
+    except OSError as error:
+        raise InputError(f"RATCHET_HOME is {settings.home}, where nothing can be written: {error.strerror}.") from error
     migrate(settings.backend_store_uri)
 
 
 def migrate(uri: str) -> None:
     """Create the database's tables, or bring them up to this MLflow's version (`mlflow db upgrade`)."""
+    from alembic.util import CommandError
     from mlflow.db import upgrade
     from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         upgrade.main([uri], standalone_mode=False)
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, CommandError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"MLFLOW_BACKEND_STORE_URI names a database that cannot be used: {reason}") from error
 
@@ -92,10 +96,11 @@ def serve(settings: TrackingSettings) -> None:
         # Features that Ratchet does not use and that start processes of their own.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ENABLE_AI_GATEWAY": "false",
+        # In the environment and not among the arguments, which `ps` shows to everyone: it may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": settings.backend_store_uri,
     }
     arguments = [
         *(sys.executable, "-m", "mlflow", "server"),
-        *("--backend-store-uri", settings.backend_store_uri),
         "--serve-artifacts",
         *("--artifacts-destination", settings.artifacts_destination),
         *("--host", settings.tracking_host),

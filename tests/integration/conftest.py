@@ -1,6 +1,7 @@
 """A real tracking server on SQLite and files, in a folder and on a port of its own."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,8 @@ class Stack:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell's background job ignores Ctrl-C, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def promoter(self, *arguments: str) -> Result:

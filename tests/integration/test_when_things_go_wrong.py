@@ -100,6 +100,10 @@ def test_failure_marks_the_run_and_takes_back_a_half_made_registration(stack: St
         ("data.source={empty}", "where no example was found"),
         ("model.name=./nowhere", "model.name is './nowhere', which is no folder"),
         ("tracking.uri=http://127.0.0.1:9", "No tracking server at http://127.0.0.1:9"),
+        ("tracking.uri=localhost:5000", "tracking.uri is 'localhost:5000'. Expected a URL"),
+        ("lora.target_modules=q_proj,nope", "lora.target_modules names 'nope'"),
+        ("eval.max_new_tokens=4000", "Expected at most 4096"),
+        ("model.cache_dir=/dev/null/x model.name=bundled:tiny-random", "model.cache_dir is '/dev/null/x'"),
     ],
 )
 def test_bad_training_input_is_one_message_and_exit_code_2(
@@ -107,7 +111,7 @@ def test_bad_training_input_is_one_message_and_exit_code_2(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
     before = len(stack.client.search_runs([e.experiment_id for e in stack.client.search_experiments()]))
-    result = CliRunner().invoke(trainer, [*settings(tiny, "unused"), override.format(empty=tmp_path)])
+    result = CliRunner().invoke(trainer, [*settings(tiny, "unused"), *override.format(empty=tmp_path).split()])
     assert result.exit_code == 2
     assert expected in result.output
     assert result.output.count("Error:") == 1
@@ -198,6 +202,7 @@ def test_setup_only_makes_folders_env_file_and_database_and_keeps_what_is_there(
         ("TRACKING_PORT", "five", "TRACKING_PORT is 'five'"),
         ("MLFLOW_BACKEND_STORE_URI", "postgresql+psycopg2://u:p@127.0.0.1:9/db", "MLFLOW_BACKEND_STORE_URI"),
         ("MLFLOW_BACKEND_STORE_URI", "nonsense", "MLFLOW_BACKEND_STORE_URI"),
+        ("RATCHET_HOME", "/dev/null/x", "RATCHET_HOME is /dev/null/x"),
     ],
 )
 def test_bad_tracking_setting_is_named(tmp_path, monkeypatch, variable: str, value: str, expected: str) -> None:

@@ -92,7 +92,10 @@ def test_gate_stages_production_and_history(trained: Stack) -> None:
     assert decision["incumbent"]["version"] == "1"
 
     validated = trained.promoter("validate")
-    assert validated.exit_code in (0, 1)  # random weights may answer with nothing but spaces
+    assert "✓ refuses an unknown parameter by name" in validated.output
+    # Random weights may answer with nothing but spaces, which is a no.
+    status = client.get_model_version(MODEL, "2").tags["validation_status"]
+    assert (validated.exit_code, status) in ((0, "passed"), (1, "failed"))
     client.set_model_version_tag(MODEL, "2", "validation_status", "failed")
     refused = trained.promoter("promote", "--stage", "Production")
     assert (refused.exit_code, "has not failed validation" in refused.output) == (1, True)
@@ -176,3 +179,69 @@ def test_rollback_puts_the_previous_version_back(trained: Stack) -> None:
     assert (nothing_left.exit_code, "no version to roll back to" in nothing_left.output) == (2, True)
     # What was rolled back is not promoted again by itself.
     assert "Nothing to do" in trained.promoter("auto-promote").output
+
+
+def test_candidate_on_new_data_meets_the_incumbent_on_that_data(trained: Stack, tiny) -> None:
+    """The trainer evaluates the version in production on the new data; only so can the gate compare."""
+    assert (
+        trained.promoter("promote", "--stage", "Production", "--version", "2", "--force", "--reason", "t").exit_code
+        == 0
+    )
+    job = trained.popen(
+        *("trainer", f"model.name={tiny.folder}", "data.source=package:email", "data.max_train_examples=8"),
+        *("data.max_eval_examples=4", "trainer.max_length=600", "trainer.lr=1e-9", "eval.max_new_tokens=16"),
+    )
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+    assert "Evaluating version 2, which is in production" in output
+    decision = json.loads(trained.promoter("auto-promote", "--format", "json").output)
+    assert decision["candidate"]["dataset_digest"] == decision["incumbent"]["dataset_digest"]
+    assert decision["incumbent"]["version"] == "2"
+    assert not decision["passed"]  # at this learning rate it is the base model still
+    assert [reason["check"] for reason in decision["reasons"] if not reason["passed"]] == ["improvement"]
+
+
+def test_killed_promotions_are_completed_by_the_next_promoter(trained: Stack, monkeypatch) -> None:
+    """Killed right before and right after each write of a promotion, then run again."""
+    client = trained.client
+    for stop_after in ("create_run", "log_text", "set_model_version_tag", "set_registered_model_alias", "settle"):
+        aliases = client.get_registered_model(MODEL).aliases
+        number = "1" if aliases["production"] == "2" else "2"
+        command = ("promote", "--stage", "Production", "--version", number, "--force", "--reason", stop_after)
+        with monkeypatch.context() as patch:
+            if stop_after == "settle":
+                patch.setattr("promoter.stages.settle", _killed)
+            else:
+                real = getattr(mlflow.MlflowClient, stop_after)
+                patch.setattr(mlflow.MlflowClient, stop_after, lambda *a, real=real, **k: _killed(real(*a, **k)))
+            assert isinstance(trained.promoter(*command).exception, KeyboardInterrupt | SystemExit)
+        assert trained.promoter(*command).exit_code == 0
+        assert client.get_registered_model(MODEL).aliases == {"production": number, "previous": aliases["production"]}
+        assert client.get_model_version(MODEL, number).tags["stage"] == "Production"
+        assert client.get_model_version(MODEL, aliases["production"]).tags["stage"] == "Archived"
+        experiment = client.get_experiment_by_name("promotions")
+        assert experiment is not None
+        assert not client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+        [newest, *_] = json.loads(trained.promoter("history", "--format", "json").output)
+        assert (newest["version"], newest["replaced"]) == (number, aliases["production"])
+
+
+def _killed(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_version_in_production_is_not_moved_down(trained: Stack) -> None:
+    number = trained.client.get_registered_model(MODEL).aliases["production"]
+    for stage in ("Staging", "Archived"):
+        result = trained.promoter("promote", "--stage", stage, "--version", number)
+        assert (result.exit_code, "is in production" in result.output) == (2, True)
+
+
+def test_version_registered_by_hand_is_listed_and_refused(trained: Stack) -> None:
+    first = trained.client.get_model_version(MODEL, "1")
+    made = trained.client.create_model_version(MODEL, str(first.source), model_id=first.model_id)
+    assert not made.run_id
+    number = str(made.version)
+    assert trained.promoter("compare-versions").exit_code == 0
+    refused = trained.promoter("promote", "--stage", "Staging", "--version", number)
+    assert (refused.exit_code, "has no metric" in refused.output) == (1, True)

@@ -52,6 +52,11 @@ def test_shipped_configs_load(path) -> None:
         ("model.device=gpu", "Expected one of auto, cpu, cuda."),
         ("data.eval_fraction=0.9", "Expected above 0 and at most 0.5."),
         ("trainer.lr", "is not an override"),
+        ("trainer.lr=[", "Quote it for YAML"),
+        ("data.source=*.jsonl", "Quote it for YAML"),
+        ("seed=4294967296", "Expected at least 0 and below"),
+        ("tracking.experiment_name=a/b", "tracking.experiment_name is 'a/b'. Expected letters"),
+        ("tracking.experiment_name=it's", "Expected letters"),
         ("=3", "is not an override"),
     ],
 )
@@ -62,7 +67,8 @@ def test_bad_override_says_what_and_what_instead(override: str, expected: str) -
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("a: [", "is not YAML"), ("- 1", "holds no mapping"), ("trainer: {lrr: 1}", "trainer.lr")]
+    ("text", "expected"),
+    [("a: [", "is not YAML"), ("- 1", "holds no mapping"), ("3", "is not YAML"), ("trainer: {lrr: 1}", "trainer.lr")],
 )
 def test_bad_file_is_refused(tmp_path, text: str, expected: str) -> None:
     path = tmp_path / "config.yaml"
