@@ -67,15 +67,20 @@ def test_interrupted_training_leaves_a_killed_run_and_no_version(
         assert [version.tags["role"] for version in versions] == ["base"]
 
 
-def test_failure_marks_the_run_and_takes_back_a_half_made_registration(stack: Stack, tiny, monkeypatch) -> None:
+@pytest.mark.parametrize("reply_lost", [False, True])
+def test_failed_registration_marks_the_run_and_takes_back_what_was_made(
+    stack: Stack, tiny, monkeypatch, reply_lost: bool
+) -> None:
     from mlflow import MlflowClient
 
     create = MlflowClient.create_model_version
 
     def fail_for_the_pyfunc(self, name, *args, **kwargs):
-        if name == "failing_model":
-            raise MlflowException("the registry broke")
-        return create(self, name, *args, **kwargs)
+        if name != "failing_model":
+            return create(self, name, *args, **kwargs)
+        if reply_lost:  # the version exists, and the trainer does not know
+            create(self, name, *args, **kwargs)
+        raise MlflowException("the registry broke")
 
     monkeypatch.setattr(MlflowClient, "create_model_version", fail_for_the_pyfunc)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
@@ -85,11 +90,31 @@ def test_failure_marks_the_run_and_takes_back_a_half_made_registration(stack: St
     client = stack.client
     experiment = client.get_experiment_by_name("failing")
     assert experiment is not None
-    [run] = client.search_runs([experiment.experiment_id])
+    run = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
     assert run.info.status == "FAILED"
     assert "the registry broke" in run.data.tags["ended_because"]
     for name in ("failing_model", "failing_pytorch_model"):
         assert not client.search_model_versions(f"name = '{name}'")
+
+
+def test_ctrl_c_between_the_two_registrations_waits_for_both(stack: Stack, tiny, monkeypatch) -> None:
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_model_version
+
+    def interrupted(self, name, *args, **kwargs):
+        version = create(self, name, *args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+        return version
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", interrupted)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
+    result = CliRunner().invoke(trainer, settings(tiny, "between"))
+    assert result.exit_code == 130
+    client = stack.client
+    for name in ("between_model", "between_pytorch_model"):
+        [version] = client.search_model_versions(f"name = '{name}'")
+        assert client.get_run(str(version.run_id)).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(

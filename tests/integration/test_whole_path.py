@@ -238,8 +238,8 @@ def test_the_version_in_production_is_not_moved_down(trained: Stack) -> None:
 
 
 def test_version_registered_by_hand_is_listed_and_refused(trained: Stack) -> None:
-    first = trained.client.get_model_version(MODEL, "1")
-    made = trained.client.create_model_version(MODEL, str(first.source), model_id=first.model_id)
+    source = trained.client.get_model_version_download_uri(MODEL, "1")
+    made = trained.client.create_model_version(MODEL, source)
     assert not made.run_id
     number = str(made.version)
     assert trained.promoter("compare-versions").exit_code == 0
