@@ -235,13 +235,3 @@ def test_the_version_in_production_is_not_moved_down(trained: Stack) -> None:
     for stage in ("Staging", "Archived"):
         result = trained.promoter("promote", "--stage", stage, "--version", number)
         assert (result.exit_code, "is in production" in result.output) == (2, True)
-
-
-def test_version_registered_by_hand_is_listed_and_refused(trained: Stack) -> None:
-    source = trained.client.get_model_version_download_uri(MODEL, "1")
-    made = trained.client.create_model_version(MODEL, source)
-    assert not made.run_id
-    number = str(made.version)
-    assert trained.promoter("compare-versions").exit_code == 0
-    refused = trained.promoter("promote", "--stage", "Staging", "--version", number)
-    assert (refused.exit_code, "has no metric" in refused.output) == (1, True)
