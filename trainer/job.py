@@ -68,7 +68,6 @@ def prepare(config: Config) -> Job:
 def run(job: Job) -> register.Registered:
     """Evaluate base model and incumbent unless that was done before, fine-tune, evaluate, log and register."""
     experiment_id = mlflow.set_experiment(job.config.tracking.experiment_name).experiment_id
-    transformers.set_seed(job.config.seed)
     base_run_id, base_table = _evaluate_base(job, experiment_id)
     _evaluate_incumbent(job, experiment_id)
     base_metrics = summarise(base_table)
@@ -81,6 +80,7 @@ def run(job: Job) -> register.Registered:
         _log_inputs(job)
         mlflow.set_tag("base_run_id", base_run_id)
         say(f"Fine-tuning {job.base.short_name} with LoRA (rank {job.config.lora.r}), run {active.info.run_name}")
+        transformers.set_seed(job.config.seed)  # here, so that what was evaluated before makes no difference
         model = add_adapter(job.model, job.config)
         callback = tracking.MlflowCallback(job.client, active.info.run_id)
         totals = train(model, job.tokenizer, job.data.train, job.config, callback, str(folder / "trainer"))
