@@ -97,20 +97,20 @@ def test_failed_registration_marks_the_run_and_takes_back_what_was_made(
         assert not client.search_model_versions(f"name = '{name}'")
 
 
-def test_ctrl_c_between_the_two_registrations_waits_for_both(stack: Stack, tiny, monkeypatch) -> None:
+def test_signal_between_the_two_registrations_waits_for_both(stack: Stack, tiny, monkeypatch) -> None:
     from mlflow import MlflowClient
 
     create = MlflowClient.create_model_version
 
     def interrupted(self, name, *args, **kwargs):
         version = create(self, name, *args, **kwargs)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         return version
 
     monkeypatch.setattr(MlflowClient, "create_model_version", interrupted)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
     result = CliRunner().invoke(trainer, settings(tiny, "between"))
-    assert result.exit_code == 130
+    assert result.exit_code == 143
     client = stack.client
     for name in ("between_model", "between_pytorch_model"):
         [version] = client.search_model_versions(f"name = '{name}'")
