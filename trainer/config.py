@@ -38,7 +38,7 @@ def _option(
     expected = [f"one of {', '.join(choices)}"] if choices else []
     for words, bound in (("at least", at_least), ("above", above), ("at most", at_most), ("below", below)):
         if math.isfinite(bound):
-            expected.append(f"{words} {bound:g}")
+            expected.append(f"{words} {bound}")
 
     if pattern[1]:
         expected.append(pattern[1])
