@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
                 "--disable-component-update",
             ],
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
         # The assistant's panel would open by itself and cover a quarter of the page.
         page.add_init_script(
             "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"
@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
         curves = ["loss", "grad_norm"]
         look(page, f"{run_url}/model-metrics", curves, folder / "mlflow-metrics.png", search="train/")
         plot_url = f"{run_url}/artifacts/plots/base_against_candidate.png"
-        look(page, plot_url, ["plots", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
+        look(page, plot_url, ["base_against_candidate.png", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
         aliases = ["@ production", "@ previous"]
         look(page, f"{url}/#/models/{EXPERIMENT}_model", aliases, folder / "mlflow-models.png")
         browser.close()

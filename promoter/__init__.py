@@ -1,1 +1,6 @@
 """Compares, gates and promotes model versions, and rolls back: `promoter --help`."""
+
+import os
+
+# Nothing goes to anybody: MLflow and the Hub's client would report their use to their makers.
+os.environ.setdefault("DO_NOT_TRACK", "true")

@@ -84,7 +84,6 @@ def serve(settings: ServingSettings, version: str) -> None:
     """Become `mlflow models serve` for exactly this version: the alias may move, a running server's model does not."""
     os.environ |= {
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         # `mlflow models serve` starts `uvicorn` by name: the one of this Python, also where no venv is active.
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),

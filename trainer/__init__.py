@@ -1,1 +1,6 @@
 """Fine-tunes a code model on your code and registers it: `trainer --help`."""
+
+import os
+
+# Nothing goes to anybody: MLflow and the Hub's client would report their use to their makers.
+os.environ.setdefault("DO_NOT_TRACK", "true")

@@ -214,7 +214,7 @@ def _from_hub(config: ModelConfig) -> BaseModel:
     except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise InputError(
             f"model.name is '{config.name}', which is no local folder, and the Hub cannot be reached for it: "
-            f"{_first_line(error)} Give a local folder, or {SMOLLM2}, which needs no network."
+            f"{_first_line(error).rstrip('.')}. Give a local folder, or {SMOLLM2}, which needs no network."
         ) from error
     if not any(folder.glob("*.safetensors")):
         raise InputError(

@@ -34,7 +34,7 @@ def base_against_candidate(base: pd.DataFrame, candidate: pd.DataFrame, path: Pa
     better = int((y < x).sum())
     finite = np.concatenate([x, y])[np.isfinite(np.concatenate([x, y]))]
     top = finite.max(initial=0.1) * 1.05  # a diverged model's points lie outside
-    figure, axes = plt.subplots(figsize=(5.5, 5.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     axes.fill_between([0, top], [0, top], color="tab:green", alpha=0.08, label="candidate better")
     axes.plot([0, top], [0, top], color="gray", linewidth=1)
     axes.scatter(x, y, s=14)

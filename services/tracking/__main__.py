@@ -92,7 +92,6 @@ def migrate(uri: str) -> None:
 def serve(settings: TrackingSettings) -> None:
     """Become `mlflow server` (its process replaces this one, so that signals reach it)."""
     os.environ |= {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
         # Features that Ratchet does not use and that start processes of their own.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ENABLE_AI_GATEWAY": "false",
