@@ -66,8 +66,9 @@ screenshots: .venv/.dev ## Look at the running demo's MLflow UI in a headless br
 	@$(RUN) .venv/bin/python -m infra.screenshots $(SCREENSHOTS)
 
 lock: .venv/.dev ## Write constraints.txt anew from what is installed
+	@$(PIP) -e '.[tracking-prod]' # pinned here too, though only the tracking host in production installs it
 	@{ echo '# Every package of every part at one version; pip reads it with -c.'; \
-	   .venv/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu//'; } > constraints.txt
+	   .venv/bin/python -m pip freeze --all --exclude ratchet --exclude pip | sed 's/+cpu//'; } > constraints.txt
 
 .venv/bin/python:
 	@echo "Making the virtual environment .venv ($$($(PYTHON) --version))"
