@@ -6,6 +6,7 @@ when the gate keeps the candidate out, since that is an answer; leaves both serv
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -146,7 +147,7 @@ class Demo:
         click.echo(
             f"\nMLflow UI:   {self.tracking_url}\n"
             f"Completions: {self.serving_url}/invocations\n"
-            f"  curl {self.serving_url}/invocations -H 'Content-Type: application/json' -d {_quoted(example)}\n"
+            f"  curl {self.serving_url}/invocations -H 'Content-Type: application/json' -d {shlex.quote(example)}\n"
             "Stop both:   make down\n"
         )
         click.secho(f"In production: {MODEL} version {production.version} ({production.tags['role']})", bold=True)
@@ -189,10 +190,6 @@ def _answers(url: str) -> bool:
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.rstrip("\n").split("\n"))
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 @click.command()

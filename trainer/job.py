@@ -12,6 +12,7 @@ import pandas as pd
 import transformers
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from torch.nn import Linear
@@ -125,18 +126,20 @@ def _check_fit(config: Config, model: Any) -> None:
 def _evaluate_base(job: Job, experiment_id: str) -> tuple[str, pd.DataFrame]:
     """(run id, table) of the base model on this data; the first such run also registers it."""
     tags = _tags(job, tracking.BASE)
-    found = _find_evaluation(job, experiment_id, tags)
-    if found is None:
+    version = _registered_base(job)
+    earlier = _find_evaluation(job, experiment_id, tags)
+    if earlier is not None:
+        run_id, table = earlier.info.run_id, _read_table(job, earlier.info.run_id)
+    else:
         with tracking.run(job.client, f"base-{job.base.short_name}", tags) as active:
+            run_id = active.info.run_id
             _log_inputs(job)
             table, metrics = _evaluate(job, job.model, "the base model")
-            if _registered_base(job) is None:
-                _register(job, active.info.run_id, job.model, tracking.BASE, metrics, {})
-        found = active.info.run_id, table
-    version = _registered_base(job)
+            if version is None:
+                version = _register(job, run_id, job.model, tracking.BASE, metrics, {}).pyfunc
     if version is not None:
-        job.client.set_tag(found[0], EVALUATES_TAG, f"{version.name}/{version.version}")
-    return found
+        job.client.set_tag(run_id, EVALUATES_TAG, f"{version.name}/{version.version}")
+    return run_id, table
 
 
 def _evaluate_incumbent(job: Job, experiment_id: str) -> None:
@@ -167,18 +170,19 @@ def _in_production(job: Job, name: str) -> ModelVersion | None:
         raise
 
 
-def _find_evaluation(job: Job, experiment_id: str, tags: dict[str, str]) -> tuple[str, pd.DataFrame] | None:
-    """(run id, table) of an earlier run with these tags: the same model on the same data in the same way."""
+def _find_evaluation(job: Job, experiment_id: str, tags: dict[str, str]) -> Run | None:
+    """An earlier run with these tags: it evaluated the same model on the same data in the same way."""
     same = f"tags.role = '{tags['role']}' and tags.dataset_digest = '{tags['dataset_digest']}'"
     runs = job.client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'")
     run = next((run for run in runs if tags.items() <= run.data.tags.items()), None)
-    if run is None:
-        return None
-    say(f"Evaluated on this data before: {run.info.run_name}")
+    if run is not None:
+        say(f"Evaluated on this data before: {run.info.run_name}")
+    return run
+
+
+def _read_table(job: Job, run_id: str) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
-        return run.info.run_id, pd.read_parquet(
-            job.client.download_artifacts(run.info.run_id, EVALUATION_TABLE, folder)
-        )
+        return pd.read_parquet(job.client.download_artifacts(run_id, EVALUATION_TABLE, folder))
 
 
 def _registered_base(job: Job) -> ModelVersion | None:
