@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Stand-in base images from Debian packages and PyPI alone, for a network with no image registry:
+# `make offline-images`. Writes .env.offline, which points the image variables at them (`make env` takes it over).
+#
+# The Python image carries this machine's CA bundle and pip configuration, and the wheels of its `find-links`
+# folders, so that the Dockerfiles need to know nothing of this network. See infra/offline/README.md.
+set -euo pipefail
+trap 'echo "make offline-images: failed at line $LINENO: $BASH_COMMAND" >&2; exit 1' ERR
+cd "$(dirname "$0")"
+
+PYTHON_IMAGE=ratchet-offline/python:3.11-bookworm
+POSTGRES_IMAGE=ratchet-offline/postgres:17-trixie
+MINIO_IMAGE=ratchet-offline/s3:rclone
+CA_BUNDLE=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
+
+refuse() { # bad input: what is wrong and what to do
+    echo "make offline-images: $*" >&2
+    exit 2
+}
+
+docker info >/dev/null 2>&1 || refuse "no Docker engine answers. Start one: make engine"
+[ "$(id -u)" = 0 ] || refuse "making a Debian system needs root. Run: sudo make offline-images"
+[ -r "$CA_BUNDLE" ] || refuse "SSL_CERT_FILE names '$CA_BUNDLE', which cannot be read. Expected this machine's CA bundle."
+if ! command -v mmdebstrap >/dev/null; then
+    command -v apt-get >/dev/null || refuse "mmdebstrap is missing, and so is apt-get. Expected Debian or Ubuntu."
+    apt-get update -q=2 && apt-get install -y -q=2 --no-install-recommends mmdebstrap >/dev/null
+fi
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Origin: Debian' | head -n 1)}
+[ -n "$mirror" ] || refuse "apt knows no Debian mirror. Name one: make offline-images DEBIAN_MIRROR=http://…"
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# What the images take over from this machine: apt's network settings, the CA bundle, pip's configuration.
+mkdir -p "$work/etc/ssl/certs"
+apt-config dump | grep '^Acquire::' | grep -v '^Acquire::IndexTargets' >"$work/apt.conf" || true
+cp --dereference "$CA_BUNDLE" "$work/etc/ssl/certs/ca-certificates.crt"
+"${PYTHON:-python3}" take_over_pip.py "$work"
+recipe=$(cat images.sh postgres/* s3/* take_over_pip.py | sha256sum)$(cd "$work" && find . -type f -print0 | sort -z |
+    xargs -0 sha256sum | sha256sum)$mirror
+recipe=$(echo "$recipe" | sha256sum | cut -c 1-16)
+
+is_made() { # image: is it there, by this very recipe?
+    [ "$(docker image inspect --format '{{index .Config.Labels "ratchet.recipe"}}' "$1" 2>/dev/null)" = "$recipe" ]
+}
+
+debian() { # image, suite, packages, then `docker import` changes; hooks come from the array `hooks`
+    local image=$1 suite=$2 packages=$3
+    shift 3
+    echo "Making $image from Debian's packages …"
+    mmdebstrap --quiet --variant=minbase --skip=cleanup/run --include="$packages" --aptopt="$work/apt.conf" \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' "${hooks[@]}" "$suite" - "$mirror" |
+        docker import --change "LABEL ratchet.recipe=$recipe" "$@" - "$image" >/dev/null
+}
+
+if ! is_made "$PYTHON_IMAGE"; then
+    hooks=("--customize-hook=sync-in '$work/etc' /etc"
+        '--customize-hook=ln -s python3 "$1/usr/bin/python"')
+    [ -d "$work/wheels" ] && hooks+=("--customize-hook=copy-in '$work/wheels' /")
+    debian "$PYTHON_IMAGE" bookworm ca-certificates,python3,python3-venv --change 'CMD ["python3"]'
+fi
+if ! is_made "$POSTGRES_IMAGE"; then
+    # The user has the number that it has in the official image, so that one compose file fits both.
+    hooks=('--essential-hook=echo postgres:x:999: >>"$1/etc/group"'
+        '--essential-hook=echo postgres:x:999:999::/var/lib/postgresql:/bin/bash >>"$1/etc/passwd"'
+        '--essential-hook=mkdir -p "$1/etc/postgresql-common"'
+        '--essential-hook=echo create_main_cluster=false >"$1/etc/postgresql-common/createcluster.conf"'
+        "--customize-hook=copy-in postgres/entrypoint.sh /usr/local/bin"
+        '--customize-hook=install -d -o 999 -g 999 "$1/var/lib/postgresql/data" "$1/var/run/postgresql"')
+    debian "$POSTGRES_IMAGE" trixie postgresql-17 --change 'ENTRYPOINT ["entrypoint.sh"]' \
+        --change 'CMD ["postgres"]' --change 'USER 999' --change 'VOLUME /var/lib/postgresql/data' \
+        --change 'EXPOSE 5432' --change 'ENV PGDATA=/var/lib/postgresql/data' \
+        --change 'ENV PATH=/usr/lib/postgresql/17/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+fi
+if ! is_made "$MINIO_IMAGE"; then
+    echo "Making $MINIO_IMAGE from PyPI's rclone …"
+    DOCKER_BUILDKIT=1 docker build --quiet --build-arg "PYTHON_IMAGE=$PYTHON_IMAGE" --label "ratchet.recipe=$recipe" \
+        --tag "$MINIO_IMAGE" s3 >/dev/null
+fi
+
+cat >../../.env.offline <<END
+# Written by \`make offline-images\`: base images made on this machine, in place of those that would be pulled.
+PYTHON_IMAGE=$PYTHON_IMAGE
+POSTGRES_IMAGE=$POSTGRES_IMAGE
+MINIO_IMAGE=$MINIO_IMAGE
+END
+docker image ls --format '{{.Repository}}:{{.Tag}}  {{.Size}}' 'ratchet-offline/*'
+echo "Wrote .env.offline. Next: make env"

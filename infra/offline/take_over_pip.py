@@ -1,0 +1,47 @@
+"""Lay out this machine's pip configuration for an image: etc/pip.conf, and what it names, below a folder.
+
+python3 take_over_pip.py FOLDER
+
+`find-links` folders become /wheels in the image, the constraint file /etc/pip-constraints.txt, the certificate
+Debian's bundle. Package indexes on this machine's disk (file://) are left out: too large for an image.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+TAKEN = ("index-url", "extra-index-url", "trusted-host", "timeout", "find-links", "constraint", "cert")
+
+
+def main(folder: Path) -> None:
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
+    ).stdout
+    found: dict[str, str] = {}
+    for line in listing.splitlines():
+        key, _, value = line.partition("=")
+        name = key.rpartition(".")[2].removeprefix("default-")  # `:env:.name` comes first, `global.name` after it
+        if name in TAKEN:
+            found.setdefault(name, value.strip("'"))
+    settings = {name: value for name, value in found.items() if name not in ("find-links", "constraint", "cert")}
+    for name in ("index-url", "extra-index-url"):
+        remote = [url for url in settings.get(name, "").replace("\\n", " ").split() if not url.startswith("file:")]
+        settings.pop(name, None)
+        if remote:
+            settings[name] = " ".join(remote)
+    wheels = [Path(path) for path in found.get("find-links", "").split() if Path(path).is_dir()]
+    for path in wheels:
+        shutil.copytree(path, folder / "wheels", dirs_exist_ok=True)
+    if wheels:
+        settings["find-links"] = "/wheels"
+    if (constraint := Path(found.get("constraint", ""))).is_file():
+        shutil.copy(constraint, folder / "etc" / "pip-constraints.txt")
+        settings["constraint"] = "/etc/pip-constraints.txt"
+    settings["cert"] = "/etc/ssl/certs/ca-certificates.crt"
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    (folder / "etc" / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
