@@ -1,6 +1,7 @@
 """The command line: `promoter COMMAND --help`."""
 
 import getpass
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -201,6 +202,11 @@ def promote(
 @click.pass_context
 def validate(context: click.Context, model_name: str, number: str | None) -> None:
     """Load a version as serving does, generate with it, check what comes out, and tag the version with the result."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(
+            "Loading a model needs torch, which is not installed here. Run this where it is; in the Compose stack: "
+            "docker compose run --rm --entrypoint promoter serving validate"
+        )
     from promoter.validation import validate as run_checks  # the model brings torch and transformers
 
     client = registry.connect(context.obj)

@@ -4,22 +4,38 @@ curl http://127.0.0.1:8000/invocations -H 'Content-Type: application/json' \\
      -d '{"inputs": ["def add(a, b):\\n"], "params": {"max_new_tokens": 32}}'
 """
 
+import hashlib
 import os
+import shutil
+import signal
 import socket
 import sys
 import sysconfig
-from typing import Any
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import ValidationError
 
 from serving.settings import ServingSettings
+from serving.waiting import WaitingRoom
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+POLL_S = 2.0  # how often to ask for the alias while there is none
 
 
 class InputError(click.ClickException):
     """Bad input; the command exits with 2."""
 
     exit_code = 2
+
+
+class NotYet(InputError):
+    """What is to be served is not there, but may come."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -29,6 +45,13 @@ class InputError(click.ClickException):
 )
 @click.option("--host", "serving_host", help="Interface to listen on.  [$SERVING_HOST or 127.0.0.1]")
 @click.option("--port", "serving_port", type=click.IntRange(1, 65535), help="Port.  [$SERVING_PORT or 8000]")
+@click.option(
+    "--wait",
+    "serving_wait",
+    is_flag=True,
+    default=None,
+    help="Where no version has the alias yet, wait for one and answer 503 until then.  [$SERVING_WAIT]",
+)
 def main(**given: Any) -> None:
     """Serve the model version in production. Settings come from the environment: infra/env/dev.env explains them."""
     try:
@@ -37,12 +60,12 @@ def main(**given: Any) -> None:
         first = error.errors()[0]
         raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
     check_port_is_free(settings.serving_host, settings.serving_port)
-    version = resolve(settings)
+    version, folder = wait_for_model(settings) if settings.serving_wait else prepare(settings)
     click.echo(
         f"Serving {settings.serving_model} version {version} ({settings.serving_alias}) at "
         f"http://{settings.serving_host}:{settings.serving_port}/invocations"
     )
-    serve(settings, version)
+    serve(settings, folder)
 
 
 def check_port_is_free(host: str, port: int) -> None:
@@ -58,30 +81,77 @@ def check_port_is_free(host: str, port: int) -> None:
             ) from error
 
 
-def resolve(settings: ServingSettings) -> str:
-    """The number of the version that the alias names. Raises InputError where there is none."""
+def prepare(settings: ServingSettings) -> tuple[str, Path]:
+    """The number of the version that the alias names, and its files. Raises NotYet where there is none."""
+    version = resolve(settings)
+    return str(version.version), fetch(settings, version)
+
+
+def wait_for_model(settings: ServingSettings) -> tuple[str, Path]:
+    """What `prepare` returns, as soon as it can; until then the port answers 503 and says what is awaited."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # nothing is going on that has to be ended
+    with WaitingRoom(settings.serving_host, settings.serving_port) as room:
+        while True:
+            try:
+                return prepare(settings)
+            except NotYet as reason:
+                room.say(reason.message)
+            time.sleep(POLL_S)
+
+
+def resolve(settings: ServingSettings) -> "ModelVersion":
+    """The version that the alias names. Raises NotYet where there is none, or no tracking server."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     name, alias = settings.serving_model, settings.serving_alias
     try:
-        version = MlflowClient(settings.mlflow_tracking_uri).get_model_version_by_alias(name, alias)
+        return MlflowClient(settings.mlflow_tracking_uri).get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise InputError(
+            raise NotYet(
                 f"No version of '{name}' has the alias '{alias}'. Put one there first: "
                 "promoter promote --stage Production --version N"
             ) from error
-        raise InputError(
+        raise NotYet(
             f"No tracking server at {settings.mlflow_tracking_uri}. Start it with `make start-mlflow`, or set "
             "MLFLOW_TRACKING_URI."
         ) from error
-    return str(version.version)
 
 
-def serve(settings: ServingSettings, version: str) -> None:
-    """Become `mlflow models serve` for exactly this version: the alias may move, a running server's model does not."""
+def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
+    """The version's files on this machine, fetched once; those of other versions are deleted.
+
+    Raises NotYet where they cannot be fetched, InputError where they cannot be written.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    # The number alone would do for one database only: another one's version 1 is another model.
+    identity = hashlib.sha256(f"{version.source} {version.creation_timestamp}".encode()).hexdigest()[:12]
+    folder = settings.models / version.name / f"{version.version}-{identity}"
+    mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
+    try:
+        if not folder.is_dir():
+            click.echo(f"Fetching {version.name} version {version.version} …")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            for other in folder.parent.iterdir():
+                shutil.rmtree(other, ignore_errors=True)
+            # Fetched aside and renamed, so that no one ever loads half a model.
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as aside:
+                uri = f"models:/{version.name}/{version.version}"
+                Path(mlflow.artifacts.download_artifacts(uri, dst_path=aside)).rename(folder)
+    except (MlflowException, RequestException) as error:
+        raise NotYet(f"{version.name} version {version.version} cannot be fetched: {error}") from error
+    except OSError as error:
+        raise InputError(f"RATCHET_HOME: {settings.models} cannot hold a model: {error}.") from error
+    return folder
+
+
+def serve(settings: ServingSettings, folder: Path) -> None:
+    """Become `mlflow models serve` for exactly these files: the alias may move, a running server's model does not."""
     os.environ |= {
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -90,7 +160,7 @@ def serve(settings: ServingSettings, version: str) -> None:
     }
     arguments = [
         *(sys.executable, "-m", "mlflow", "models", "serve"),
-        *("--model-uri", f"models:/{settings.serving_model}/{version}"),
+        *("--model-uri", str(folder)),
         *("--env-manager", "local"),
         *("--host", settings.serving_host),
         *("--port", str(settings.serving_port)),

@@ -49,7 +49,7 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
 
     Example: trainer train --config demo data.source=src trainer.epochs=2
     """
-    for variable in ("MLFLOW_TRACKING_URI", "RATCHET_HOME"):
+    for variable in ("DATA_SOURCE", "MLFLOW_TRACKING_URI", "RATCHET_HOME"):
         if not os.environ.get(variable):
             os.environ.pop(variable, None)  # empty counts as unset, as the env files say
     config = load_config(config_path, overrides)

@@ -81,7 +81,7 @@ class DataConfig:
     """Parameters that choose the data."""
 
     source: str = _option(
-        "package:email",
+        "${oc.env:DATA_SOURCE,package:email}",
         "A folder of Python code, a .jsonl file, or `package:NAME`: the source of an installed package.",
     )
     eval_source: str | None = _option(None, "A .jsonl file of held-out examples. Default: hold out part of `source`.")

@@ -1,5 +1,6 @@
 """One training job from start to end: base model, data, baseline, fine-tuning, evaluation, registration."""
 
+import os
 import sys
 import tempfile
 import warnings
@@ -264,7 +265,7 @@ def _log_inputs(job: Job) -> None:
             dataset = from_pandas(frame, source=source, name=name, digest=digest)
         mlflow.log_input(dataset, context=context)
     commits = {
-        "git_commit": tracking.git_commit(Path.cwd()),
+        "git_commit": tracking.git_commit(Path.cwd()) or os.environ.get("GIT_COMMIT"),  # an image knows its own
         "data_git_commit": tracking.git_commit(data.folder),
     }
     mlflow.set_tags({key: commit for key, commit in commits.items() if commit})

@@ -120,7 +120,8 @@ def git_commit(folder: Path) -> str | None:
     """The commit checked out in a folder (with `-dirty`), or None where git knows none."""
     try:
         described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
+            # safe.directory: a mounted source tree belongs to somebody else.
+            ["git", "-c", "safe.directory=*", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
             capture_output=True,
             text=True,
             timeout=20,

@@ -2,13 +2,14 @@
 # Stand-in base images from Debian packages and PyPI alone, for a network with no image registry:
 # `make offline-images`. Writes .env.offline, which points the image variables at them (`make env` takes it over).
 #
-# The Python image carries this machine's CA bundle and pip configuration, and the wheels of its `find-links`
-# folders, so that the Dockerfiles need to know nothing of this network. See infra/offline/README.md.
+# The Python image carries this machine's CA bundle and pip configuration, and an image of its own the wheels of pip's
+# `find-links` folders, so that the Dockerfile needs to know nothing of this network. See infra/offline/README.md.
 set -euo pipefail
 trap 'echo "make offline-images: failed at line $LINENO: $BASH_COMMAND" >&2; exit 1' ERR
 cd "$(dirname "$0")"
 
 PYTHON_IMAGE=ratchet-offline/python:3.11-bookworm
+WHEELS_IMAGE=ratchet-offline/wheels:host
 POSTGRES_IMAGE=ratchet-offline/postgres:17-trixie
 MINIO_IMAGE=ratchet-offline/s3:rclone
 CA_BUNDLE=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
@@ -36,11 +37,12 @@ mkdir -p "$work/etc/ssl/certs"
 apt-config dump | grep '^Acquire::' | grep -v '^Acquire::IndexTargets' >"$work/apt.conf" || true
 cp --dereference "$CA_BUNDLE" "$work/etc/ssl/certs/ca-certificates.crt"
 "${PYTHON:-python3}" take_over_pip.py "$work"
-recipe=$(cat images.sh postgres/* s3/* take_over_pip.py | sha256sum)$(cd "$work" && find . -type f -print0 | sort -z |
-    xargs -0 sha256sum | sha256sum)$mirror
-recipe=$(echo "$recipe" | sha256sum | cut -c 1-16)
+taken_over=$(cd "$work" && find . -type f -print0 | sort -z | xargs -0 sha256sum)
 
-is_made() { # image: is it there, by this very recipe?
+recipe_of() { # what an image is made from, as a short digest: the files named and all that is taken over
+    { cat images.sh take_over_pip.py "$@" && echo "$taken_over $mirror"; } | sha256sum | cut -c 1-16
+}
+is_made() { # image: is it there, by the recipe of now?
     [ "$(docker image inspect --format '{{index .Config.Labels "ratchet.recipe"}}' "$1" 2>/dev/null)" = "$recipe" ]
 }
 
@@ -54,12 +56,17 @@ debian() { # image, suite, packages, then `docker import` changes; hooks come fr
         docker import --change "LABEL ratchet.recipe=$recipe" "$@" - "$image" >/dev/null
 }
 
+recipe=$(recipe_of)
 if ! is_made "$PYTHON_IMAGE"; then
     hooks=("--customize-hook=sync-in '$work/etc' /etc"
         '--customize-hook=ln -s python3 "$1/usr/bin/python"')
-    [ -d "$work/wheels" ] && hooks+=("--customize-hook=copy-in '$work/wheels' /")
     debian "$PYTHON_IMAGE" bookworm ca-certificates,python3,python3-venv --change 'CMD ["python3"]'
 fi
+if ! is_made "$WHEELS_IMAGE"; then
+    echo "Making $WHEELS_IMAGE from pip's find-links: $(ls "$work/wheels" | wc -l) wheels …"
+    tar --create --directory "$work/wheels" . | docker import --change "LABEL ratchet.recipe=$recipe" - "$WHEELS_IMAGE" >/dev/null
+fi
+recipe=$(recipe_of postgres/*)
 if ! is_made "$POSTGRES_IMAGE"; then
     # The user has the number that it has in the official image, so that one compose file fits both.
     hooks=('--essential-hook=echo postgres:x:999: >>"$1/etc/group"'
@@ -73,6 +80,7 @@ if ! is_made "$POSTGRES_IMAGE"; then
         --change 'EXPOSE 5432' --change 'ENV PGDATA=/var/lib/postgresql/data' \
         --change 'ENV PATH=/usr/lib/postgresql/17/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 fi
+recipe=$(recipe_of s3/*)
 if ! is_made "$MINIO_IMAGE"; then
     echo "Making $MINIO_IMAGE from PyPI's rclone …"
     DOCKER_BUILDKIT=1 docker build --quiet --build-arg "PYTHON_IMAGE=$PYTHON_IMAGE" --label "ratchet.recipe=$recipe" \
@@ -82,6 +90,7 @@ fi
 cat >../../.env.offline <<END
 # Written by \`make offline-images\`: base images made on this machine, in place of those that would be pulled.
 PYTHON_IMAGE=$PYTHON_IMAGE
+WHEELS_IMAGE=$WHEELS_IMAGE
 POSTGRES_IMAGE=$POSTGRES_IMAGE
 MINIO_IMAGE=$MINIO_IMAGE
 END

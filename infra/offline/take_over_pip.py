@@ -1,9 +1,10 @@
-"""Lay out this machine's pip configuration for an image: etc/pip.conf, and what it names, below a folder.
+"""Lay out this machine's pip configuration for images: etc/pip.conf, and what it names, below a folder.
 
 python3 take_over_pip.py FOLDER
 
-`find-links` folders become /wheels in the image, the constraint file /etc/pip-constraints.txt, the certificate
-Debian's bundle. Package indexes on this machine's disk (file://) are left out: too large for an image.
+What lies in `find-links` folders goes to FOLDER/wheels, which builds mount at /wheels; the constraint file becomes
+/etc/pip-constraints.txt, the certificate Debian's bundle. Package indexes on this machine's disk (file://) are left
+out: too large for an image.
 """
 
 import shutil
@@ -30,6 +31,7 @@ def main(folder: Path) -> None:
         settings.pop(name, None)
         if remote:
             settings[name] = " ".join(remote)
+    (folder / "wheels").mkdir()
     wheels = [Path(path) for path in found.get("find-links", "").split() if Path(path).is_dir()]
     for path in wheels:
         shutil.copytree(path, folder / "wheels", dirs_exist_ok=True)

@@ -2,9 +2,9 @@
 
 python -m services.tracking --setup-only   # folders, env file, migrated database; then exit
 python -m services.tracking                # the same, then serve
+python -m services.tracking --no-setup     # serve what another has set up, as the container does
 """
 
-import logging
 import os
 import shutil
 import socket
@@ -14,7 +14,9 @@ from typing import Any
 
 import click
 from pydantic import ValidationError
+from sqlalchemy.engine import make_url
 
+from services.tracking.migrate import migrate
 from services.tracking.settings import TrackingSettings
 
 ENV_TEMPLATE = Path(__file__).parents[2] / "infra" / "env" / "dev.env"
@@ -28,21 +30,27 @@ class InputError(click.ClickException):
 
 @click.command(context_settings={"max_content_width": 110})
 @click.option("--setup-only", is_flag=True, help="Create folders, env file and migrated database, then exit.")
+@click.option("--no-setup", is_flag=True, help="Serve at once: folders and database are set up already.")
 @click.option("--host", help="Interface to listen on.  [$TRACKING_HOST or 127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [$TRACKING_PORT or 5000]")
-def main(setup_only: bool, host: str | None, port: int | None) -> None:
+def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -> None:
     """Run the MLflow tracking server. Settings come from the environment: infra/env/dev.env explains them."""
     given: dict[str, Any] = {"tracking_host": host, "tracking_port": port}
+    if setup_only and no_setup:
+        raise InputError("--setup-only and --no-setup exclude each other. Give one of them.")
     try:
         settings = TrackingSettings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
+    except PermissionError as error:
+        raise InputError(f"The secret {error.filename} cannot be read by user {os.getuid()}: run `make env`.") from error
     if not setup_only:
         check_port_is_free(settings.tracking_host, settings.tracking_port)
-    set_up(settings)
+    if not no_setup:
+        set_up(settings)
     if setup_only:
-        click.echo(f"Ready in {settings.home}: database, artifact folder and dev.env. Start: make start-mlflow")
+        click.echo(f"Ready: {_database(settings)}")
         return
     click.echo(f"MLflow tracking server: http://{settings.tracking_host}:{settings.tracking_port}")
     serve(settings)
@@ -62,31 +70,33 @@ def check_port_is_free(host: str, port: int) -> None:
 
 
 def set_up(settings: TrackingSettings) -> None:
-    """Create folders and env file, and migrate the database. Safe to repeat; keeps what is there."""
+    """Create what is missing of folders, env file and tables. Safe to repeat; keeps what is there."""
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        if not settings.mlflow_backend_store_uri:  # the embedded default
+            settings.home.mkdir(parents=True, exist_ok=True)
+            env_file = settings.home / "dev.env"
+            if not env_file.exists():
+                shutil.copy(ENV_TEMPLATE, env_file)
         if not settings.mlflow_artifacts_destination:
-            (settings.home / "artifacts").mkdir(exist_ok=True)
-        env_file = settings.home / "dev.env"
-        if not env_file.exists():
-            shutil.copy(ENV_TEMPLATE, env_file)
+            (settings.home / "artifacts").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"RATCHET_HOME is {settings.home}, where nothing can be written: {error.strerror}.") from error
-    migrate(settings.backend_store_uri)
+    migrate(_backend_store_uri(settings))
 
 
-def migrate(uri: str) -> None:
-    """Create the database's tables, or bring them up to this MLflow's version (`mlflow db upgrade`)."""
-    from alembic.util import CommandError
-    from mlflow.db import upgrade
-    from sqlalchemy.exc import SQLAlchemyError
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+def _backend_store_uri(settings: TrackingSettings) -> str:
     try:
-        upgrade.main([uri], standalone_mode=False)
-    except (SQLAlchemyError, CommandError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"MLFLOW_BACKEND_STORE_URI names a database that cannot be used: {reason}") from error
+        return settings.backend_store_uri
+    except ValueError as error:
+        raise InputError(f"{error}. Expected postgresql+psycopg2://USER@HOST:5432/DATABASE") from error
+
+
+def _database(settings: TrackingSettings) -> str:
+    """Where everything is, for a person; without the password."""
+    if not settings.mlflow_backend_store_uri:
+        return f"database, artifact folder and dev.env in {settings.home}. Start: make start-mlflow"
+    url = make_url(settings.backend_store_uri)
+    return f"the tables of database {url.database}" + (f" on {url.host}" if url.host else "")
 
 
 def serve(settings: TrackingSettings) -> None:
@@ -96,8 +106,10 @@ def serve(settings: TrackingSettings) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ENABLE_AI_GATEWAY": "false",
         # In the environment and not among the arguments, which `ps` shows to everyone: it may hold a password.
-        "MLFLOW_BACKEND_STORE_URI": settings.backend_store_uri,
+        "MLFLOW_BACKEND_STORE_URI": _backend_store_uri(settings),
     }
+    if key := settings.aws_secret_access_key.get_secret_value():
+        os.environ["AWS_SECRET_ACCESS_KEY"] = key  # where boto3 looks for it
     arguments = [
         *(sys.executable, "-m", "mlflow", "server"),
         "--serve-artifacts",

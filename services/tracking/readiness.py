@@ -1,20 +1,37 @@
-"""Readiness that asks the database: MLflow's own /health answers 200 while the database is down."""
+"""Readiness that asks the database and the artifact store: MLflow's /health answers 200 with either of them down.
 
+python -m services.tracking.readiness   # the container's health check: exit code 0 or 1, and what is wrong
+"""
+
+import os
+import sys
 import time
 from collections.abc import Callable
 
 import requests
 
+# Served by the tracking server, from its database and from its artifact store.
+ASKED = {
+    "database": ("api/2.0/mlflow/experiments/search", {"max_results": "1"}),
+    "artifact store": ("api/2.0/mlflow-artifacts/artifacts", {"path": "readiness"}),
+}
+
+
+def trouble(url: str, timeout_s: float = 5.0) -> str | None:
+    """What keeps the tracking server at `url` from being ready; None where nothing does."""
+    for name, (path, params) in ASKED.items():
+        try:
+            answer = requests.get(f"{url}/{path}", params=params, timeout=timeout_s)
+        except requests.RequestException as error:
+            return f"no answer from {url} about its {name}: {type(error).__name__}"
+        if not answer.ok:
+            return f"its {name} cannot be used: HTTP {answer.status_code} {answer.text[:300]}"
+    return None
+
 
 def is_ready(url: str, timeout_s: float = 5.0) -> bool:
-    """Whether a tracking server answers at `url` and can read its database."""
-    try:
-        answer = requests.get(
-            f"{url}/api/2.0/mlflow/experiments/search", params={"max_results": "1"}, timeout=timeout_s
-        )
-    except requests.RequestException:
-        return False
-    return answer.ok
+    """Whether a tracking server answers at `url` and can read its database and its artifact store."""
+    return trouble(url, timeout_s) is None
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, still_alive: Callable[[], bool]) -> bool:
@@ -25,3 +42,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, still_alive: Cal
             return True
         time.sleep(0.2)  # the pace of polling, not a guess at how long it takes
     return condition()
+
+
+if __name__ == "__main__":
+    sys.exit(trouble(f"http://127.0.0.1:{os.environ.get('TRACKING_PORT') or 5000}", timeout_s=4.0))

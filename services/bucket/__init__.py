@@ -1,0 +1,1 @@
+"""The one-shot that makes the bucket for artifacts: `python -m services.bucket --help`."""

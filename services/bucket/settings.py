@@ -1,0 +1,31 @@
+"""The bucket one-shot's settings, read from the environment once; the key also from a file."""
+
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.tracking.settings import SECRETS
+
+
+class BucketSettings(BaseSettings):
+    """Environment variables (in any case), or files of these names in /run/secrets."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, secrets_dir=SECRETS if SECRETS.is_dir() else None)
+
+    mlflow_artifacts_destination: str
+    aws_endpoint_url_s3: str | None = None  # None: AWS
+    aws_access_key_id: str | None = None  # None: wherever boto3 finds one
+    aws_secret_access_key: SecretStr | None = None
+    bucket_timeout_s: int = Field(default=60, ge=1)
+
+    @field_validator("mlflow_artifacts_destination")
+    @classmethod
+    def _names_a_bucket(cls, value: str) -> str:
+        if urlsplit(value).scheme != "s3" or not urlsplit(value).netloc:
+            raise ValueError("expected s3://BUCKET or s3://BUCKET/PREFIX")
+        return value
+
+    @property
+    def bucket(self) -> str:
+        return urlsplit(self.mlflow_artifacts_destination).netloc

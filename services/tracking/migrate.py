@@ -1,0 +1,82 @@
+"""The database's tables: created, or brought up to this MLflow's version.
+
+On PostgreSQL under an advisory lock, so that of several that start at once one migrates and the others wait. The
+lock belongs to a connection: it ends with the process that holds it, however that ends, and what it had not committed
+is rolled back.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.engine import make_url
+
+# The lock's number, the same for all that migrate an MLflow database: the first bytes of sha256("ratchet migrate").
+LOCK = 0x95D5D3D4
+
+# What a database's refusal usually comes from: text in it, and what to do.
+CAUSES = (
+    (
+        "password authentication failed",
+        "POSTGRES_PASSWORD differs from the one that the database was made with (a volume keeps its first password): "
+        "put the old one back, or change it there with ALTER ROLE.",
+    ),
+    ("Can't locate revision", "a newer MLflow has migrated this database: use that version, or restore a backup."),
+    ("could not translate host name", "the database's host is not known here: is its container up, on this network?"),
+    ("Connection refused", "no database listens there: is it up, and is the port right?"),
+    ("does not exist", "create the role or database first, or correct its name."),
+    ("permission denied", "the role may not create tables: GRANT ALL ON SCHEMA public TO it."),
+    ("No module named 'psycopg", "install the extra `tracking-prod`, and write postgresql+psycopg2:// in the URI."),
+)
+
+
+class MigrationError(click.ClickException):
+    """The database cannot be used as it is; the command exits with 2."""
+
+    exit_code = 2
+
+
+def migrate(uri: str) -> None:
+    """Create or upgrade the tables (`mlflow db upgrade`). Safe to repeat, and safe to kill.
+
+    Raises MigrationError, with the likely cause, where the database refuses.
+    """
+    from alembic.util import CommandError
+    from mlflow.db import upgrade
+    from sqlalchemy.exc import SQLAlchemyError
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        with _lock(uri):
+            upgrade.main([uri], standalone_mode=False)
+    except (SQLAlchemyError, CommandError, ImportError) as error:
+        reason = re.sub(r"\s+", " ", str(error).partition("\n(Background")[0]).strip()
+        cause = next((what for found, what in CAUSES if found in reason), None)
+        raise MigrationError(
+            f"MLFLOW_BACKEND_STORE_URI names a database that cannot be used: {reason}"
+            + (f"\nLikely: {cause}" if cause else "")
+        ) from error
+
+
+@contextmanager
+def _lock(uri: str) -> Iterator[None]:
+    """Hold PostgreSQL's advisory lock for migrations; a SQLite file has one writer anyway."""
+    if not make_url(uri).get_backend_name().startswith("postgresql"):
+        yield
+        return
+    engine = create_engine(uri)
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if not _try(connection):
+                click.echo("Another migration is running; waiting for its end …")
+                connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+            yield
+    finally:
+        engine.dispose()  # closes the connection, and so lets the lock go
+
+
+def _try(connection: Connection) -> bool:
+    return bool(connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}))
