@@ -25,8 +25,9 @@ def write(folder: Path) -> list[str]:
     wanted = dict(re.findall(r"^(\w+_FILE)=(.*)$", TEMPLATE.read_text(), re.MULTILINE))
     if (folder / OFFLINE).exists():
         offline = dict(re.findall(r"^(\w+)=(.*)$", (folder / OFFLINE).read_text(), re.MULTILINE))
-        text = _set(text, offline)
-        done.append(f"base images from {OFFLINE}: {', '.join(offline.values())}")
+        before, text = text, _set(text, offline)
+        if text != before:
+            done.append(f"base images from {OFFLINE}: {', '.join(offline.values())}")
     present = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
     text = _set(text, {name: path for name, path in wanted.items() if not present.get(name)})
     for name, path in wanted.items():

@@ -25,7 +25,7 @@ from serving.waiting import WaitingRoom
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-POLL_S = 2.0  # how often to ask for the alias while there is none
+POLL_S = 5.0  # how often to ask for the alias while there is none
 
 
 class InputError(click.ClickException):
@@ -136,6 +136,8 @@ def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
     try:
         if not folder.is_dir():
             click.echo(f"Fetching {version.name} version {version.version} …")
+            if not sys.stderr.isatty():
+                os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
             folder.parent.mkdir(parents=True, exist_ok=True)
             for other in folder.parent.iterdir():
                 shutil.rmtree(other, ignore_errors=True)

@@ -22,8 +22,8 @@ RULE = {
     "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7},
 }
 # How servers say that they do not know versioning or lifecycle. MinIO cleans unfinished uploads up by itself, and
-# calls a rule that does nothing else malformed.
-UNSUPPORTED = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "InvalidArgument"}
+# calls a rule that does nothing else malformed; rclone takes the request for one that makes a bucket.
+UNSUPPORTED = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "InvalidArgument", "BucketAlreadyExists"}
 
 
 class InputError(click.ClickException):
