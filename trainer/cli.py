@@ -37,7 +37,7 @@ class _ConfigHelp(click.Command):
 @click.group(cls=_TrainByDefault, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="ratchet")
 def main() -> None:
-    """Fine-tune a code model on your code, and register it in MLflow. Without a command: train."""
+    """Fine-tune a code model on your code, and register it in MLflow. With overrides alone: train."""
 
 
 @main.command(cls=_ConfigHelp)

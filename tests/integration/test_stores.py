@@ -1,0 +1,240 @@
+"""Migration on a real PostgreSQL, the bucket on real S3 servers, each in a container or process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from click.testing import CliRunner
+from moto.server import ThreadedMotoServer
+from sqlalchemy import create_engine, inspect, text
+from testcontainers.community.postgres import PostgresContainer
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.wait_strategies import PortWaitStrategy
+
+from services.bucket.__main__ import main as bucket
+from services.tracking.migrate import LOCK, MigrationError, migrate
+from services.tracking.readiness import wait_until
+from tests.conftest import base_image
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def postgres(engine) -> Iterator[PostgresContainer]:
+    with PostgresContainer(image=base_image("POSTGRES_IMAGE"), username="ratchet", password="pass word%/") as container:
+        yield container
+
+
+@pytest.fixture
+def database(postgres: PostgresContainer, request) -> str:
+    """The URI of a new, empty database."""
+    admin = create_engine(postgres.get_connection_url(), isolation_level="AUTOCOMMIT")
+    name = f"db_{abs(hash(request.node.name))}"
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    admin.dispose()
+    return admin.url.set(database=name).render_as_string(hide_password=False)
+
+
+def start_migration(uri: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.tracking", "--setup-only"],
+        env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_ARTIFACTS_DESTINATION": "s3://unused"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def tables(uri: str) -> set[str]:
+    engine = create_engine(uri)
+    found = set(inspect(engine).get_table_names())
+    engine.dispose()
+    return found
+
+
+def revision(uri: str) -> str:
+    engine = create_engine(uri)
+    with engine.connect() as connection:
+        found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    engine.dispose()
+    return str(found)
+
+
+def test_several_migrations_at_once_all_succeed(database: str) -> None:
+    children = [start_migration(database) for _ in range(3)]
+    outputs = [child.communicate(timeout=120)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0, 0], "\n".join(outputs)
+    assert sum("Another migration is running" in output for output in outputs) >= 1
+    assert {"runs", "model_versions", "alembic_version"} <= tables(database)
+    migrate(database)  # once more changes nothing
+
+
+@pytest.mark.parametrize("reached", ["nothing", "initial tables", "revisions"])
+def test_a_migration_killed_half_way_is_completed_by_the_next(database: str, reached: str) -> None:
+    """Stopped by a lock that it needs, at a point that is known, and killed there."""
+    engine = create_engine(database, isolation_level="AUTOCOMMIT")
+    holder = engine.connect()
+    if reached == "nothing":
+        holder.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+    child = start_migration(database)
+    if reached == "nothing":
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    else:
+        # All tables of MLflow's first release are committed before the revisions run, in one transaction.
+        waiting = "SELECT count(*) FROM information_schema.tables WHERE table_name = 'runs'"
+    if reached == "revisions":
+        blocker = create_engine(database).connect()
+        assert wait_until(lambda: bool(holder.scalar(text(waiting))), 60, lambda: child.poll() is None)
+        try:  # whatever comes first, the revisions then wait for this table
+            blocker.execute(text("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE"))
+            waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'runs'::regclass AND NOT granted"
+            assert wait_until(lambda: bool(holder.scalar(text(waiting))), 60, lambda: child.poll() is None)
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            blocker.close()
+    else:
+        assert wait_until(lambda: bool(holder.scalar(text(waiting))), 60, lambda: child.poll() is None)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    holder.close()
+    engine.dispose()
+    after = start_migration(database)
+    output, _ = after.communicate(timeout=120)
+    assert after.returncode == 0, output
+    assert {"runs", "model_versions"} <= tables(database)
+
+
+def test_the_password_is_taken_from_its_own_variable(database: str, monkeypatch) -> None:
+    from sqlalchemy.engine import make_url
+
+    url = make_url(database)
+    bare = f"postgresql+psycopg2://{url.username}@{url.host}:{url.port}/{url.database}"
+    child = subprocess.run(
+        [sys.executable, "-m", "services.tracking", "--setup-only"],
+        env=os.environ
+        | {
+            "MLFLOW_BACKEND_STORE_URI": bare,
+            "POSTGRES_PASSWORD": str(url.password),
+            "MLFLOW_ARTIFACTS_DESTINATION": "s3://unused",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    assert f"Ready: the tables of database {url.database}" in child.stdout
+    assert "pass word" not in child.stdout + child.stderr
+
+
+def test_a_refused_migration_says_why_and_what_to_do(postgres: PostgresContainer, database: str) -> None:
+    wrong = create_engine(database).url.set(password="wrong").render_as_string(hide_password=False)
+    with pytest.raises(MigrationError, match=r"password authentication failed[\s\S]*Likely: POSTGRES_PASSWORD"):
+        migrate(wrong)
+    migrate(database)
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'from the future'"))
+    engine.dispose()
+    with pytest.raises(MigrationError, match=r"Likely: a newer MLflow has migrated this database"):
+        migrate(database)
+    assert revision(database) == "from the future"
+
+
+@pytest.fixture(scope="module")
+def s3(engine) -> Iterator[str]:
+    container = (
+        DockerContainer(image=base_image("MINIO_IMAGE"))
+        .with_command("server /data --console-address :9001")
+        .with_env("MINIO_ROOT_USER", "ratchet")
+        .with_env("MINIO_ROOT_PASSWORD", "right-secret")
+        .with_exposed_ports(9000)
+        .waiting_for(PortWaitStrategy(9000))
+    )
+    with container:
+        yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9000)}"
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """Speaks versioning and lifecycle, which rclone's server does not; checks no keys."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def run_bucket(endpoint: str, **env: str):
+    values = {
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "MLFLOW_ARTIFACTS_DESTINATION": "s3://artifacts-here/prefix",
+        "AWS_ACCESS_KEY_ID": "ratchet",
+        "AWS_SECRET_ACCESS_KEY": "right-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    return CliRunner().invoke(bucket, env=values | env)
+
+
+def client_of(endpoint: str):
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id="ratchet",
+        aws_secret_access_key="right-secret",
+        region_name="us-east-1",
+    )
+
+
+def test_the_bucket_is_made_once_and_kept(s3: str) -> None:
+    first = run_bucket(s3)
+    assert first.exit_code == 0, first.output
+    assert "Bucket artifacts-here: created" in first.output
+    client_of(s3).put_object(Bucket="artifacts-here", Key="prefix/file", Body=b"content")
+    second = run_bucket(s3)
+    assert second.exit_code == 0, second.output
+    assert "Bucket artifacts-here: there already" in second.output
+    assert client_of(s3).get_object(Bucket="artifacts-here", Key="prefix/file")["Body"].read() == b"content"
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "SignatureDoesNotMatch"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "InvalidAccessKeyId"),
+        ({"MLFLOW_ARTIFACTS_DESTINATION": "/a/folder"}, "expected s3://BUCKET"),
+    ],
+)
+def test_wrong_keys_and_names_fail_with_the_reason(s3: str, env: dict[str, str], reason: str) -> None:
+    result = run_bucket(s3, **env)
+    assert result.exit_code == 2
+    assert reason in result.output
+    assert "right-secret" not in result.output
+
+
+def test_a_server_that_never_answers_is_an_error_with_its_address() -> None:
+    result = run_bucket("http://127.0.0.1:9", BUCKET_TIMEOUT_S="1")
+    assert result.exit_code == 2
+    assert "http://127.0.0.1:9" in result.output
+
+
+def test_versioning_and_lifecycle_are_turned_on_where_the_server_knows_them(moto: str) -> None:
+    client = client_of(moto)
+    other = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 3}}
+    client.create_bucket(Bucket="artifacts-here")
+    client.put_bucket_lifecycle_configuration(Bucket="artifacts-here", LifecycleConfiguration={"Rules": [other]})
+    first = run_bucket(moto)
+    assert first.exit_code == 0, first.output
+    assert "Versioning: turned on" in first.output
+    assert "Clean-up of unfinished uploads: turned on" in first.output
+    assert client.get_bucket_versioning(Bucket="artifacts-here")["Status"] == "Enabled"
+    rules = client.get_bucket_lifecycle_configuration(Bucket="artifacts-here")["Rules"]
+    assert [rule["ID"] for rule in rules] == ["theirs", "ratchet-abort-incomplete-uploads"]
+    assert rules[1]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    second = run_bucket(moto)
+    assert second.output.count("already") == 3
+    assert client.get_bucket_lifecycle_configuration(Bucket="artifacts-here")["Rules"] == rules

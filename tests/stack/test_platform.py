@@ -1,0 +1,232 @@
+"""The stack as a user runs it: up, train, compare, promote, serve, take down, up again."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import ROOT
+from tests.stack.conftest import Platform
+
+pytestmark = pytest.mark.stack
+
+MODEL = "code_model_fine_tuning_model"
+TINY = ("model.name=bundled:tiny-random", "trainer.max_length=600", "trainer.lr=1e-2", "data.max_train_examples=48")
+QUICK = ("data.max_eval_examples=4", "eval.max_new_tokens=8")
+
+
+@pytest.fixture(scope="module")
+def trained(platform: Platform) -> Platform:
+    """Version 1 is the base model, version 2 one fine-tuned in the trainer's container."""
+    output = platform.run("trainer", *TINY, *QUICK)
+    assert f"{MODEL} version 2" in output
+    return platform
+
+
+@pytest.fixture(scope="module")
+def in_production(trained: Platform) -> Platform:
+    """Version 2 has passed the gate and is served."""
+    assert "Version 2 of" in trained.run("promoter", "auto-promote", "--stage", "Production")
+    trained.wait_for(trained.serves, "serving answers")
+    return trained
+
+
+def ask(platform: Platform) -> list[str]:
+    reply = requests.post(
+        f"{platform.serving_url}/invocations",
+        json={"inputs": ["def add(a, b):\n"], "params": {"max_new_tokens": 8}},
+        timeout=60,
+    )
+    assert reply.status_code == 200, reply.text
+    return list(reply.json()["predictions"])
+
+
+def test_one_shots_are_done_and_services_are_healthy(platform: Platform) -> None:
+    for service in ("bucket", "migrate"):
+        state = platform.inspect(service)["State"]
+        assert (state["Status"], state["ExitCode"]) == ("exited", 0)
+    for service in ("postgres", "minio", "tracking", "serving"):
+        assert platform.health(service) == "healthy"
+
+
+def test_before_the_first_promotion_serving_waits_and_says_so(platform: Platform) -> None:
+    if platform.client.search_registered_models():
+        pytest.fail("this test has to run before the first training")
+    reply = requests.post(f"{platform.serving_url}/invocations", json={"inputs": ["x"]}, timeout=10)
+    assert reply.status_code == 503
+    assert reply.json()["status"] == "waiting"
+    assert "has the alias 'production'" in reply.json()["message"]
+    assert "Waiting. No version of" in platform.docker_compose("logs", "serving")
+    log = platform.inspect("serving")["State"]["Health"]["Log"]
+    assert log[-1]["Output"].startswith("waiting: ")
+    assert log[-1]["ExitCode"] == 0
+
+
+def test_a_training_is_in_postgres_and_its_artifacts_in_the_bucket(trained: Platform) -> None:
+    run_id = str(trained.client.get_model_version(MODEL, "2").run_id)
+    run = trained.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert str(run.info.artifact_uri).startswith("mlflow-artifacts:")  # so that the bucket can move
+    query = f"SELECT status FROM runs WHERE run_uuid = '{run_id}'"
+    psql = ("psql", "--username=ratchet", "--tuples-only", "--no-align", "--command", query)
+    assert trained.docker_compose("exec", "--no-TTY", "postgres", *psql).strip() == "FINISHED"
+    listing = trained.python(
+        "tracking",
+        "from services.bucket.__main__ import connect; from services.bucket.settings import BucketSettings\n"
+        "client = connect(BucketSettings())\n"
+        "pages = client.get_paginator('list_objects_v2').paginate(Bucket='ratchet')\n"
+        "print(*[item['Key'] for page in pages for item in page.get('Contents', [])], sep='\\n')",
+    )
+    assert f"{run_id}/artifacts/eval/examples.parquet" in listing
+    assert "model.safetensors" in listing
+    assert all(key.startswith("artifacts/") for key in listing.split())
+
+
+def test_the_ui_shows_an_artifact_from_the_bucket(trained: Platform) -> None:
+    run_id = trained.client.get_model_version(MODEL, "2").run_id
+    page = requests.get(f"{trained.tracking_url}/get-artifact?run_uuid={run_id}&path=config.yaml", timeout=10)
+    assert page.status_code == 200
+    assert "bundled:tiny-random" in page.text
+    assert "<title>MLflow</title>" in requests.get(trained.tracking_url, timeout=10).text
+
+
+def test_compare_and_promote_and_ask(in_production: Platform) -> None:
+    assert "candidate FINISHED" in in_production.run("promoter", "compare")
+    assert in_production.client.get_model_version_by_alias(MODEL, "production").version == "2"
+    history = in_production.run("promoter", "history")
+    assert "ada" in history  # the host's user, not the container's
+    assert len(ask(in_production)) == 1
+    assert "version 2 (production)" in in_production.docker_compose("logs", "serving")
+
+
+def test_a_refused_promotion_exits_with_1_and_bad_input_with_2(in_production: Platform) -> None:
+    assert "does not go to Staging" in in_production.run(
+        "promoter", "promote", "--stage", "Staging", "--version", "1", expected=1
+    )
+    assert "Did you mean 'trainer.lr'" in in_production.run("trainer", "trainer.lrr=1", expected=2)
+
+
+def test_validation_says_where_torch_is_and_runs_there(in_production: Platform) -> None:
+    refusal = in_production.run("promoter", "validate", "--version", "2", expected=2)
+    assert "docker compose run --rm --entrypoint promoter serving validate" in refusal
+    job = ("run", "--rm", "--no-TTY", "--entrypoint", "promoter", "serving", "validate", "--version", "2")
+    # A model with random weights may fail the look at its completions, which is an answer too.
+    result = subprocess.run(
+        [*in_production.compose.compose_command_property, *job], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode in (0, 1), result.stderr
+    assert "✓ loads" in result.stdout
+    assert "✓ generates" in result.stdout
+
+
+def test_your_source_tree_is_trained_on_and_its_commit_is_logged(
+    trained: Platform, tmp_path: Path, monkeypatch
+) -> None:
+    code = "\n\n".join(
+        f'def scale_{word}(values):\n    """Scale {word} by its {word} factor."""\n    {word} = len(values)\n'
+        f"    return [{word} * value + {number} for value in values if value != '{word}']\n"
+        for number, word in enumerate(("width", "height", "depth", "weight", "colour", "shade", "angle", "speed"))
+    )
+    for number, chunk in enumerate(code.split("\n\n")):
+        (tmp_path / f"module_{number}.py").write_text(chunk)
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=Ada", "-c", "user.email=ada@localhost")
+    for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "scales")):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setenv("SOURCE_DIR", str(tmp_path))
+    tmp_path.chmod(0o755)  # the container's user is not the owner, as on a user's machine
+    output = trained.run(
+        "trainer", *TINY, *QUICK, "data.eval_fraction=0.5", "tracking.experiment_name=mine", "trainer.max_steps=1"
+    )
+    assert "Data: /source" in output
+    experiment = trained.client.get_experiment_by_name("mine")
+    assert experiment is not None
+    runs = trained.client.search_runs([experiment.experiment_id], "tags.role = 'candidate'")
+    assert runs[0].data.tags["data_git_commit"] == commit
+
+
+def test_a_source_dir_that_is_not_there_is_an_error_and_makes_no_folder(
+    platform: Platform, tmp_path: Path, monkeypatch
+) -> None:
+    missing = tmp_path / "no-such-folder"
+    monkeypatch.setenv("SOURCE_DIR", str(missing))
+    result = subprocess.run(
+        [*platform.compose.compose_command_property, "run", "--rm", "--no-TTY", "--no-deps", "trainer"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert str(missing) in result.stderr
+    assert not missing.exists()
+
+
+def test_down_keeps_the_data_and_up_serves_the_same_model(in_production: Platform) -> None:
+    def runs() -> list[str]:
+        client = in_production.client
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return sorted(run.info.run_id for run in client.search_runs(experiments))
+
+    before, answer = runs(), ask(in_production)
+    assert before
+    in_production.docker_compose("--profile", "jobs", "down")
+    assert in_production.docker_compose("ps", "--all", "--quiet").strip() == ""
+    in_production.up()
+    in_production.wait_for(in_production.serves, "serving answers again")
+    assert runs() == before
+    assert ask(in_production) == answer
+    assert "Fetching" not in in_production.docker_compose("logs", "serving")  # its files were still there
+
+
+def test_postgres_unreachable_turns_readiness_red_and_back(platform: Platform) -> None:
+    assert requests.get(f"{platform.tracking_url}/health", timeout=10).status_code == 200
+    platform.docker_compose("stop", "postgres")
+    try:
+        platform.wait_for(lambda: platform.health("tracking") == "unhealthy", "tracking is unhealthy")
+        last = platform.inspect("tracking")["State"]["Health"]["Log"][-1]["Output"]
+        assert "database" in last
+    finally:
+        platform.docker_compose("start", "postgres")
+    platform.wait_for(lambda: platform.health("tracking") == "healthy", "tracking is healthy again")
+
+
+def test_the_bucket_unreachable_turns_readiness_red_and_back(platform: Platform) -> None:
+    platform.docker_compose("stop", "minio")
+    try:
+        platform.wait_for(
+            lambda: "artifact store" in platform.docker_compose("exec", "--no-TTY", "tracking", "sh", "-c",
+                                                                "python -m services.tracking.readiness; true"),
+            "readiness names the artifact store",
+        )  # fmt: skip
+    finally:
+        platform.docker_compose("start", "minio")
+    platform.wait_for(lambda: platform.health("tracking") == "healthy", "tracking is healthy again")
+
+
+def config(**variables: str | None) -> "subprocess.CompletedProcess[str]":
+    env = {key: value for key, value in (os.environ | variables).items() if value is not None}
+    command = ("docker", "compose", "--env-file", "/dev/null", "--profile", "jobs", "config", "--format", "json")
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("variable", ["POSTGRES_PASSWORD_FILE", "MINIO_ROOT_PASSWORD_FILE"])
+def test_without_secrets_config_fails_and_names_the_variable(engine, environ, variable: str) -> None:
+    result = config(**{variable: None})
+    assert result.returncode != 0
+    assert variable in result.stderr
+    assert "make env" in result.stderr
+
+
+@pytest.mark.parametrize(("value", "runtime"), [(None, "runc"), ("nvidia", "nvidia")])
+def test_one_variable_puts_the_trainer_on_the_nvidia_runtime(
+    engine, environ, value: str | None, runtime: str
+) -> None:
+    result = config(TRAINER_RUNTIME=value)
+    assert result.returncode == 0, result.stderr
+    services = json.loads(result.stdout)["services"]
+    assert services["trainer"]["runtime"] == runtime
+    assert services["trainer"]["environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert all("runtime" not in service for name, service in services.items() if name != "trainer")
