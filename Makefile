@@ -16,10 +16,13 @@ ENV_FILE = $(firstword $(wildcard $(RATCHET_HOME)/dev.env) infra/env/dev.env)
 # Runs a command with the variables of the env file; those set in the shell win.
 RUN = .venv/bin/dotenv -f $(ENV_FILE) run --no-override --
 
+# Runs a check with a program that pip does not bring; in CI it has to be there.
+with = @if command -v $1 >/dev/null; then echo '$2'; $2; else echo 'Left out, since there is no $1: $2'; [ -z "$$CI" ]; fi
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo down test lint doctor setup-mlflow start-mlflow train-model compare-models promote-model \
-        serve-model screenshots lock
+.PHONY: help demo down env engine offline-images test lint doctor setup-mlflow start-mlflow train-model \
+        compare-models promote-model serve-model screenshots lock
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,13 +36,26 @@ demo: ## Set everything up, then train, gate, promote, serve and answer a reques
 down: .venv/.runtime ## Stop the servers that the demo left running (data stay)
 	@$(RUN) .venv/bin/python -m infra.processes down
 
-test: .venv/.dev ## Run all tests
+env: ## Write the Compose stack's .env and secrets; keeps what is there
+	@$(PYTHON) infra/environment.py
+
+engine: ## Get a Docker engine with Compose from Debian packages where there is none, and start it (needs root)
+	@infra/offline/engine.sh
+
+offline-images: ## Make base images from Debian packages and PyPI, where none can be pulled (needs root)
+	@PYTHON=$(PYTHON) infra/offline/images.sh
+
+test: .venv/.dev ## Run all tests; those of the stack need a Docker engine
 	.venv/bin/python -m pytest
 
-lint: .venv/.dev ## Check style and types
+lint: .venv/.dev ## Check style, types, Dockerfiles, Compose file, workflows and shell scripts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/hadolint Dockerfile infra/offline/s3/Dockerfile
+	.venv/bin/zizmor --offline --quiet .github/workflows
+	$(call with,npm,npm exec --yes --package=dclint@3.1.0 -- dclint --max-warnings 0 docker-compose.yml)
+	$(call with,shellcheck,shellcheck --severity=warning .ci/run infra/offline/*.sh infra/offline/*/entrypoint.sh)
 
 doctor: .venv/.runtime ## Check this machine, and say what to do about each failure
 	@$(RUN) .venv/bin/python -m infra.doctor
@@ -66,7 +82,6 @@ screenshots: .venv/.dev ## Look at the running demo's MLflow UI in a headless br
 	@$(RUN) .venv/bin/python -m infra.screenshots $(SCREENSHOTS)
 
 lock: .venv/.dev ## Write constraints.txt anew from what is installed
-	@$(PIP) -e '.[tracking-prod]' # pinned here too, though only the tracking host in production installs it
 	@{ echo '# Every package of every part at one version; pip reads it with -c.'; \
 	   .venv/bin/python -m pip freeze --all --exclude ratchet --exclude pip | sed 's/+cpu//'; } > constraints.txt
 
@@ -85,5 +100,5 @@ lock: .venv/.dev ## Write constraints.txt anew from what is installed
 
 .venv/.dev: .venv/.runtime
 	@echo "Installing the tools for tests and checks"
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,tracking-prod]'
 	@touch $@

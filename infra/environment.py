@@ -46,7 +46,8 @@ def _set(text: str, values: dict[str, str]) -> str:
     """Give variables a value in an env file's text: where they stand, commented out or not, else at its end."""
     for name, value in values.items():
         line = f"{name}={value}"
-        text, count = re.subn(rf"^#?{name}=.*$", lambda match, line=line: line, text, count=1, flags=re.MULTILINE)
+        literally = line.replace("\\", r"\\")  # re reads backslashes in a replacement
+        text, count = re.subn(rf"^#?{name}=.*$", literally, text, count=1, flags=re.MULTILINE)
         if not count:
             text = f"{text.rstrip()}\n{line}\n"
     return text

@@ -34,7 +34,9 @@ def engine() -> None:
     """A Docker engine with Compose. Without one the tests that need it are skipped; in CI they fail."""
     if shutil.which("docker") and subprocess.run(["docker", "compose", "ls"], capture_output=True).returncode == 0:
         return
-    message = "No Docker engine with Compose answers. `make engine` gets one, `make offline-images` what cannot be pulled."
+    message = (
+        "No Docker engine with Compose answers. Get one: `make engine`, and `make offline-images` to pull nothing."
+    )
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)

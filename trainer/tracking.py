@@ -120,8 +120,10 @@ def git_commit(folder: Path) -> str | None:
     """The commit checked out in a folder (with `-dirty`), or None where git knows none."""
     try:
         described = subprocess.run(
-            # safe.directory: a mounted source tree belongs to somebody else.
-            ["git", "-c", "safe.directory=*", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
+            [
+                *("git", "-c", "safe.directory=*"),  # a mounted source tree belongs to somebody else
+                *("-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"),
+            ],
             capture_output=True,
             text=True,
             timeout=20,

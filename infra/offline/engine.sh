@@ -85,6 +85,10 @@ if ! answers; then
         systemctl start docker
     else
         echo "Starting the engine: dockerd (its log: $LOG)"
+        # Left by an engine that was killed. The numbers in them may by now be those of other processes, which
+        # dockerd would take for itself and for its containerd.
+        pgrep -x dockerd >/dev/null || rm -f /run/docker.pid
+        pgrep -x containerd >/dev/null || rm -f /run/docker/containerd/containerd.pid
         setsid nohup dockerd >"$LOG" 2>&1 </dev/null &
         server=$!
         for _ in $(seq 120); do

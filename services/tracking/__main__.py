@@ -44,7 +44,9 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
         first = error.errors()[0]
         raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
     except PermissionError as error:
-        raise InputError(f"The secret {error.filename} cannot be read by user {os.getuid()}: run `make env`.") from error
+        raise InputError(
+            f"The secret {error.filename} cannot be read by user {os.getuid()}: run `make env`."
+        ) from error
     if not setup_only:
         check_port_is_free(settings.tracking_host, settings.tracking_port)
     if not no_setup:

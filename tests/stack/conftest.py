@@ -23,6 +23,12 @@ SERVICES = ("postgres", "minio", "bucket", "migrate", "tracking", "trainer", "pr
 SECRETS = ("POSTGRES_PASSWORD_FILE", "MINIO_ROOT_PASSWORD_FILE")
 
 
+def docker_json(*arguments: str) -> dict[str, Any]:
+    """The one object that a `docker … inspect NAME` prints."""
+    (found,) = json.loads(subprocess.run(["docker", *arguments], capture_output=True, check=True).stdout)
+    return dict(found)
+
+
 @dataclass(frozen=True)
 class Platform:
     """The running stack, and what a user does with it."""
@@ -55,8 +61,7 @@ class Platform:
         """What `docker inspect` says of a service's container, running or not."""
         found = self.docker_compose("ps", "--all", "--quiet", service).split()
         assert found, f"{service} has no container"
-        (inspected,) = json.loads(subprocess.run(["docker", "inspect", found[0]], capture_output=True, check=True).stdout)
-        return dict(inspected)
+        return docker_json("inspect", found[0])
 
     def health(self, service: str) -> str:
         return str(self.inspect(service)["State"]["Health"]["Status"])

@@ -3,11 +3,12 @@
 import json
 import re
 import subprocess
+from typing import Any
 
 import pytest
 import requests
 
-from tests.stack.conftest import SERVICES, Platform
+from tests.stack.conftest import SERVICES, Platform, docker_json
 
 pytestmark = pytest.mark.stack
 
@@ -102,17 +103,14 @@ def test_only_tracking_reaches_postgres_and_the_s3_api(created: Platform) -> Non
 
 
 def test_data_network_is_internal_and_platform_has_no_way_out(created: Platform, environ) -> None:
-    def network(name: str) -> dict[str, object]:
-        full = f"{environ['COMPOSE_PROJECT_NAME']}_{name}"
-        return dict(json.loads(subprocess.run(["docker", "network", "inspect", full], capture_output=True).stdout)[0])
+    def network(name: str) -> dict[str, Any]:
+        return docker_json("network", "inspect", f"{environ['COMPOSE_PROJECT_NAME']}_{name}")
 
     assert network("data")["Internal"]
     for name in ("platform", "console"):
-        options = network(name)["Options"]
-        assert isinstance(options, dict)
-        assert options["com.docker.network.bridge.enable_ip_masquerade"] == "false"
+        assert network(name)["Options"]["com.docker.network.bridge.enable_ip_masquerade"] == "false"
     # The trainer's way out is the network made for it.
-    gateway = network("internet")["IPAM"]["Config"][0]["Gateway"]  # type: ignore[index]
+    gateway = network("internet")["IPAM"]["Config"][0]["Gateway"]
     route = created.docker_compose(
         *("run", "--rm", "--no-TTY", "--no-deps", "--entrypoint", "cat", "trainer", "/proc/net/route")
     )
@@ -122,9 +120,7 @@ def test_data_network_is_internal_and_platform_has_no_way_out(created: Platform,
 
 def test_the_root_is_read_only_and_the_source_tree_too(created: Platform) -> None:
     for folder in ("/opt/venv", "/work", "/usr"):
-        output = created.docker_compose(
-            *("exec", "--no-TTY", "tracking", "sh", "-c", f"touch {folder}/x 2>&1; true")
-        )
+        output = created.docker_compose(*("exec", "--no-TTY", "tracking", "sh", "-c", f"touch {folder}/x 2>&1; true"))
         assert "Read-only file system" in output
     output = created.docker_compose(
         *("run", "--rm", "--no-TTY", "--no-deps", "--entrypoint", "sh", "trainer", "-c"),
@@ -150,20 +146,18 @@ def test_a_sibling_reaches_tracking_by_name_and_a_foreign_host_name_is_refused(c
 
 def test_server_jobs_gateway_and_telemetry_are_off(created: Platform) -> None:
     config = requests.get(f"{created.tracking_url}/ajax-api/3.0/mlflow/ui-telemetry", timeout=10).json()
-    assert config.get("disable_telemetry", config.get("disabled")) is True
+    assert config["disable_ui_telemetry"] is True
     processes = subprocess.run(
         ["docker", "top", created.inspect("tracking")["Id"], "-eo", "args"], capture_output=True, text=True
     ).stdout
     assert "huey" not in processes
     gateway = requests.get(f"{created.tracking_url}/ajax-api/3.0/mlflow/gateway/supported-providers", timeout=10)
-    assert gateway.status_code in (403, 404, 501)
+    assert gateway.status_code == 501
 
 
 @pytest.mark.parametrize("part", ["tracking", "promoter", "serving", "trainer"])
 def test_images_have_labels_and_no_torch_where_none_is_needed(platform: Platform, part: str) -> None:
-    (image,) = json.loads(
-        subprocess.run(["docker", "image", "inspect", f"ratchet-{part}:local"], capture_output=True, check=True).stdout
-    )
+    image = docker_json("image", "inspect", f"ratchet-{part}:local")
     labels = image["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == f"ratchet-{part}"
     assert {"description", "version", "licenses", "revision"} <= {
@@ -172,17 +166,16 @@ def test_images_have_labels_and_no_torch_where_none_is_needed(platform: Platform
     if part in ("tracking", "promoter"):
         assert image["Size"] < 1e9
         find = "import importlib.util; print(importlib.util.find_spec('torch'))"
-        command = ["docker", "run", "--rm", "--network=none", "--entrypoint=python", f"ratchet-{part}:local", "-c", find]
+        run = ("docker", "run", "--rm", "--network=none", "--entrypoint=python")
+        command = [*run, f"ratchet-{part}:local", "-c", find]
         assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "None"
 
 
 def test_trainer_and_serving_share_the_layers_with_torch(platform: Platform) -> None:
-    layers = {}
-    for part in ("trainer", "serving"):
-        (image,) = json.loads(
-            subprocess.run(["docker", "image", "inspect", f"ratchet-{part}:local"], capture_output=True).stdout
-        )
-        layers[part] = image["RootFS"]["Layers"]
+    layers = {
+        part: docker_json("image", "inspect", f"ratchet-{part}:local")["RootFS"]["Layers"]
+        for part in ("trainer", "serving")
+    }
     shared = [one for one, other in zip(layers["trainer"], layers["serving"], strict=False) if one == other]
     history = subprocess.run(
         ["docker", "history", "--no-trunc", "--format", "{{.CreatedBy}}", "ratchet-serving:local"],

@@ -221,9 +221,7 @@ def test_without_secrets_config_fails_and_names_the_variable(engine, environ, va
 
 
 @pytest.mark.parametrize(("value", "runtime"), [(None, "runc"), ("nvidia", "nvidia")])
-def test_one_variable_puts_the_trainer_on_the_nvidia_runtime(
-    engine, environ, value: str | None, runtime: str
-) -> None:
+def test_one_variable_puts_the_trainer_on_the_nvidia_runtime(engine, environ, value: str | None, runtime: str) -> None:
     result = config(TRAINER_RUNTIME=value)
     assert result.returncode == 0, result.stderr
     services = json.loads(result.stdout)["services"]
