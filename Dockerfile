@@ -18,11 +18,12 @@ FROM ${WHEELS_IMAGE} AS wheels
 # What pip is to install for each part: the extras of pyproject.toml as files, so that an edit elsewhere in that file
 # leaves the layers below as they are.
 FROM ${PYTHON_IMAGE} AS requirements
-WORKDIR /requirements
-COPY pyproject.toml constraints.txt ./
+WORKDIR /build
+COPY pyproject.toml ./
+COPY constraints.txt /requirements/
 RUN ["python3", "-c", "import pathlib, tomllib; \
     project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
-    [pathlib.Path(name + '.txt').write_text('\\n'.join(wanted)) \
+    [pathlib.Path('/requirements', name + '.txt').write_text('\\n'.join(wanted)) \
      for name, wanted in project['optional-dependencies'].items()]"]
 
 # Our own code, as a wheel.
