@@ -74,40 +74,61 @@ def test_several_migrations_at_once_all_succeed(database: str) -> None:
     migrate(database)  # once more changes nothing
 
 
-@pytest.mark.parametrize("reached", ["nothing", "initial tables", "revisions"])
-def test_a_migration_killed_half_way_is_completed_by_the_next(database: str, reached: str) -> None:
-    """Stopped by a lock that it needs, at a point that is known, and killed there."""
+# Makes a migration wait where it creates a table with this name, inside its transaction, until the lock 42 is free.
+HOLD = """
+CREATE FUNCTION hold() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE object_identity = 'public.{table}') THEN
+    PERFORM pg_advisory_lock(42);
+  END IF;
+END $$;
+CREATE EVENT TRIGGER hold ON ddl_command_end EXECUTE FUNCTION hold();
+"""
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "runs",  # among the tables of MLflow's first release
+        "alembic_version",  # those are committed, no revision has run
+        "registered_models",  # among the revisions
+    ],
+)
+def test_a_migration_killed_half_way_is_completed_by_the_next(database: str, table: str) -> None:
     engine = create_engine(database, isolation_level="AUTOCOMMIT")
-    holder = engine.connect()
-    if reached == "nothing":
-        holder.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
-    child = start_migration(database)
-    if reached == "nothing":
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    else:
-        # All tables of MLflow's first release are committed before the revisions run, in one transaction.
-        waiting = "SELECT count(*) FROM information_schema.tables WHERE table_name = 'runs'"
-    if reached == "revisions":
-        blocker = create_engine(database).connect()
-        assert wait_until(lambda: bool(holder.scalar(text(waiting))), 60, lambda: child.poll() is None)
-        try:  # whatever comes first, the revisions then wait for this table
-            blocker.execute(text("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE"))
-            waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'runs'::regclass AND NOT granted"
-            assert wait_until(lambda: bool(holder.scalar(text(waiting))), 60, lambda: child.poll() is None)
+    with engine.connect() as holder:
+        holder.execute(text("SELECT pg_advisory_lock(42)"))
+        holder.execute(text(HOLD.format(table=table)))
+        child = start_migration(database)
+        waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted")
+        try:
+            assert wait_until(lambda: bool(holder.scalar(waiting)), 60, lambda: child.poll() is None)
         finally:
             child.send_signal(signal.SIGKILL)
             child.wait()
-            blocker.close()
-    else:
-        assert wait_until(lambda: bool(holder.scalar(text(waiting))), 60, lambda: child.poll() is None)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    holder.close()
-    engine.dispose()
+        holder.execute(text("DROP EVENT TRIGGER hold"))
+    engine.dispose()  # frees the lock
     after = start_migration(database)
     output, _ = after.communicate(timeout=120)
     assert after.returncode == 0, output
-    assert {"runs", "model_versions"} <= tables(database)
+    assert {"runs", "registered_models", "model_versions"} <= tables(database)
+
+
+def test_a_migration_waits_for_the_lock_and_lets_it_go_when_killed(database: str) -> None:
+    engine = create_engine(database, isolation_level="AUTOCOMMIT")
+    with engine.connect() as holder:
+        holder.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+        child = start_migration(database)
+        waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        try:
+            assert wait_until(lambda: bool(holder.scalar(waiting)), 60, lambda: child.poll() is None)
+            assert tables(database) == set()
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+    engine.dispose()
+    migrate(database)
+    assert "runs" in tables(database)
 
 
 def test_the_password_is_taken_from_its_own_variable(database: str, monkeypatch) -> None:
