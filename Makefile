@@ -21,7 +21,7 @@ with = @if command -v $1 >/dev/null; then echo '$2'; $2; else echo 'Left out, si
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo down env engine offline-images test lint doctor setup-mlflow start-mlflow train-model \
+.PHONY: help demo down env engine offline-images images test lint doctor setup-mlflow start-mlflow train-model \
         compare-models promote-model serve-model screenshots lock
 
 help: ## List the commands
@@ -44,6 +44,9 @@ engine: ## Get a Docker engine with Compose from Debian packages where there is 
 
 offline-images: ## Make base images from Debian packages and PyPI, where none can be pulled (needs root)
 	@PYTHON=$(PYTHON) infra/offline/images.sh
+
+images: ## Build the stack's images, with the commit that they are from
+	GIT_COMMIT=$$(git rev-parse HEAD) docker compose --profile jobs build
 
 test: .venv/.dev ## Run all tests; those of the stack need a Docker engine
 	.venv/bin/python -m pytest

@@ -17,29 +17,50 @@ TEMPLATE = Path(__file__).parent / "env" / "stack.env"
 OFFLINE = ".env.offline"
 
 
+class InputError(Exception):
+    """Bad input; the command exits with 2."""
+
+
 def write(folder: Path) -> list[str]:
-    """Make FOLDER's .env and .secrets complete. Returns a line for each thing done, without any secret."""
+    """Make FOLDER's .env and .secrets complete. Returns a line for each thing done, without any secret.
+
+    Raises InputError for a secret file that .env names elsewhere and that is not there.
+    """
     done = []
     env_file = folder / ".env"
     text = env_file.read_text() if env_file.exists() else TEMPLATE.read_text()
-    wanted = dict(re.findall(r"^(\w+_FILE)=(.*)$", TEMPLATE.read_text(), re.MULTILINE))
+    defaults = {name: path for name, path in values(TEMPLATE.read_text()).items() if name.endswith("_FILE")}
     if (folder / OFFLINE).exists():
-        offline = dict(re.findall(r"^(\w+)=(.*)$", (folder / OFFLINE).read_text(), re.MULTILINE))
-        before, text = text, _set(text, offline)
+        stand_ins = values((folder / OFFLINE).read_text())
+        chosen = {name for name, image in values(text).items() if image and not image.startswith("ratchet-offline/")}
+        before, text = text, _set(text, {name: image for name, image in stand_ins.items() if name not in chosen})
         if text != before:
-            done.append(f"base images from {OFFLINE}: {', '.join(offline.values())}")
-    present = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
-    text = _set(text, {name: path for name, path in wanted.items() if not present.get(name)})
-    for name, path in wanted.items():
-        file = folder / (present.get(name) or path)
-        if not file.exists():
-            _write_secret(file)
-            done.append(f"a random secret in {file.relative_to(folder) if file.is_relative_to(folder) else file}")
+            done.append(f"base images from {OFFLINE}: {', '.join(stand_ins.values())}")
+    text = _set(text, {name: path for name, path in defaults.items() if not values(text).get(name)})
+    for name, default in defaults.items():
+        path = values(text)[name]
+        if (folder / path).exists():
+            continue
+        if path != default:
+            raise InputError(f"{name} is {path!r} in {env_file}, which is no file. Write it, or remove the line.")
+        _write_secret(folder / path)
+        done.append(f"a random secret in {path}")
+    if (folder / ".secrets").is_dir():
+        (folder / ".secrets").chmod(0o700)
     if not env_file.exists() or env_file.read_text() != text:
         done.append(".env" if env_file.exists() else ".env, from infra/env/stack.env")
         _replace(env_file, text, 0o600)
     env_file.chmod(0o600)
     return done
+
+
+def values(text: str) -> dict[str, str]:
+    """The variables of an env file's text, as Compose reads them: quotes and comments taken off."""
+    found = {}
+    for name, value in re.findall(r"^[ \t]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(.*?)[ \t]*$", text, re.MULTILINE):
+        quoted = re.match(r"""(['"])(.*?)\1""", value)
+        found[name] = quoted[2] if quoted else re.sub(r"(^|[ \t]+)#.*", "", value)
+    return found
 
 
 def _set(text: str, values: dict[str, str]) -> str:
@@ -55,8 +76,7 @@ def _set(text: str, values: dict[str, str]) -> str:
 
 def _write_secret(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.parent.name == ".secrets":
-        path.parent.chmod(0o700)
+    path.parent.chmod(0o700)
     _replace(path, secrets.token_urlsafe(32), 0o444)
 
 
@@ -74,6 +94,9 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     try:
         done = write(folder)
+    except InputError as error:
+        print(f"make env: {error}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         print(f"make env: {error.filename} cannot be written: {error.strerror}.", file=sys.stderr)
         sys.exit(2)

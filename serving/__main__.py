@@ -20,12 +20,13 @@ import click
 from pydantic import ValidationError
 
 from serving.settings import ServingSettings
-from serving.waiting import WaitingRoom
+from serving.waiting import FAILING, WAITING, WaitingRoom
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 POLL_S = 5.0  # how often to ask for the alias while there is none
+LONGEST_PAUSE_S = 60.0  # between attempts to get what cannot be got
 
 
 class InputError(click.ClickException):
@@ -35,7 +36,11 @@ class InputError(click.ClickException):
 
 
 class NotYet(InputError):
-    """What is to be served is not there, but may come."""
+    """No version has the alias, but one may get it."""
+
+
+class Unavailable(click.ClickException):
+    """The version to serve cannot be got from the tracking server; the command exits with 1."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -82,7 +87,7 @@ def check_port_is_free(host: str, port: int) -> None:
 
 
 def prepare(settings: ServingSettings) -> tuple[str, Path]:
-    """The number of the version that the alias names, and its files. Raises NotYet where there is none."""
+    """The number of the version that the alias names, and its files. Raises NotYet, Unavailable, InputError."""
     version = resolve(settings)
     return str(version.version), fetch(settings, version)
 
@@ -90,17 +95,22 @@ def prepare(settings: ServingSettings) -> tuple[str, Path]:
 def wait_for_model(settings: ServingSettings) -> tuple[str, Path]:
     """What `prepare` returns, as soon as it can; until then the port answers 503 and says what is awaited."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # nothing is going on that has to be ended
+    pause = POLL_S
     with WaitingRoom(settings.serving_host, settings.serving_port) as room:
         while True:
             try:
                 return prepare(settings)
             except NotYet as reason:
-                room.say(reason.message)
-            time.sleep(POLL_S)
+                room.say(WAITING, reason.message)
+                pause = POLL_S
+            except Unavailable as reason:
+                room.say(FAILING, reason.message)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            time.sleep(pause)
 
 
 def resolve(settings: ServingSettings) -> "ModelVersion":
-    """The version that the alias names. Raises NotYet where there is none, or no tracking server."""
+    """The version that the alias names. Raises NotYet where there is none, Unavailable where nobody can say."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -114,16 +124,16 @@ def resolve(settings: ServingSettings) -> "ModelVersion":
                 f"No version of '{name}' has the alias '{alias}'. Put one there first: "
                 "promoter promote --stage Production --version N"
             ) from error
-        raise NotYet(
-            f"No tracking server at {settings.mlflow_tracking_uri}. Start it with `make start-mlflow`, or set "
-            "MLFLOW_TRACKING_URI."
+        raise Unavailable(
+            f"No answer from the tracking server at {settings.mlflow_tracking_uri}: {error}. Start it with "
+            "`make start-mlflow` (in the stack: `docker compose up -d tracking`), or set MLFLOW_TRACKING_URI."
         ) from error
 
 
 def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
     """The version's files on this machine, fetched once; those of other versions are deleted.
 
-    Raises NotYet where they cannot be fetched, InputError where they cannot be written.
+    Raises Unavailable where they cannot be fetched, InputError where they cannot be written.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -139,14 +149,17 @@ def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
             if not sys.stderr.isatty():
                 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
             folder.parent.mkdir(parents=True, exist_ok=True)
-            for other in folder.parent.iterdir():
-                shutil.rmtree(other, ignore_errors=True)
+            for left in folder.parent.glob("fetching-*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             # Fetched aside and renamed, so that no one ever loads half a model.
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as aside:
                 uri = f"models:/{version.name}/{version.version}"
                 Path(mlflow.artifacts.download_artifacts(uri, dst_path=aside)).rename(folder)
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
     except (MlflowException, RequestException) as error:
-        raise NotYet(f"{version.name} version {version.version} cannot be fetched: {error}") from error
+        raise Unavailable(f"{version.name} version {version.version} cannot be fetched: {error}") from error
     except OSError as error:
         raise InputError(f"RATCHET_HOME: {settings.models} cannot hold a model: {error}.") from error
     return folder

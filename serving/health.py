@@ -10,7 +10,7 @@ from serving.waiting import WAITING
 
 
 def health(url: str, timeout_s: float = 4.0) -> tuple[bool, str]:
-    """Whether serving is well, and what it does: "serving", "waiting: …", or what is wrong."""
+    """Whether serving is well, and what it does: "serving", "waiting: …", "failing: …", or what is wrong."""
     try:
         with urllib.request.urlopen(f"{url}/ping", timeout=timeout_s):
             return True, "serving"

@@ -1,4 +1,4 @@
-"""The port while there is no model yet: every request gets 503 and is told what is awaited."""
+"""The port while there is no model yet: every request gets 503 and is told what is awaited, or what is wrong."""
 
 import json
 import threading
@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-WAITING = "waiting"
+WAITING = "waiting"  # for a first version: all is well
+FAILING = "failing"  # there is something to serve, or nobody knows, and it cannot be got
 
 
 class WaitingRoom:
-    """A context manager that answers on a port: `{"status": "waiting", "message": …}`."""
+    """A context manager that answers on a port: `{"status": "waiting", "message": …}` with 503."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._message = "starting"
+        self._state = (WAITING, "starting")
         self._server = ThreadingHTTPServer((host, port), self._handler())
 
     def __enter__(self) -> "WaitingRoom":
@@ -25,18 +26,19 @@ class WaitingRoom:
         self._server.shutdown()
         self._server.server_close()
 
-    def say(self, message: str) -> None:
-        """Tell what is awaited: those who ask, and the log where it is news."""
-        if message != self._message:
-            click.echo(f"Waiting. {message}")
-        self._message = message
+    def say(self, status: str, message: str) -> None:
+        """Tell how things are: those who ask, and the log where it is news."""
+        if (status, message) != self._state:
+            click.echo(f"{status.capitalize()}. {message}")
+        self._state = (status, message)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         room = self
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
-                body = json.dumps({"status": WAITING, "message": room._message}).encode()
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))  # unread, it would reset the connection
+                body = json.dumps(dict(zip(("status", "message"), room._state, strict=True))).encode()
                 self.send_response(503)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
@@ -44,7 +46,7 @@ class WaitingRoom:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_POST = answer  # the names that http.server calls
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer  # the names that http.server calls
 
             def log_message(self, *arguments: Any) -> None:
                 """Nothing: the health check asks every few seconds."""

@@ -12,6 +12,7 @@ What a row may look like in a .jsonl file (one JSON object a line; `prompt`/`com
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -129,6 +130,11 @@ def read(
         raise InputError(
             f"{key} is '{source}', which does not exist. Expected a folder of Python code, a .jsonl file, "
             "or package:NAME."
+        )
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise InputError(
+            f"{key} is '{source}', which user {os.getuid()} may not read. Make it readable to all "
+            "(chmod -R a+rX), or train as its owner."
         )
     if path.is_dir():
         examples = _read_source_tree(path, config.require_docstring, counts)

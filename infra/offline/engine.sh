@@ -30,7 +30,7 @@ candidate() { # the version that apt would install, empty where it knows none
 plugin_from_next_debian() { # package, plugin
     local folder mirror
     folder=$(mktemp -d)
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Origin: Debian' | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Label: Debian' | head -n 1)
     [ -n "$mirror" ] || refuse "apt knows no Debian mirror to take $1 from. Install $1 yourself, then run this again."
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$folder/sources.list"
     mkdir -p "$folder/lists/partial" "$PLUGINS"
@@ -79,7 +79,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 if ! answers; then
-    [ "$(id -u)" = 0 ] || refuse "no engine answers at ${DOCKER_HOST:-the default socket}. Start it: sudo make engine"
+    [ "$(id -u)" = 0 ] || refuse "no engine answers you at ${DOCKER_HOST:-the default socket}. Either none runs: sudo make" \
+        "engine. Or you may not use it: join the group that may (sudo usermod -aG docker $(id -un)) and log in anew."
     if [ -d /run/systemd/system ]; then
         echo "Starting the engine: systemctl start docker"
         systemctl start docker
@@ -87,8 +88,9 @@ if ! answers; then
         echo "Starting the engine: dockerd (its log: $LOG)"
         # Left by an engine that was killed. The numbers in them may by now be those of other processes, which
         # dockerd would take for itself and for its containerd.
-        pgrep -x dockerd >/dev/null || rm -f /run/docker.pid
-        pgrep -x containerd >/dev/null || rm -f /run/docker/containerd/containerd.pid
+        runs() { grep -qsx "$1" /proc/[0-9]*/comm; }
+        runs dockerd || rm -f /run/docker.pid
+        runs containerd || rm -f /run/docker/containerd/containerd.pid
         setsid nohup dockerd >"$LOG" 2>&1 </dev/null &
         server=$!
         for _ in $(seq 120); do
@@ -98,8 +100,8 @@ if ! answers; then
         done
     fi
     answers || {
-        echo "make engine: the engine did not start. The end of $LOG:" >&2
-        tail -n 15 "$LOG" >&2
+        echo "make engine: the engine did not start. The end of its log:" >&2
+        if [ -d /run/systemd/system ]; then journalctl --unit docker --lines 15 >&2; else tail -n 15 "$LOG" >&2; fi
         exit 1
     }
 fi

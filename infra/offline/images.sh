@@ -26,7 +26,9 @@ if ! command -v mmdebstrap >/dev/null; then
     command -v apt-get >/dev/null || refuse "mmdebstrap is missing, and so is apt-get. Expected Debian or Ubuntu."
     apt-get update -q=2 && apt-get install -y -q=2 --no-install-recommends mmdebstrap >/dev/null
 fi
-mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Origin: Debian' | head -n 1)}
+known_to_apt() { apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' "Label: $1" | head -n 1; }
+mirror=${DEBIAN_MIRROR:-$(known_to_apt Debian)}
+security=$(known_to_apt Debian-Security)
 [ -n "$mirror" ] || refuse "apt knows no Debian mirror. Name one: make offline-images DEBIAN_MIRROR=http://…"
 
 work=$(mktemp -d)
@@ -40,7 +42,7 @@ cp --dereference "$CA_BUNDLE" "$work/etc/ssl/certs/ca-certificates.crt"
 taken_over=$(cd "$work" && find . -type f -print0 | sort -z | xargs -0 sha256sum)
 
 recipe_of() { # what an image is made from, as a short digest: the files named and all that is taken over
-    { cat images.sh take_over_pip.py "$@" && echo "$taken_over $mirror"; } | sha256sum | cut -c 1-16
+    { cat images.sh take_over_pip.py "$@" && echo "$taken_over $mirror $security"; } | sha256sum | cut -c 1-16
 }
 is_made() { # image: is it there, by the recipe of now?
     [ "$(docker image inspect --format '{{index .Config.Labels "ratchet.recipe"}}' "$1" 2>/dev/null)" = "$recipe" ]
@@ -50,10 +52,14 @@ debian() { # image, suite, packages, then `docker import` changes; hooks come fr
     local image=$1 suite=$2 packages=$3
     shift 3
     echo "Making $image from Debian's packages …"
-    mmdebstrap --quiet --variant=minbase --skip=cleanup/run --include="$packages" --aptopt="$work/apt.conf" \
+    local sources=("deb $mirror $suite main" "deb $mirror $suite-updates main")
+    [ -z "$security" ] || sources+=("deb $security $suite-security main")
+    # To a file first: a pipe that breaks off would be imported as an empty image.
+    printf '%s\n' "${sources[@]}" | mmdebstrap --quiet --variant=minbase --skip=cleanup/run --include="$packages" --aptopt="$work/apt.conf" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-        --dpkgopt='path-exclude=/usr/share/locale/*' "${hooks[@]}" "$suite" - "$mirror" |
-        docker import --change "LABEL ratchet.recipe=$recipe" "$@" - "$image" >/dev/null
+        --dpkgopt='path-exclude=/usr/share/locale/*' "${hooks[@]}" "$suite" "$work/image.tar" -
+    docker import --change "LABEL ratchet.recipe=$recipe" "$@" "$work/image.tar" "$image" >/dev/null
+    rm "$work/image.tar"
 }
 
 recipe=$(recipe_of)
@@ -64,7 +70,9 @@ if ! is_made "$PYTHON_IMAGE"; then
 fi
 if ! is_made "$WHEELS_IMAGE"; then
     echo "Making $WHEELS_IMAGE from pip's find-links: $(ls "$work/wheels" | wc -l) wheels …"
-    tar --create --directory "$work/wheels" . | docker import --change "LABEL ratchet.recipe=$recipe" - "$WHEELS_IMAGE" >/dev/null
+    tar --create --file "$work/image.tar" --directory "$work/wheels" .
+    docker import --change "LABEL ratchet.recipe=$recipe" "$work/image.tar" "$WHEELS_IMAGE" >/dev/null
+    rm "$work/image.tar"
 fi
 recipe=$(recipe_of postgres/*)
 if ! is_made "$POSTGRES_IMAGE"; then

@@ -7,12 +7,14 @@ What lies in `find-links` folders goes to FOLDER/wheels, which builds mount at /
 out: too large for an image.
 """
 
+import ast
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
-TAKEN = ("index-url", "extra-index-url", "trusted-host", "timeout", "find-links", "constraint", "cert")
+TAKEN = ("no-index", "index-url", "extra-index-url", "trusted-host", "timeout", "find-links", "constraint", "cert")
 
 
 def main(folder: Path) -> None:
@@ -24,14 +26,22 @@ def main(folder: Path) -> None:
         key, _, value = line.partition("=")
         name = key.rpartition(".")[2].removeprefix("default-")  # `:env:.name` comes first, `global.name` after it
         if name in TAKEN:
-            found.setdefault(name, value.strip("'"))
+            found.setdefault(name, str(ast.literal_eval(value)))  # printed as Python's repr
     settings = {name: value for name, value in found.items() if name not in ("find-links", "constraint", "cert")}
     for name in ("index-url", "extra-index-url"):
-        remote = [url for url in settings.get(name, "").replace("\\n", " ").split() if not url.startswith("file:")]
+        remote = [url for url in settings.get(name, "").split() if not url.startswith("file:")]
         settings.pop(name, None)
+        if any(urlsplit(url).password for url in remote):
+            print(
+                f"make offline-images: pip's {name} holds a password, which the images would show. Take it out.",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         if remote:
             settings[name] = " ".join(remote)
     (folder / "wheels").mkdir()
+    if "trusted-host" in settings:
+        settings["trusted-host"] = " ".join(settings["trusted-host"].split())
     wheels = [Path(path) for path in found.get("find-links", "").split() if Path(path).is_dir()]
     for path in wheels:
         shutil.copytree(path, folder / "wheels", dirs_exist_ok=True)

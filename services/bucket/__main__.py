@@ -10,10 +10,12 @@ from typing import Any
 import boto3
 import click
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, HTTPClientError
+from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError, NoCredentialsError
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from services.bucket.settings import BucketSettings
+from services.tracking.settings import unreadable_secret
 
 RULE = {
     "ID": "ratchet-abort-incomplete-uploads",
@@ -41,14 +43,23 @@ def main() -> None:
         first = error.errors()[0]
         name, found = str(first["loc"][0]).upper(), first["input"] if first["type"] != "missing" else "not set"
         raise InputError(f"{name} is {found!r}: {first['msg']}.") from error
+    except SettingsError as error:
+        raise InputError(unreadable_secret(error)) from error
     client = connect(settings)
     try:
         for line in make(client, settings.bucket, settings.bucket_timeout_s):
             click.echo(line)
     except ClientError as error:
         raise InputError(_explanation(error, settings)) from error
-    except BotoCoreError as error:
-        raise InputError(f"AWS_ENDPOINT_URL_S3 is {settings.aws_endpoint_url_s3}: {error}") from error
+    except NoCredentialsError as error:
+        raise InputError(
+            "There is no key for S3. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the secret file of that name)."
+        ) from error
+    except (EndpointConnectionError, HTTPClientError) as error:  # nobody there, which is no fault of the input
+        raise click.ClickException(
+            f"No S3 server answered within {settings.bucket_timeout_s} s at AWS_ENDPOINT_URL_S3 "
+            f"({settings.aws_endpoint_url_s3}): {error}"
+        ) from error
 
 
 def connect(settings: BucketSettings) -> Any:
@@ -71,7 +82,8 @@ def connect(settings: BucketSettings) -> Any:
 def make(client: Any, bucket: str, timeout_s: float) -> list[str]:
     """Bring the bucket to its wanted state. Returns one line for each part, saying what was found or done.
 
-    Raises ClientError where the server refuses, BotoCoreError where it does not answer within `timeout_s`.
+    Raises ClientError where the server refuses, EndpointConnectionError or HTTPClientError where none answers within
+    `timeout_s`.
     """
     return [
         f"Bucket {bucket}: {_create(client, bucket, timeout_s)}",
@@ -90,8 +102,7 @@ def _create(client: Any, bucket: str, timeout_s: float) -> str:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code in ("NoSuchBucket", "404"):
-                client.create_bucket(Bucket=bucket, **_location(client))
-                return "created"
+                return _create_missing(client, bucket)
             if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500 or time.monotonic() > end:
                 raise
         except (EndpointConnectionError, HTTPClientError):
@@ -100,9 +111,14 @@ def _create(client: Any, bucket: str, timeout_s: float) -> str:
         time.sleep(0.5)  # the pace of asking
 
 
-def _location(client: Any) -> dict[str, Any]:
+def _create_missing(client: Any, bucket: str) -> str:
     region = client.meta.region_name
-    return {} if region in (None, "us-east-1") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    where = {} if region in (None, "us-east-1") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    try:
+        client.create_bucket(Bucket=bucket, **where)
+    except client.exceptions.BucketAlreadyOwnedByYou:
+        return "there already"  # another one-shot was quicker
+    return "created"
 
 
 def _enable_versioning(client: Any, bucket: str) -> str:
@@ -158,7 +174,6 @@ def _explanation(error: ClientError, settings: BucketSettings) -> str:
         "SignatureDoesNotMatch": "The secret key is wrong: it has to be the one that the server was started with.",
         "AccessDenied": "This key may not use the bucket: give it the right to, or take another name.",
         "BucketAlreadyExists": "Somebody else owns this name: take another.",
-        "InvalidBucketName": "Expected 3 to 63 lower-case letters, digits and hyphens.",
     }.get(code, "Expected a server that speaks S3.")
     return f"{settings.aws_endpoint_url_s3 or 'AWS'} refuses the bucket '{settings.bucket}': {code} {message}. {remedy}"
 

@@ -1,5 +1,6 @@
 """The bucket one-shot's settings, read from the environment once; the key also from a file."""
 
+import re
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -22,8 +23,11 @@ class BucketSettings(BaseSettings):
     @field_validator("mlflow_artifacts_destination")
     @classmethod
     def _names_a_bucket(cls, value: str) -> str:
-        if urlsplit(value).scheme != "s3" or not urlsplit(value).netloc:
-            raise ValueError("expected s3://BUCKET or s3://BUCKET/PREFIX")
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", value):
+            raise ValueError(
+                "expected s3://BUCKET or s3://BUCKET/PREFIX, BUCKET (the stack's S3_BUCKET) being 3 to 63 lower-case "
+                "letters, digits, hyphens and dots"
+            )
         return value
 
     @property

@@ -14,10 +14,11 @@ from typing import Any
 
 import click
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
 
 from services.tracking.migrate import migrate
-from services.tracking.settings import TrackingSettings
+from services.tracking.settings import TrackingSettings, unreadable_secret
 
 ENV_TEMPLATE = Path(__file__).parents[2] / "infra" / "env" / "dev.env"
 
@@ -43,10 +44,8 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
-    except PermissionError as error:
-        raise InputError(
-            f"The secret {error.filename} cannot be read by user {os.getuid()}: run `make env`."
-        ) from error
+    except SettingsError as error:
+        raise InputError(unreadable_secret(error)) from error
     if not setup_only:
         check_port_is_free(settings.tracking_host, settings.tracking_port)
     if not no_setup:

@@ -29,14 +29,19 @@ CAUSES = (
     ("Connection refused", "no database listens there: is it up, and is the port right?"),
     ("does not exist", "create the role or database first, or correct its name."),
     ("permission denied", "the role may not create tables: GRANT ALL ON SCHEMA public TO it."),
+    ("unable to open database file", "the folder of a SQLite file has to be there, and writable."),
+    ("file is not a database", "name a SQLite file, or one that is not there yet."),
+    ("Can't load plugin", "expected postgresql+psycopg2://… or sqlite:///…"),
     ("No module named 'psycopg", "install the extra `tracking-prod`, and write postgresql+psycopg2:// in the URI."),
 )
 
 
 class MigrationError(click.ClickException):
-    """The database cannot be used as it is; the command exits with 2."""
+    """The database refuses. Exits with 2 where the cause is one to be set right, else with 1: the work failed."""
 
-    exit_code = 2
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click's own is a constant
 
 
 def migrate(uri: str) -> None:
@@ -46,7 +51,7 @@ def migrate(uri: str) -> None:
     """
     from alembic.util import CommandError
     from mlflow.db import upgrade
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
@@ -57,7 +62,8 @@ def migrate(uri: str) -> None:
         cause = next((what for found, what in CAUSES if found in reason), None)
         raise MigrationError(
             f"MLFLOW_BACKEND_STORE_URI names a database that cannot be used: {reason}"
-            + (f"\nLikely: {cause}" if cause else "")
+            + (f"\nLikely: {cause}" if cause else ""),
+            exit_code=2 if cause or isinstance(error, ArgumentError) else 1,
         ) from error
 
 

@@ -1,9 +1,10 @@
 """The tracking server's settings, read from the environment once; the secret ones also from files."""
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -58,3 +59,14 @@ class TrackingSettings(BaseSettings):
         """Host headers that are answered; MLflow answers 403 to any other."""
         port = self.tracking_port
         return self.tracking_allowed_hosts or f"localhost:{port},127.0.0.1:{port}"
+
+
+def unreadable_secret(error: SettingsError) -> str:
+    """What to tell a person whose secret file this container's user may not read."""
+    name = getattr(error.__cause__, "filename", None)
+    if name is None:
+        return str(error)
+    return (
+        f"The secret file {name} cannot be read by user {os.getuid()}. Make it readable to all (chmod 444), in a "
+        "folder that only you may enter, as `make env` does."
+    )

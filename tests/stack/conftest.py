@@ -19,6 +19,9 @@ from services.tracking.readiness import wait_until
 from tests.conftest import ROOT
 from tests.integration.conftest import free_port
 
+# Kept from the shell and the user's .env: what images are built from. All else is the tests' own.
+BUILT_FROM = ("PIP_EXTRA_INDEX_URL", "PYTHON_IMAGE", "WHEELS_IMAGE", "POSTGRES_IMAGE", "MINIO_IMAGE")
+TAG = "test"
 SERVICES = ("postgres", "minio", "bucket", "migrate", "tracking", "trainer", "promoter", "serving")
 SECRETS = ("POSTGRES_PASSWORD_FILE", "MINIO_ROOT_PASSWORD_FILE")
 
@@ -38,20 +41,25 @@ class Platform:
     serving_url: str
     secrets: dict[str, str]  # by the variable that names the file
 
-    def docker_compose(self, *arguments: str, expected: int = 0) -> str:
-        """Run `docker compose …`; returns what it printed."""
+    def docker_compose(self, *arguments: str, expected: int | None = 0, timeout_s: float = 300, **env: str) -> str:
+        """Run `docker compose …` as Ada does; returns what it printed. `expected` None allows any exit code."""
         result = subprocess.run(
-            [*self.compose.compose_command_property, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+            [*self.compose.compose_command_property, *arguments],
+            cwd=ROOT,
+            env=os.environ | {"USER": "ada"} | env,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
-        assert result.returncode == expected, f"{arguments}: {result.returncode}\n{result.stdout}{result.stderr}"
+        assert expected in (None, result.returncode), f"{arguments} {result.returncode}\n{result.stdout}{result.stderr}"
         return result.stdout + result.stderr
 
     def up(self) -> None:
         self.docker_compose("up", "--detach", "--wait")
 
-    def run(self, service: str, *arguments: str, expected: int = 0) -> str:
+    def run(self, service: str, *arguments: str, expected: int = 0, **env: str) -> str:
         """Run a job, as `docker compose run --rm SERVICE …` does."""
-        return self.docker_compose("run", "--rm", "--no-TTY", service, *arguments, expected=expected)
+        return self.docker_compose("run", "--rm", "--no-TTY", service, *arguments, expected=expected, **env)
 
     def python(self, service: str, program: str) -> str:
         """Run a Python program inside a running service; returns what it printed."""
@@ -75,64 +83,63 @@ class Platform:
         except requests.RequestException:
             return False
 
+    def evidence(self) -> str:
+        """What one looks at after a failure: the services' states and logs."""
+        return self.docker_compose("ps", "--all") + self.docker_compose("logs", "--no-color", "--tail", "40")
+
     @property
     def client(self) -> MlflowClient:
         return MlflowClient(self.tracking_url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def environ(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """The environment in which Compose runs: `make env` in a folder of its own, free ports, a project name."""
+    """What the stack's env file says: `make env` in a folder of its own, free ports, a project name."""
     home = tmp_path_factory.mktemp("stack")
     if (offline := ROOT / environment.OFFLINE).exists():
         shutil.copy(offline, home)
     environment.write(home)
-    values = {
+    users = environment.values((ROOT / ".env").read_text()) if (ROOT / ".env").exists() else {}
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    values = {name: os.environ.get(name) or users.get(name) for name in BUILT_FROM} | {
         "COMPOSE_PROJECT_NAME": f"ratchet-test-{os.getpid()}",
-        "ENV_FILE": str(home / ".env"),
         "POSTGRES_PASSWORD_FILE": str(home / ".secrets" / "postgres_password"),
         "MINIO_ROOT_PASSWORD_FILE": str(home / ".secrets" / "minio_root_password"),
         "TRACKING_PORT": str(free_port()),
         "SERVING_PORT": str(free_port()),
         "MINIO_CONSOLE_PORT": str(free_port()),
-        "SOURCE_DIR": "",
-        "USER": "ada",
+        "RATCHET_TAG": TAG,
+        "GIT_COMMIT": commit.stdout.strip(),
     }
-    before = dict(os.environ)
-    os.environ.update(values)
-    yield values
-    os.environ.clear()
-    os.environ.update(before)
+    given = {name: value for name, value in values.items() if value}
+    with (home / ".env").open("a") as file:
+        file.writelines(f"{name}={value}\n" for name, value in given.items())
+    with pytest.MonkeyPatch.context() as patch:
+        for name in {*environment.values(environment.TEMPLATE.read_text().replace("#", "")), *given}:
+            patch.delenv(name, raising=False)  # the shell would win over the file
+        yield given | {"ENV_FILE": str(home / ".env")}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def platform(engine, environ) -> Iterator[Platform]:
     """`docker compose up --wait` from nothing; afterwards everything is taken away, the volumes too."""
-    compose = DockerCompose(
-        ROOT, compose_file_name="docker-compose.yml", env_file=environ["ENV_FILE"], profiles=["jobs"]
-    )
+    compose = DockerCompose(ROOT, compose_file_name="docker-compose.yml", env_file=environ["ENV_FILE"])
     stack = Platform(
         compose,
         f"http://127.0.0.1:{environ['TRACKING_PORT']}",
         f"http://127.0.0.1:{environ['SERVING_PORT']}",
         {name: Path(environ[name]).read_text() for name in SECRETS},
     )
-    # One list of images for all tests: built here, so that no test's time depends on which one came first.
-    build = subprocess.run(
-        [*compose.compose_command_property, "build", "--quiet"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert build.returncode == 0, build.stdout + build.stderr
-    compose.profiles = None  # from here on the jobs are started by `run`, as users do
-    del compose.compose_command_property
     try:
-        with compose:
-            yield stack
-    finally:
-        subprocess.run(  # the jobs' networks and volumes too
-            [*compose.compose_command_property, "--profile", "jobs", "down", "--volumes", "--timeout", "5"],
-            cwd=ROOT,
-            capture_output=True,
-        )
+        stack.docker_compose("--profile", "jobs", "build", "--quiet", timeout_s=1800)
+        try:
+            compose.start()
+        except subprocess.CalledProcessError:
+            print(stack.evidence())
+            raise
+        yield stack
+    finally:  # the jobs' networks and volumes too
+        stack.docker_compose("--profile", "jobs", "down", "--volumes", "--timeout", "5")
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -142,5 +149,4 @@ def pytest_runtest_makereport(item, call):
     report = outcome.get_result()
     stack = getattr(item, "funcargs", {}).get("platform")
     if report.failed and isinstance(stack, Platform):
-        report.sections.append(("docker compose logs", stack.docker_compose("logs", "--no-color", "--tail", "40")))
-        report.sections.append(("docker compose ps", stack.docker_compose("ps", "--all")))
+        report.sections.append(("docker compose", stack.evidence()))

@@ -3,18 +3,28 @@
 import json
 import re
 import subprocess
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.stack.conftest import SERVICES, Platform, docker_json
+from tests.stack.conftest import SERVICES, TAG, Platform, docker_json
 
 pytestmark = pytest.mark.stack
 
 OURS = ("bucket", "migrate", "tracking", "trainer", "promoter", "serving")
 PUBLISHED = {"tracking": ("5000", "TRACKING_PORT"), "serving": ("8000", "SERVING_PORT"),
              "minio": ("9001", "MINIO_CONSOLE_PORT")}  # fmt: skip
+
+
+def processes(container: str) -> str:
+    """The commands, with arguments, that run in a container."""
+    top = ["docker", "top", container, "-eo", "pid,args"]
+    found = subprocess.run(top, capture_output=True, text=True, check=True).stdout
+    assert "docker-init" in found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +87,7 @@ def test_no_secret_in_logs_and_arguments(created: Platform) -> None:
     seen = created.docker_compose("logs", "--no-color")
     for service in ("postgres", "minio", "tracking", "serving"):
         container = created.inspect(service)["Id"]
-        seen += subprocess.run(["docker", "top", container, "-eo", "args"], capture_output=True, text=True).stdout
+        seen += processes(container)
     assert "Application startup complete" in seen
     for name, value in created.secrets.items():
         assert value not in seen, f"{name} is in the logs or among a process's arguments"
@@ -147,38 +157,39 @@ def test_a_sibling_reaches_tracking_by_name_and_a_foreign_host_name_is_refused(c
 def test_server_jobs_gateway_and_telemetry_are_off(created: Platform) -> None:
     config = requests.get(f"{created.tracking_url}/ajax-api/3.0/mlflow/ui-telemetry", timeout=10).json()
     assert config["disable_ui_telemetry"] is True
-    processes = subprocess.run(
-        ["docker", "top", created.inspect("tracking")["Id"], "-eo", "args"], capture_output=True, text=True
-    ).stdout
-    assert "huey" not in processes
+    assert "huey" not in processes(created.inspect("tracking")["Id"])
     gateway = requests.get(f"{created.tracking_url}/ajax-api/3.0/mlflow/gateway/supported-providers", timeout=10)
     assert gateway.status_code == 501
 
 
 @pytest.mark.parametrize("part", ["tracking", "promoter", "serving", "trainer"])
-def test_images_have_labels_and_no_torch_where_none_is_needed(platform: Platform, part: str) -> None:
-    image = docker_json("image", "inspect", f"ratchet-{part}:local")
+def test_images_have_labels_and_no_torch_where_none_is_needed(
+    platform: Platform, environ, root: Path, part: str
+) -> None:
+    image = docker_json("image", "inspect", f"ratchet-{part}:{TAG}")
     labels = image["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == f"ratchet-{part}"
-    assert {"description", "version", "licenses", "revision"} <= {
-        key.rpartition(".")[2] for key in labels if key.startswith("org.opencontainers.image.")
-    }
+    assert labels["org.opencontainers.image.description"]
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.revision"] == environ["GIT_COMMIT"]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert labels["org.opencontainers.image.version"] == project["version"]
     if part in ("tracking", "promoter"):
         assert image["Size"] < 1e9
         find = "import importlib.util; print(importlib.util.find_spec('torch'))"
         run = ("docker", "run", "--rm", "--network=none", "--entrypoint=python")
-        command = [*run, f"ratchet-{part}:local", "-c", find]
+        command = [*run, f"ratchet-{part}:{TAG}", "-c", find]
         assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "None"
 
 
 def test_trainer_and_serving_share_the_layers_with_torch(platform: Platform) -> None:
     layers = {
-        part: docker_json("image", "inspect", f"ratchet-{part}:local")["RootFS"]["Layers"]
+        part: docker_json("image", "inspect", f"ratchet-{part}:{TAG}")["RootFS"]["Layers"]
         for part in ("trainer", "serving")
     }
     shared = [one for one, other in zip(layers["trainer"], layers["serving"], strict=False) if one == other]
     history = subprocess.run(
-        ["docker", "history", "--no-trunc", "--format", "{{.CreatedBy}}", "ratchet-serving:local"],
+        ["docker", "history", "--no-trunc", "--format", "{{.CreatedBy}}", f"ratchet-serving:{TAG}"],
         capture_output=True,
         text=True,
     ).stdout.splitlines()

@@ -65,11 +65,12 @@ def test_before_the_first_promotion_serving_waits_and_says_so(platform: Platform
     assert log[-1]["ExitCode"] == 0
 
 
-def test_a_training_is_in_postgres_and_its_artifacts_in_the_bucket(trained: Platform) -> None:
+def test_a_training_is_in_postgres_and_its_artifacts_in_the_bucket(trained: Platform, environ) -> None:
     run_id = str(trained.client.get_model_version(MODEL, "2").run_id)
     run = trained.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert str(run.info.artifact_uri).startswith("mlflow-artifacts:")  # so that the bucket can move
+    assert run.data.tags["git_commit"] == environ["GIT_COMMIT"]
     query = f"SELECT status FROM runs WHERE run_uuid = '{run_id}'"
     psql = ("psql", "--username=ratchet", "--tuples-only", "--no-align", "--command", query)
     assert trained.docker_compose("exec", "--no-TTY", "postgres", *psql).strip() == "FINISHED"
@@ -114,17 +115,12 @@ def test_validation_says_where_torch_is_and_runs_there(in_production: Platform) 
     assert "docker compose run --rm --entrypoint promoter serving validate" in refusal
     job = ("run", "--rm", "--no-TTY", "--entrypoint", "promoter", "serving", "validate", "--version", "2")
     # A model with random weights may fail the look at its completions, which is an answer too.
-    result = subprocess.run(
-        [*in_production.compose.compose_command_property, *job], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode in (0, 1), result.stderr
-    assert "✓ loads" in result.stdout
-    assert "✓ generates" in result.stdout
+    output = in_production.docker_compose(*job, expected=None)
+    assert "✓ loads" in output
+    assert "✓ generates" in output
 
 
-def test_your_source_tree_is_trained_on_and_its_commit_is_logged(
-    trained: Platform, tmp_path: Path, monkeypatch
-) -> None:
+def test_your_source_tree_is_trained_on_and_its_commit_is_logged(trained: Platform, tmp_path: Path) -> None:
     code = "\n\n".join(
         f'def scale_{word}(values):\n    """Scale {word} by its {word} factor."""\n    {word} = len(values)\n'
         f"    return [{word} * value + {number} for value in values if value != '{word}']\n"
@@ -136,10 +132,10 @@ def test_your_source_tree_is_trained_on_and_its_commit_is_logged(
     for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "scales")):
         subprocess.run([*git, *command], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    monkeypatch.setenv("SOURCE_DIR", str(tmp_path))
     tmp_path.chmod(0o755)  # the container's user is not the owner, as on a user's machine
     output = trained.run(
-        "trainer", *TINY, *QUICK, "data.eval_fraction=0.5", "tracking.experiment_name=mine", "trainer.max_steps=1"
+        *("trainer", *TINY, *QUICK, "data.eval_fraction=0.5", "tracking.experiment_name=mine", "trainer.max_steps=1"),
+        SOURCE_DIR=str(tmp_path),
     )
     assert "Data: /source" in output
     experiment = trained.client.get_experiment_by_name("mine")
@@ -148,19 +144,29 @@ def test_your_source_tree_is_trained_on_and_its_commit_is_logged(
     assert runs[0].data.tags["data_git_commit"] == commit
 
 
-def test_a_source_dir_that_is_not_there_is_an_error_and_makes_no_folder(
-    platform: Platform, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_source_dir_that_the_container_may_not_read_is_an_error(platform: Platform, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text('def f():\n    """Return one."""\n    return 1\n')
+    tmp_path.chmod(0o700)
+    output = platform.run("trainer", *TINY, expected=2, SOURCE_DIR=str(tmp_path))
+    assert "'/source', which user 10001 may not read" in output
+
+
+def test_a_secret_file_that_the_container_may_not_read_is_an_error(platform: Platform, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("unreadable")
+    secret.chmod(0o600)
+    for service, name in (("migrate", "postgres_password"), ("bucket", "aws_secret_access_key")):
+        mount = ("--volume", f"{secret}:/run/secrets/{name}:ro")
+        output = platform.docker_compose("run", "--rm", "--no-TTY", "--no-deps", *mount, service, expected=2)
+        assert f"The secret file /run/secrets/{name} cannot be read by user 10001" in output
+        assert "Traceback" not in output
+
+
+def test_a_source_dir_that_is_not_there_is_an_error_and_makes_no_folder(platform: Platform, tmp_path: Path) -> None:
     missing = tmp_path / "no-such-folder"
-    monkeypatch.setenv("SOURCE_DIR", str(missing))
-    result = subprocess.run(
-        [*platform.compose.compose_command_property, "run", "--rm", "--no-TTY", "--no-deps", "trainer"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode != 0
-    assert str(missing) in result.stderr
+    job = ("run", "--rm", "--no-TTY", "--no-deps", "trainer")
+    output = platform.docker_compose(*job, expected=1, SOURCE_DIR=str(missing))
+    assert str(missing) in output
     assert not missing.exists()
 
 
@@ -194,27 +200,29 @@ def test_postgres_unreachable_turns_readiness_red_and_back(platform: Platform) -
 
 
 def test_the_bucket_unreachable_turns_readiness_red_and_back(platform: Platform) -> None:
+    def trouble() -> str:
+        probe = ("sh", "-c", "python -m services.tracking.readiness; true")
+        return platform.docker_compose("exec", "--no-TTY", "tracking", *probe)
+
+    assert trouble() == ""
     platform.docker_compose("stop", "minio")
     try:
-        platform.wait_for(
-            lambda: "artifact store" in platform.docker_compose("exec", "--no-TTY", "tracking", "sh", "-c",
-                                                                "python -m services.tracking.readiness; true"),
-            "readiness names the artifact store",
-        )  # fmt: skip
+        platform.wait_for(lambda: "artifact store" in trouble(), "readiness names the artifact store")
     finally:
         platform.docker_compose("start", "minio")
+    platform.wait_for(lambda: trouble() == "", "readiness is back")
     platform.wait_for(lambda: platform.health("tracking") == "healthy", "tracking is healthy again")
 
 
-def config(**variables: str | None) -> "subprocess.CompletedProcess[str]":
-    env = {key: value for key, value in (os.environ | variables).items() if value is not None}
+def config(environ: dict[str, str], **variables: str | None) -> "subprocess.CompletedProcess[str]":
+    env = {key: value for key, value in (os.environ | environ | variables).items() if value is not None}
     command = ("docker", "compose", "--env-file", "/dev/null", "--profile", "jobs", "config", "--format", "json")
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("variable", ["POSTGRES_PASSWORD_FILE", "MINIO_ROOT_PASSWORD_FILE"])
 def test_without_secrets_config_fails_and_names_the_variable(engine, environ, variable: str) -> None:
-    result = config(**{variable: None})
+    result = config(environ, **{variable: None})
     assert result.returncode != 0
     assert variable in result.stderr
     assert "make env" in result.stderr
@@ -222,7 +230,7 @@ def test_without_secrets_config_fails_and_names_the_variable(engine, environ, va
 
 @pytest.mark.parametrize(("value", "runtime"), [(None, "runc"), ("nvidia", "nvidia")])
 def test_one_variable_puts_the_trainer_on_the_nvidia_runtime(engine, environ, value: str | None, runtime: str) -> None:
-    result = config(TRAINER_RUNTIME=value)
+    result = config(environ, TRAINER_RUNTIME=value)
     assert result.returncode == 0, result.stderr
     services = json.loads(result.stdout)["services"]
     assert services["trainer"]["runtime"] == runtime

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from infra import environment
 
 
@@ -64,6 +66,35 @@ def test_offline_images_are_entered(tmp_path: Path) -> None:
     assert "POSTGRES_IMAGE=ratchet-offline/postgres:17" in lines
     assert "NEW_IMAGE=x" in lines
     assert not [line for line in lines if line.startswith("#POSTGRES_IMAGE")]
+
+
+def test_images_that_you_chose_stay(tmp_path: Path) -> None:
+    environment.write(tmp_path)
+    env = tmp_path / ".env"
+    env.write_text(env.read_text() + "POSTGRES_IMAGE=registry/postgres:17\n")
+    (tmp_path / ".env.offline").write_text("POSTGRES_IMAGE=ratchet-offline/postgres:17\n")
+    environment.write(tmp_path)
+    assert environment.values(env.read_text())["POSTGRES_IMAGE"] == "registry/postgres:17"
+
+
+def test_values_are_read_as_compose_reads_them() -> None:
+    text = "A=\"x y\" # why\nB=plain # why\n#C=1\nexport D='q'\nE=\nF=a#b\n"
+    assert environment.values(text) == {"A": "x y", "B": "plain", "D": "q", "E": "", "F": "a#b"}
+
+
+def test_a_secret_file_of_your_own_is_neither_made_nor_moved(tmp_path: Path) -> None:
+    environment.write(tmp_path)
+    env = tmp_path / ".env"
+    env.write_text(env.read_text().replace(".secrets/postgres_password", '"mine/password" # kept elsewhere'))
+    with pytest.raises(environment.InputError, match=r"POSTGRES_PASSWORD_FILE is 'mine/password'"):
+        environment.write(tmp_path)
+    assert not (tmp_path / "mine").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "password").write_text("secret")
+    (tmp_path / ".secrets").chmod(0o755)
+    assert environment.write(tmp_path) == []
+    assert (tmp_path / "mine" / "password").read_text() == "secret"
+    assert mode(tmp_path / ".secrets") == 0o700
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
