@@ -39,6 +39,10 @@ class NotYet(InputError):
     """No version has the alias, but one may get it."""
 
 
+class Unreachable(InputError):
+    """No tracking server says which version to serve."""
+
+
 class Unavailable(click.ClickException):
     """The version to serve cannot be got from the tracking server; the command exits with 1."""
 
@@ -87,7 +91,7 @@ def check_port_is_free(host: str, port: int) -> None:
 
 
 def prepare(settings: ServingSettings) -> tuple[str, Path]:
-    """The number of the version that the alias names, and its files. Raises NotYet, Unavailable, InputError."""
+    """The number of the version that the alias names, and its files. Raises NotYet, Unreachable, Unavailable, InputError."""
     version = resolve(settings)
     return str(version.version), fetch(settings, version)
 
@@ -103,14 +107,14 @@ def wait_for_model(settings: ServingSettings) -> tuple[str, Path]:
             except NotYet as reason:
                 room.say(WAITING, reason.message)
                 pause = POLL_S
-            except Unavailable as reason:
+            except (Unreachable, Unavailable) as reason:
                 room.say(FAILING, reason.message)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             time.sleep(pause)
 
 
 def resolve(settings: ServingSettings) -> "ModelVersion":
-    """The version that the alias names. Raises NotYet where there is none, Unavailable where nobody can say."""
+    """The version that the alias names. Raises NotYet where there is none, Unreachable where nobody can say."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -124,7 +128,7 @@ def resolve(settings: ServingSettings) -> "ModelVersion":
                 f"No version of '{name}' has the alias '{alias}'. Put one there first: "
                 "promoter promote --stage Production --version N"
             ) from error
-        raise Unavailable(
+        raise Unreachable(
             f"No answer from the tracking server at {settings.mlflow_tracking_uri}: {error}. Start it with "
             "`make start-mlflow` (in the stack: `docker compose up -d tracking`), or set MLFLOW_TRACKING_URI."
         ) from error

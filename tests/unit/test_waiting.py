@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.__main__ import NotYet, Unavailable, fetch, resolve, wait_for_model
+from serving.__main__ import NotYet, Unavailable, Unreachable, fetch, resolve, wait_for_model
 from serving.health import health
 from serving.settings import ServingSettings
 from serving.waiting import FAILING, WAITING, WaitingRoom
@@ -31,14 +31,16 @@ def test_who_waits_is_well_and_who_fails_is_not(status: str, well: bool) -> None
     assert "no answer" in state
 
 
-def test_an_unreachable_tracking_server_is_unavailable_and_not_awaited_as_a_promotion() -> None:
-    with pytest.raises(Unavailable, match=r"No answer from the tracking server at http://127\.0\.0\.1:9"):
+def test_an_unreachable_tracking_server_is_named_and_not_awaited_as_a_promotion() -> None:
+    with pytest.raises(Unreachable, match=r"No answer from the tracking server at http://127\.0\.0\.1:9"):
         resolve(ServingSettings(mlflow_tracking_uri="http://127.0.0.1:9"))
-    assert not issubclass(Unavailable, NotYet)
+    assert not issubclass(Unreachable, NotYet)
 
 
 def test_waiting_ends_with_the_alias_and_tells_what_kept_it(monkeypatch, capsys, tmp_path: Path) -> None:
-    answers = iter([NotYet("no alias yet"), Unavailable("cannot be fetched"), ("3", tmp_path)])
+    answers = iter(
+        [NotYet("no alias yet"), Unreachable("nobody there"), Unavailable("cannot be fetched"), ("3", tmp_path)]
+    )
 
     def prepare(settings: ServingSettings) -> tuple[str, Path]:
         answer = next(answers)
@@ -49,7 +51,7 @@ def test_waiting_ends_with_the_alias_and_tells_what_kept_it(monkeypatch, capsys,
     monkeypatch.setattr("serving.__main__.prepare", prepare)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert wait_for_model(ServingSettings(serving_port=free_port())) == ("3", tmp_path)
-    assert capsys.readouterr().out == "Waiting. no alias yet\nFailing. cannot be fetched\n"
+    assert capsys.readouterr().out == "Waiting. no alias yet\nFailing. nobody there\nFailing. cannot be fetched\n"
 
 
 def test_a_version_is_fetched_once_and_the_one_before_it_goes(monkeypatch, tmp_path: Path) -> None:
