@@ -91,7 +91,7 @@ def check_port_is_free(host: str, port: int) -> None:
 
 
 def prepare(settings: ServingSettings) -> tuple[str, Path]:
-    """The number of the version that the alias names, and its files. Raises NotYet, Unreachable, Unavailable, InputError."""
+    """The number of the version that the alias names, and its files. Raises what `resolve` and `fetch` raise."""
     version = resolve(settings)
     return str(version.version), fetch(settings, version)
 
