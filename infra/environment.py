@@ -63,9 +63,9 @@ def values(text: str) -> dict[str, str]:
     return found
 
 
-def _set(text: str, values: dict[str, str]) -> str:
+def _set(text: str, wanted: dict[str, str]) -> str:
     """Give variables a value in an env file's text: where they stand, commented out or not, else at its end."""
-    for name, value in values.items():
+    for name, value in wanted.items():
         line = f"{name}={value}"
         literally = line.replace("\\", r"\\")  # re reads backslashes in a replacement
         text, count = re.subn(rf"^#?{name}=.*$", literally, text, count=1, flags=re.MULTILINE)
@@ -101,7 +101,7 @@ def main() -> None:
         print(f"make env: {error.filename} cannot be written: {error.strerror}.", file=sys.stderr)
         sys.exit(2)
     for line in done or ["nothing: .env and its secrets are complete"]:
-        print(f"Wrote {line}" if done else f"Wrote {line}.")
+        print(f"Wrote {line}")
     print("Next: docker compose up -d --wait")
 
 

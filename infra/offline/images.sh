@@ -55,7 +55,8 @@ debian() { # image, suite, packages, then `docker import` changes; hooks come fr
     local sources=("deb $mirror $suite main" "deb $mirror $suite-updates main")
     [ -z "$security" ] || sources+=("deb $security $suite-security main")
     # To a file first: a pipe that breaks off would be imported as an empty image.
-    printf '%s\n' "${sources[@]}" | mmdebstrap --quiet --variant=minbase --skip=cleanup/run --include="$packages" --aptopt="$work/apt.conf" \
+    printf '%s\n' "${sources[@]}" | mmdebstrap --quiet --variant=minbase --skip=cleanup/run \
+        --include="$packages" --aptopt="$work/apt.conf" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' "${hooks[@]}" "$suite" "$work/image.tar" -
     docker import --change "LABEL ratchet.recipe=$recipe" "$@" "$work/image.tar" "$image" >/dev/null

@@ -11,11 +11,9 @@ import boto3
 import click
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError, NoCredentialsError
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from services.bucket.settings import BucketSettings
-from services.tracking.settings import unreadable_secret
+from services.settings import InputError, read
 
 RULE = {
     "ID": "ratchet-abort-incomplete-uploads",
@@ -28,23 +26,10 @@ RULE = {
 UNSUPPORTED = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "InvalidArgument", "BucketAlreadyExists"}
 
 
-class InputError(click.ClickException):
-    """Bad input; the command exits with 2."""
-
-    exit_code = 2
-
-
 @click.command(context_settings={"max_content_width": 110})
 def main() -> None:
     """Create the bucket that MLFLOW_ARTIFACTS_DESTINATION names, at AWS_ENDPOINT_URL_S3."""
-    try:
-        settings = BucketSettings()  # type: ignore[call-arg]  # the environment has what is missing here
-    except ValidationError as error:
-        first = error.errors()[0]
-        name, found = str(first["loc"][0]).upper(), first["input"] if first["type"] != "missing" else "not set"
-        raise InputError(f"{name} is {found!r}: {first['msg']}.") from error
-    except SettingsError as error:
-        raise InputError(unreadable_secret(error)) from error
+    settings = read(BucketSettings)
     client = connect(settings)
     try:
         for line in make(client, settings.bucket, settings.bucket_timeout_s):

@@ -4,15 +4,15 @@ import re
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
-from services.tracking.settings import SECRETS
+from services.settings import FROM_ENVIRONMENT_AND_SECRETS
 
 
 class BucketSettings(BaseSettings):
     """Environment variables (in any case), or files of these names in /run/secrets."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, secrets_dir=SECRETS if SECRETS.is_dir() else None)
+    model_config = FROM_ENVIRONMENT_AND_SECRETS
 
     mlflow_artifacts_destination: str
     aws_endpoint_url_s3: str | None = None  # None: AWS

@@ -10,23 +10,15 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
 
+from services.settings import InputError, read
 from services.tracking.migrate import migrate
-from services.tracking.settings import TrackingSettings, unreadable_secret
+from services.tracking.settings import TrackingSettings
 
 ENV_TEMPLATE = Path(__file__).parents[2] / "infra" / "env" / "dev.env"
-
-
-class InputError(click.ClickException):
-    """Bad input; the command exits with 2."""
-
-    exit_code = 2
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -36,16 +28,9 @@ class InputError(click.ClickException):
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [$TRACKING_PORT or 5000]")
 def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -> None:
     """Run the MLflow tracking server. Settings come from the environment: infra/env/dev.env explains them."""
-    given: dict[str, Any] = {"tracking_host": host, "tracking_port": port}
     if setup_only and no_setup:
         raise InputError("--setup-only and --no-setup exclude each other. Give one of them.")
-    try:
-        settings = TrackingSettings(**{key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
-    except SettingsError as error:
-        raise InputError(unreadable_secret(error)) from error
+    settings = read(TrackingSettings, tracking_host=host, tracking_port=port)
     if not setup_only:
         check_port_is_free(settings.tracking_host, settings.tracking_port)
     if not no_setup:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 # The lock's number, the same for all that migrate an MLflow database: the first bytes of sha256("ratchet migrate").
@@ -76,13 +76,9 @@ def _lock(uri: str) -> Iterator[None]:
     engine = create_engine(uri)
     try:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            if not _try(connection):
+            if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}):
                 click.echo("Another migration is running; waiting for its end …")
                 connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
             yield
     finally:
         engine.dispose()  # closes the connection, and so lets the lock go
-
-
-def _try(connection: Connection) -> bool:
-    return bool(connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}))

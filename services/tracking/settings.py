@@ -1,14 +1,13 @@
 """The tracking server's settings, read from the environment once; the secret ones also from files."""
 
-import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-SECRETS = Path("/run/secrets")  # where Compose lays a container's secrets, each in a file of its name
+from services.settings import FROM_ENVIRONMENT_AND_SECRETS
 
 
 class TrackingSettings(BaseSettings):
@@ -17,7 +16,7 @@ class TrackingSettings(BaseSettings):
     A variable that is not set is read from the file of its name (in lower case) in /run/secrets.
     """
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, secrets_dir=SECRETS if SECRETS.is_dir() else None)
+    model_config = FROM_ENVIRONMENT_AND_SECRETS
 
     ratchet_home: Path = Path("var")
     mlflow_backend_store_uri: str = ""
@@ -59,14 +58,3 @@ class TrackingSettings(BaseSettings):
         """Host headers that are answered; MLflow answers 403 to any other."""
         port = self.tracking_port
         return self.tracking_allowed_hosts or f"localhost:{port},127.0.0.1:{port}"
-
-
-def unreadable_secret(error: SettingsError) -> str:
-    """What to tell a person whose secret file this container's user may not read."""
-    name = getattr(error.__cause__, "filename", None)
-    if name is None:
-        return str(error)
-    return (
-        f"The secret file {name} cannot be read by user {os.getuid()}. Make it readable to all (chmod 444), in a "
-        "folder that only you may enter, as `make env` does."
-    )
