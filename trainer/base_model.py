@@ -90,6 +90,17 @@ def load_model(base: BaseModel, config: ModelConfig) -> Any:
     return model.to(device)
 
 
+def positions(base: BaseModel) -> int | None:
+    """How many tokens the model takes at most, where its configuration says so."""
+    from transformers import AutoConfig
+
+    try:
+        found = getattr(AutoConfig.from_pretrained(base.folder), "max_position_embeddings", None)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name: no model loads from '{base.folder}': {_first_line(error)}") from error
+    return int(found) if found is not None else None
+
+
 def chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """Messages as the text before the assistant's answer; plain paragraphs where there is no template."""
     if getattr(tokenizer, "chat_template", None):

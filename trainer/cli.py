@@ -1,8 +1,14 @@
-"""The command line: `trainer [train] [--config FILE] [section.key=value …]`."""
+"""The command line: `trainer [train|prepare|evaluate] [--config FILE] [section.key=value …]`."""
 
+import json
 import os
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,18 +19,22 @@ class _TrainByDefault(click.Group):
     """`trainer trainer.lr=1e-4` is short for `trainer train trainer.lr=1e-4`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("--help", "--version"):
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
             args = ["train", *args]
         return super().parse_args(ctx, args)
 
 
 class _ConfigHelp(click.Command):
-    """Adds every configuration field, with its default, to `--help`."""
+    """Adds the configuration's fields, each with its default, to `--help`: all, or those of some sections."""
+
+    sections: tuple[str, ...] = ()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(40, formatter.width - 6)
         with formatter.section("Configuration (override as section.key=value)"):
             for key, value, option in walk(Config()):
+                if self.sections and key.partition(".")[0] not in self.sections:
+                    continue
                 expected = f" Expected: {option['expected']}." if option["expected"] else ""
                 default = "none" if value is None else value
                 formatter.write(f"  {key}  [{default}]\n")
@@ -34,43 +44,145 @@ class _ConfigHelp(click.Command):
         formatter.write(f"\nShipped configurations for --config: {names}.\n")
 
 
+class _PrepareHelp(_ConfigHelp):
+    sections = ("data", "model", "trainer")
+
+
+class _EvaluateHelp(_ConfigHelp):
+    sections = ("data", "eval", "model", "trainer", "tracking", "seed")
+
+
+def _config_options(command: Any) -> Any:
+    command = click.argument("overrides", nargs=-1, metavar="[section.key=value]...")(command)
+    help = "YAML file, or the name of a shipped one."
+    return click.option("--config", "-c", "config_path", metavar="FILE", help=help)(command)
+
+
 @click.group(cls=_TrainByDefault, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="ratchet")
 def main() -> None:
     """Fine-tune a code model on your code, and register it in MLflow. With overrides alone: train."""
+    for variable in ("DATA_SOURCE", "MLFLOW_TRACKING_URI", "RATCHET_HOME", "EVALUATOR_DIR"):
+        if not os.environ.get(variable):
+            os.environ.pop(variable, None)  # empty counts as unset, as the env files say
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # no progress bars in a pipe: plain lines instead
 
 
 @main.command(cls=_ConfigHelp)
-@click.option("--config", "-c", "config_path", metavar="FILE", help="YAML file, or the name of a shipped one.")
 @click.option("--dry-run", is_flag=True, help="Check model, data and tracking server, print the configuration, stop.")
-@click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
+@_config_options
 def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) -> None:
     """Train: evaluate the base model, fine-tune it, evaluate the result, log and register both.
 
     Example: trainer train --config demo data.source=src trainer.epochs=2
     """
-    for variable in ("DATA_SOURCE", "MLFLOW_TRACKING_URI", "RATCHET_HOME"):
-        if not os.environ.get(variable):
-            os.environ.pop(variable, None)  # empty counts as unset, as the env files say
     config = load_config(config_path, overrides)
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # no progress bars in a pipe: plain lines instead
-    from trainer import job, tracking  # torch and transformers take seconds to import
+    with _interruptible("A run that had not finished is marked KILLED and has registered nothing.") as folder:
+        from trainer import job  # torch and transformers take seconds to import
+
+        prepared = job.prepare(config, folder)
+        if dry_run:
+            click.echo(f"\n{to_yaml(config)}\nEverything is in order; nothing was trained (--dry-run).")
+            return
+        job.run(prepared)
+
+
+@main.command(cls=_PrepareHelp)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="prepared",
+    show_default=True,
+    help="Folder for train.jsonl, held_out.jsonl, report.md, report.json and lengths.png.",
+)
+@_config_options
+def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -> None:
+    """Prepare data without training: what a run would train on and be judged by, with a report.
+
+    Example: trainer prepare -o prepared data.source=path/to/your/repo; then look at prepared/report.md. To train on
+    just that: trainer train data.source=prepared/train.jsonl data.eval_source=prepared/held_out.jsonl
+    """
+    config = load_config(config_path, overrides)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"--output is '{output}', where nothing can be written: {error}.") from error
+    with _interruptible("Nothing was written."):
+        from trainer import base_model, job
+        from trainer.data.prepare import OUTPUTS
+
+        job.quiet()
+        base = base_model.resolve(config.model)
+        tokenizer = base_model.load_tokenizer(base)
+        data = job.prepare_data(config, tokenizer, output, base_model.positions(base))
+        click.echo(f"\n{data.report.to_markdown()}\nWritten to {output}: {', '.join(OUTPUTS)}")
+
+
+@main.command(cls=_EvaluateHelp)
+@click.option("--model-uri", required=True, help="Which version: models:/NAME/NUMBER or models:/NAME@ALIAS.")
+@click.option(
+    "--data",
+    metavar="SOURCE",
+    help="What to judge it on, all of it: any source that data.eval_source takes, runs:/RUN_ID (the examples of "
+    "another run) and benchmark:humaneval too.  [default: the held-out part of data.source]",
+)
+@click.option("--again", is_flag=True, help="Also where the same was done before.")
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@_config_options
+def evaluate(
+    config_path: str | None,
+    model_uri: str,
+    data: str | None,
+    again: bool,
+    output_format: str,
+    overrides: tuple[str, ...],
+) -> None:
+    """Evaluate a registered version on a data set, as a run that the promoter takes as evidence.
+
+    Example: trainer evaluate --model-uri models:/code_model_fine_tuning_model/3 --data held_out.jsonl
+    """
+    config = load_config(config_path, overrides)
+    if data is not None:
+        config.data.source, config.data.eval_source = [], data
+    with _interruptible("Its run is marked KILLED."):
+        from trainer.evaluation.job import evaluate_version
+
+        with _to_stderr(output_format == "json"):
+            metrics = evaluate_version(config, model_uri, again)
+    if output_format == "json":
+        click.echo(json.dumps(metrics, indent=2, sort_keys=True))
+        return
+    for name, value in sorted(metrics.items()):
+        click.echo(f"  {name:<36}{value:>12.4f}")
+
+
+@contextmanager
+def _to_stderr(wanted: bool) -> Iterator[None]:
+    """Keep what is said on the way out of a machine-readable answer."""
+    previous = sys.stdout
+    if wanted:
+        sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = previous
+
+
+@contextmanager
+def _interruptible(what_is_left: str) -> Iterator[Path]:
+    """Exit with 130 or 143, and a word on what is left, at Ctrl-C or SIGTERM; gives a folder that goes afterwards."""
+    from trainer import tracking
 
     with tracking.terminated_as_interrupt():
         try:
-            prepared = job.prepare(config)
-            if dry_run:
-                click.echo(f"\n{to_yaml(config)}\nEverything is in order; nothing was trained (--dry-run).")
-                return
-            job.run(prepared)
+            with tempfile.TemporaryDirectory(prefix="ratchet-data-") as folder:
+                yield Path(folder)
         except KeyboardInterrupt as interrupt:
-            reason = "terminated" if isinstance(interrupt, tracking.Terminated) else "interrupted"
-            click.echo(
-                f"\nTraining was {reason}. A run that had not finished is marked KILLED and has registered nothing.",
-                err=True,
-            )
-            sys.exit(143 if isinstance(interrupt, tracking.Terminated) else 130)
+            terminated = isinstance(interrupt, tracking.Terminated)
+            click.echo(f"\n{'Terminated' if terminated else 'Interrupted'}. {what_is_left}", err=True)
+            sys.exit(143 if terminated else 130)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from serving.model import encode_prompt
+from trainer.data import fim
+from trainer.data.example import Example
 
 
 class EncodedExample(NamedTuple):
@@ -13,11 +15,23 @@ class EncodedExample(NamedTuple):
     prompt_length: int
 
 
-def encode(tokenizer: Any, prompt: str, completion: str) -> EncodedExample:
+def prompt_of(tokenizer: Any, example: Example) -> str:
+    """The prompt as the model gets it: a gap in the markers that the model knows."""
+    return fim.render(example.prompt, tokenizer) if example.kind == "fim" else example.prompt
+
+
+def encode(tokenizer: Any, example: Example) -> EncodedExample:
     """Tokenise as serving does: the prompt by itself, then the completion, then the end-of-text token."""
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    completion_ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    prompt_ids = encode_prompt(tokenizer, prompt_of(tokenizer, example))
+    completion_ids = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
     return EncodedExample([*prompt_ids, *completion_ids, tokenizer.eos_token_id], len(prompt_ids))
+
+
+def token_counts(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
+    """The length of each, as `encode` makes it; all at once, which is faster."""
+    prompts = tokenizer([prompt_of(tokenizer, item) for item in examples], add_special_tokens=False)["input_ids"]
+    completions = tokenizer([item.completion for item in examples], add_special_tokens=False)["input_ids"]
+    return [max(1, len(prompt)) + len(completion) + 1 for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def collate(batch: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Any]:

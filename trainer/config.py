@@ -80,17 +80,32 @@ class ModelConfig:
 class DataConfig:
     """Parameters that choose the data."""
 
-    source: str = _option(
+    source: Any = _option(
         "${oc.env:DATA_SOURCE,package:email}",
-        "A folder of Python code, a .jsonl file, or `package:NAME`: the source of an installed package.",
+        "Where the code or the rows are: a folder, a .jsonl file, package:NAME (an installed package), "
+        "git:PATH[@REVISION], s3://BUCKET/KEY or hub:ORG/NAME[:SPLIT]; or a list of them, [a,b].",
     )
-    eval_source: str | None = _option(None, "A .jsonl file of held-out examples. Default: hold out part of `source`.")
+    eval_source: Any = _option(None, "As `source`: what to judge by. Default: hold out a part of `source`.")
+    function_weight: float = _option(
+        2.0,
+        "Share of the examples that are functions, completed from signature and docstring. The weights count where "
+        "a function can be of several kinds.",
+        at_least=0,
+    )
+    fim_weight: float = _option(1.0, "Share that are gaps to fill in the middle of code.", at_least=0)
+    next_block_weight: float = _option(1.0, "Share that are the block that comes next.", at_least=0)
+    exact_weights: bool = _option(
+        False, "Drop training examples of the commoner kinds until the kinds stand exactly as their weights do."
+    )
+    require_docstring: bool = _option(
+        True, "Complete a function from its head only where it has a docstring, or a comment right above."
+    )
+    redact_secrets: bool = _option(True, "Overwrite keys, tokens and passwords in the data with REDACTED.")
     language: str = _option(
         "auto",
-        "What the completions are; decides whether syntax is checked. auto: python for a source tree, text for JSONL.",
-        choices=("auto", "python", "text"),
+        "Language of rows that name none; decides whether their syntax is checked. auto: text.",
+        choices=("auto", "python", "javascript", "typescript", "tsx", "go", "java", "rust", "text"),
     )
-    require_docstring: bool = _option(True, "Source trees: leave out functions that have no docstring.")
     eval_fraction: float = _option(0.15, "Share of the examples to hold out, by file.", above=0, at_most=0.5)
     max_eval_examples: int = _option(64, "Hold out at most this many examples (a fixed choice by hash).", at_least=1)
     max_train_examples: int | None = _option(
@@ -98,7 +113,7 @@ class DataConfig:
     )
     near_duplicate_threshold: float = _option(
         0.8,
-        "Jaccard similarity of token 5-grams from which two examples count as duplicates.",
+        "Jaccard similarity of token 5-grams from which two files or two examples count as duplicates.",
         above=0,
         at_most=1,
     )
@@ -144,6 +159,25 @@ class EvalConfig:
 
     max_new_tokens: int = _option(64, "Longest generated completion in tokens.", at_least=1)
     batch_size: int = _option(16, "Examples per forward pass and per generation.", at_least=1)
+    benchmark: str | None = _option(
+        None, "Judge by this public benchmark too; its completions are run against its tests.", choices=("humaneval",)
+    )
+    benchmark_max_new_tokens: int = _option(256, "As max_new_tokens, for the benchmark.", at_least=1)
+    samples: int = _option(
+        0,
+        "Where there are tests: draw so many completions of each prompt for pass@k. 0: pass@1 of the greedy one.",
+        at_least=0,
+        at_most=1000,
+    )
+    pass_at: str = _option(
+        "1,10",
+        "The k of pass@k, separated by commas; those above `samples` are left out.",
+        pattern=(r"[1-9]\d*(,[1-9]\d*)*", "numbers separated by commas, e.g. 1,10"),
+    )
+    temperature: float = _option(0.8, "Of the drawn samples.", above=0, at_most=10)
+    top_p: float = _option(0.95, "Draw from the smallest set of tokens with this probability.", above=0, at_most=1)
+    test_timeout_s: float = _option(5.0, "Seconds that one completion with its tests may run.", above=0, at_most=600)
+    test_memory_mb: int = _option(1024, "Memory that it may use, in MB (10^6 bytes).", at_least=64)
 
 
 @dataclass
@@ -273,6 +307,12 @@ def _leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _check_values(config: Config) -> None:
+    for key, sources in (("data.source", config.data.source), ("data.eval_source", config.data.eval_source)):
+        as_list = sources if isinstance(sources, list) else [sources]
+        if not all(isinstance(item, str) and item for item in as_list) and sources is not None:
+            raise InputError(f"{key} is {sources!r}. Expected a folder, file or other source, or a list of them.")
+    if not config.data.function_weight + config.data.fim_weight + config.data.next_block_weight:
+        raise InputError("data.function_weight, fim_weight and next_block_weight are all 0. Expected one above 0.")
     for key, value, option in walk(config):
         if not option["allowed"](value):
             raise InputError(f"{key} is {value!r}. Expected {option['expected']}.")

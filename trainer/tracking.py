@@ -26,9 +26,9 @@ from transformers import TrainerCallback
 from trainer.config import Config, flatten
 from trainer.errors import InputError
 
-# Tag on the base model's run and version, and on a fine-tuned one's.
+# Tag on the base model's run and version, on a fine-tuned one's, and on a run that evaluates a version made elsewhere.
 ROLE = "role"
-BASE, CANDIDATE = "base", "candidate"
+BASE, CANDIDATE, EVALUATION = "base", "candidate", "evaluation"
 
 
 class Terminated(KeyboardInterrupt):

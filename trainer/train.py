@@ -6,26 +6,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig, TaskType, get_peft_model
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset as TorchDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from trainer.collator import EncodedExample, collate, encode
 from trainer.config import Config
-from trainer.data import Example
+from trainer.data.example import Example
+from trainer.data.prepare import Dataset
 
 
-class _Examples(Dataset[dict[str, Any]]):
-    """Encoded examples as dicts, in which the sampler finds `input_ids` to group by length."""
+class _Examples(TorchDataset[dict[str, Any]]):
+    """Examples, read from disk and encoded when it is their turn."""
 
-    def __init__(self, encoded: Sequence[EncodedExample]) -> None:
-        self.encoded = encoded
+    def __init__(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        self.examples, self.tokenizer = examples, tokenizer
 
     def __len__(self) -> int:
-        return len(self.encoded)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.encoded[index]._asdict()
+        return encode(self.tokenizer, self.examples[index])._asdict()
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer, told the lengths by which to group: it would encode every example to see them."""
+
+    lengths: list[int]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        arguments = self.args
+        return LengthGroupedSampler(
+            arguments.train_batch_size * arguments.gradient_accumulation_steps, lengths=self.lengths
+        )
 
 
 class _ProgressBar(ProgressCallback):  # type: ignore[misc]
@@ -59,7 +73,7 @@ def target_modules(config: Config) -> str | list[str]:
 def train(
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Example],
+    data: Dataset,
     config: Config,
     callback: TrainerCallback,
     folder: str,
@@ -79,7 +93,6 @@ def train(
         weight_decay=options.weight_decay,
         logging_steps=options.logging_steps,
         logging_first_step=True,
-        train_sampling_strategy="group_by_length",
         include_num_input_tokens_seen="non_padding",
         use_cpu=model.device.type == "cpu",
         save_strategy="no",
@@ -88,13 +101,14 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=model.device.type == "cuda",
     )
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=arguments,
-        train_dataset=_Examples([encode(tokenizer, item.prompt, item.completion) for item in examples]),
+        train_dataset=_Examples(data.train, tokenizer),
         data_collator=lambda batch: collate([EncodedExample(**item) for item in batch], tokenizer.pad_token_id),
         callbacks=[callback],
     )
+    trainer.lengths = data.train_lengths.tolist()
     # Both print raw dicts. Ours: a bar in a terminal, the tracking callback's plain lines in a pipe.
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_ProgressBar)

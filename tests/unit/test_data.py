@@ -1,27 +1,34 @@
 """The data set: formats, duplicates, split, digest, and the errors that name the place."""
 
 import json
-from collections import Counter
+import subprocess
+import tempfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from trainer import data
 from trainer.config import DataConfig
-from trainer.data import Example, digest, load, split_by_group
+from trainer.data.example import Example, ExampleFile, digest, from_line, to_line
+from trainer.data.prepare import OUTPUTS, Dataset, Limits, _groups_to_hold_out, prepare
+from trainer.data.rows import parse
+from trainer.data.sources import Row
 from trainer.errors import InputError
+
+ONLY_FUNCTIONS = {"fim_weight": 0.0, "next_block_weight": 0.0}
 
 
 def chat_template(messages) -> str:
     return "".join(f"<{item['role']}>{item['content']}" for item in messages)
 
 
-def load_from(source, max_length: int = 10_000, **config) -> data.Dataset:
-    return load(
-        DataConfig(source=str(source), **config),
-        chat_template,
-        token_count=lambda item: len(item.prompt + item.completion),
-        max_length=max_length,
-    )
+def load_from(source, max_length: int = 10_000, folder: Path | None = None, **config) -> Dataset:
+    """The data set of a source, one token for each character; functions only, unless weights are given."""
+    folder = folder or Path(tempfile.mkdtemp(dir=tempfile.gettempdir(), prefix="ratchet-test-"))
+    source = [str(item) for item in source] if isinstance(source, list) else str(source)
+    weights = {} if any(name.endswith("_weight") for name in config) else ONLY_FUNCTIONS
+    limits = Limits(chat_template, lambda items: [len(i.prompt + i.completion) for i in items], max_length, max_length)
+    return prepare(DataConfig(source=source, **weights, **config), limits, folder)
 
 
 def write_jsonl(path, rows) -> None:
@@ -57,9 +64,8 @@ def write_tree(root, files: int = 8, functions: int = 3) -> None:
     ],
 )
 def test_row_formats(tmp_path, row, prompt: str, completion: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, [row])
-    _, [example] = data.read(str(path), "data.source", chat_template, DataConfig(), Counter())
+    example = parse(Row(row, "here"), chat_template, "text")
+    assert isinstance(example, Example)
     assert (example.prompt, example.completion) == (prompt, completion)
 
 
@@ -114,9 +120,9 @@ def test_one_file_cannot_be_split(tmp_path) -> None:
 def test_no_file_is_on_both_sides(tmp_path) -> None:
     write_tree(tmp_path)
     found = load_from(tmp_path, eval_fraction=0.3)
-    assert found.language == "python"
+    assert {item.language for item in [*found.train, *found.held_out]} == {"python"}
     assert {item.group for item in found.train}.isdisjoint(item.group for item in found.held_out)
-    assert found.counts["train"] == len(found.train) == 24 - len(found.held_out)
+    assert found.report.counts()["train"] == len(found.train) == 24 - len(found.held_out)
 
 
 def test_exact_and_near_duplicates_are_removed_across_files(tmp_path) -> None:
@@ -128,18 +134,34 @@ def test_exact_and_near_duplicates_are_removed_across_files(tmp_path) -> None:
     near = 'def long():\n    """Long."""\n' + long_body
     (tmp_path / "near_a.py").write_text(near + "    return 1\n")
     (tmp_path / "near_b.py").write_text(near + "    return 2\n")
-    counts = load_from(tmp_path).counts
-    assert counts["exact duplicates"] == 6
-    assert counts["near duplicates"] == 1
+    (tmp_path / "moved.py").write_text("import os\n\n" + "\n".join(f"X{n} = {n}" for n in range(200)) + "\n" + copy)
+    report = load_from(tmp_path).report
+    assert report.files["dropped: exact duplicate"] == 2  # copy and layout
+    assert report.files["dropped: near duplicate"] == 1  # near_b
+    assert report.examples["dropped: in a file that is a duplicate"] == 7
+    assert report.examples["dropped: exact duplicate"] == 3  # those of moved.py, a file that is like no other
+
+
+def test_near_duplicates_of_one_file_are_never_on_both_sides(tmp_path) -> None:
+    """A fork of each file with one function changed: what is left of it may not face its original."""
+    write_tree(tmp_path, functions=8)
+    for path in sorted(tmp_path.glob("*.py")):
+        text = path.read_text().rpartition("def ")[0]
+        (tmp_path / f"fork_of_{path.name}").write_text(text + 'def new():\n    """New."""\n    return compute(1, 2)\n')
+    found = load_from(tmp_path, eval_fraction=0.5)
+    names = {item.group.removeprefix("fork_of_") for item in found.train}
+    assert names.isdisjoint(item.group.removeprefix("fork_of_") for item in found.held_out)
+    assert found.report.files["dropped: near duplicate"] == 8
 
 
 def test_too_long_examples_are_left_out_and_counted(tmp_path) -> None:
     write_tree(tmp_path)
     everything = load_from(tmp_path)
-    lengths = sorted(len(item.prompt + item.completion) for item in everything.train + everything.held_out)
+    lengths = sorted(len(item.prompt + item.completion) for item in [*everything.train, *everything.held_out])
     found = load_from(tmp_path, max_length=lengths[len(lengths) // 2])
-    assert found.counts["too long"] > 0
-    assert found.counts["too long"] + found.counts["train"] + found.counts["held out"] == 24
+    counts = found.report.counts()
+    assert counts["dropped: too long"] > 0
+    assert counts["dropped: too long"] + counts["train"] + counts["held out"] == 24
 
 
 def test_digest_is_the_same_wherever_the_tree_lies_and_in_whatever_order(tmp_path) -> None:
@@ -149,28 +171,38 @@ def test_digest_is_the_same_wherever_the_tree_lies_and_in_whatever_order(tmp_pat
     write_tree(tmp_path / "b" / "c")
     first, second = load_from(tmp_path / "a"), load_from(tmp_path / "b" / "c")
     assert (first.train_digest, first.held_out_digest) == (second.train_digest, second.held_out_digest)
-    assert digest(first.train) == digest(reversed(first.train)) != digest(first.held_out)
+    numbers = [item.number for item in first.train]
+    assert first.train_digest == digest(numbers) == digest(numbers[::-1]) != first.held_out_digest
 
 
 def test_digest_is_stable_across_releases() -> None:
     """A literal: a change of the digest would make every earlier evaluation incomparable."""
-    assert digest([Example("a", "b", "x"), Example("c", "d", "y")]) == "6841c51aa40cc10b83e868ee405b6683"
+    assert digest([Example("a", "b", "x").number, Example("c", "d").number]) == "6841c51aa40cc10b83e868ee405b6683"
+
+
+def groups(names: list[str]) -> np.ndarray:
+    """Their hashes, as the preparation has them."""
+    return np.array([Example(name, "").number for name in names], dtype=np.uint64)
 
 
 def test_held_out_files_change_little_while_the_code_grows() -> None:
-    small = [Example(str(n), "c", f"file{n}") for n in range(20)]
-    grown = small + [Example(str(n), "c", f"file{n}") for n in range(20, 24)]
-    before = {item.group for item in split_by_group(small, 4)[1]}
-    after = {item.group for item in split_by_group(grown, 4)[1]}
+    small = groups([f"file{n}" for n in range(20)])
+    before = set(_groups_to_hold_out(small, 4))
+    after = set(_groups_to_hold_out(np.append(small, groups([f"file{n}" for n in range(20, 24)])), 4))
     assert len(before) == len(after) == 4
     assert len(before & after) >= 3
 
 
 def test_one_large_file_is_not_held_out() -> None:
-    examples = [Example(str(n), "c", "large") for n in range(90)] + [Example(f"s{n}", "c", f"s{n}") for n in range(10)]
-    _, held_out = split_by_group(examples, 10)
-    assert held_out
-    assert all(item.group != "large" for item in held_out)
+    large = groups(["large"] * 90)
+    held_out = _groups_to_hold_out(np.append(large, groups([f"s{n}" for n in range(10)])), 10)
+    assert len(held_out) > 0
+    assert large[0] not in held_out
+
+
+def test_of_large_files_the_smallest_is_held_out() -> None:
+    assert list(_groups_to_hold_out(groups(["a"] * 50 + ["b"] * 40), 3)) == list(groups(["b"]))
+    assert len(_groups_to_hold_out(groups(["a"] * 50), 3)) == 0
 
 
 def test_eval_source_is_kept_out_of_training(tmp_path) -> None:
@@ -179,7 +211,7 @@ def test_eval_source_is_kept_out_of_training(tmp_path) -> None:
     write_jsonl(tmp_path / "eval.jsonl", rows[:3])
     found = load_from(tmp_path / "train.jsonl", eval_source=str(tmp_path / "eval.jsonl"))
     assert (len(found.train), len(found.held_out)) == (7, 3)
-    assert found.language == "text"
+    assert {item.language for item in found.train} == {"text"}
 
 
 def test_a_training_row_like_a_held_out_one_is_dropped(tmp_path) -> None:
@@ -212,3 +244,200 @@ def test_no_more_is_held_out_than_is_used(tmp_path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", rows)
     found = load_from(tmp_path / "rows.jsonl", eval_fraction=0.5, max_eval_examples=10, near_duplicate_threshold=1)
     assert (len(found.train), len(found.held_out)) == (90, 10)
+
+
+def test_prepared_files_are_read_as_they_were_written(tmp_path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "again").mkdir()
+    write_tree(tmp_path / "src")
+    weights = {"function_weight": 1.0, "fim_weight": 1.0, "next_block_weight": 1.0}
+    first = load_from(tmp_path / "src", folder=tmp_path / "out", **weights)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(OUTPUTS)
+    assert {item.kind for item in first.train} == {"function", "fim", "next_block"}
+    again = load_from(
+        tmp_path / "out" / "train.jsonl",
+        folder=tmp_path / "again",
+        eval_source=str(tmp_path / "out" / "held_out.jsonl"),
+        near_duplicate_threshold=1,
+    )
+    assert list(again.train) == list(first.train)
+    assert (again.train_digest, again.held_out_digest) == (first.train_digest, first.held_out_digest)
+    assert again.train_lengths.tolist() == [len(item.prompt + item.completion) for item in first.train]
+
+
+def test_examples_in_a_file_are_a_sequence(tmp_path) -> None:
+    examples = [Example(f"p{n}é", "c\n", "g", "fim", "go", "assert" if n else None) for n in range(3)]
+    stored = ExampleFile(tmp_path / "x.jsonl")
+    with stored.path.open("wb") as file:
+        for example in examples:
+            stored.append_to(file, example)
+    assert list(stored) == examples
+    assert (stored[-1], stored[1:], len(stored)) == (examples[2], examples[1:], 3)
+    assert from_line(to_line(examples[1])) == examples[1]
+
+
+def test_failure_leaves_an_earlier_result_alone(tmp_path) -> None:
+    (tmp_path / "train.jsonl").write_text("mine")
+    with pytest.raises(InputError):
+        load_from(tmp_path / "nowhere", folder=tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("train.jsonl", "mine")]
+
+
+def test_kinds_stand_as_their_weights(tmp_path) -> None:
+    write_tree(tmp_path, functions=8)
+    weights = {"function_weight": 2.0, "fim_weight": 1.0, "next_block_weight": 1.0, "near_duplicate_threshold": 1}
+    kinds = load_from(tmp_path, **weights).report.splits["train"]["kinds"]
+    assert 0.3 < kinds["function"] / sum(kinds.values()) < 0.7  # drawn by chance, of 50 or so
+    exact = load_from(tmp_path, exact_weights=True, **weights).report.splits["train"]["kinds"]
+    assert exact["function"] == pytest.approx(2 * exact["fim"], abs=2)
+    assert exact["fim"] == pytest.approx(exact["next_block"], abs=1)
+
+
+def test_several_sources_and_a_file_that_both_have(tmp_path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    write_tree(tmp_path / "one")
+    write_tree(tmp_path / "two", files=2)
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "completion": "an answer of some words"}])
+    report = load_from([tmp_path / "one", tmp_path / "two", tmp_path / "rows.jsonl"]).report
+    assert [(Path(item["name"]).name, item["read"]) for item in report.sources] == [
+        ("one", 8),
+        ("two", 2),
+        ("rows.jsonl", 1),
+    ]
+    assert report.files["dropped: exact duplicate"] == 2
+    assert sum(split["languages"].get("text", 0) for split in report.splits.values()) == 1
+
+
+def test_generated_and_vendored_files_are_left_out_and_said_so(tmp_path) -> None:
+    write_tree(tmp_path, files=3)
+    code = (tmp_path / "alpha.py").read_text().replace("alpha", "omega")
+    files = {
+        "vendor/a.py": code,
+        "x_pb2.py": code,
+        "b.py": "# Code generated by protoc. DO NOT EDIT.\n" + code,
+        "min.py": "x = '" + "y" * 2000 + "'\n" + code,
+        ".hidden/c.py": code,
+        "latin.py": "# caf\xe9\n" + code,
+        "broken.py": "def f(:\n",
+        "node_modules/d.js": "function f() {\n  return 1;\n}\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode("latin-1"))
+    report = load_from(tmp_path).report
+    assert dict(report.files) == {
+        "dropped: vendored": 2,
+        "dropped: generated": 2,
+        "dropped: minified or data": 1,
+        "dropped: no text, or too large": 1,
+        "dropped: does not parse": 1,
+        "read": 3,
+    }
+    assert report.file_names["dropped: generated"] == ["b.py", "x_pb2.py"]
+    assert "vendor/a.py" in report.to_markdown()
+
+
+def test_secrets_are_redacted_in_code_and_rows_and_named_without_their_value(tmp_path) -> None:
+    write_tree(tmp_path, files=2)
+    key = "AKIA" + "QWERTYUIOPASDFGH"
+    (tmp_path / "s.py").write_text(f'def f():\n    """F."""\n    key = "{key}"\n    return client(key, 1)\n')
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"aws_key = '{key}'", "completion": f"use('{key}')"}])
+    found = load_from([tmp_path, tmp_path / "rows.jsonl"])
+    everything = [*found.train, *found.held_out]
+    assert not any(key in item.prompt + item.completion for item in everything)
+    assert any('key = "REDACTED"' in item.completion for item in everything)
+    assert found.report.secrets["AWS Access Key"] == 2
+    assert "s.py:3 AWS Access Key" in found.report.secret_places
+    assert key not in found.report.to_markdown()
+    kept = load_from(tmp_path, redact_secrets=False)
+    assert any(key in item.completion for item in [*kept.train, *kept.held_out])
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """Two commits, a tag on the first, an ignored file, one that .gitattributes calls generated."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    git(root, "init", "--quiet")
+    write_tree(root, files=3)
+    (root / ".gitignore").write_text("ignored.py\n")
+    (root / ".gitattributes").write_text("gamma.py linguist-generated\n")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "one")
+    git(root, "tag", "v1")
+    write_tree(root, files=5)
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "two")
+    write_tree(root, files=6)
+    (root / "ignored.py").write_text((root / "zeta.py").read_text().replace("zeta", "omega"))
+    return root
+
+
+def test_work_tree_gives_what_git_does_not_ignore(repository) -> None:
+    found = load_from(repository)
+    groups = {item.group for item in [*found.train, *found.held_out]}
+    assert groups == {"alpha.py", "beta.py", "delta.py", "epsilon.py", "zeta.py"}
+    assert found.report.file_names["dropped: generated"] == ["gamma.py"]
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_repository_at_a_commit(repository, tmp_path, bare: bool) -> None:
+    root = repository
+    if bare:
+        root = tmp_path / "bare.git"
+        git(tmp_path, "clone", "--quiet", "--bare", str(repository), str(root))
+    found = load_from(f"git:{root}@v1")
+    assert {item.group for item in [*found.train, *found.held_out]} == {"alpha.py", "beta.py", "gamma.py"}
+    assert found.commits == [git(repository, "rev-parse", "v1")]
+    assert {item.group for item in load_from(f"git:{root}").train} - {"alpha.py", "beta.py", "gamma.py"}
+    with pytest.raises(InputError, match="has no commit 'v7'"):
+        load_from(f"git:{root}@v7")
+    with pytest.raises(InputError, match="there is no git repository"):
+        load_from(f"git:{tmp_path / 'nowhere'}")
+
+
+def test_hub_data_set_is_streamed(tmp_path, monkeypatch) -> None:
+    """The Hub cannot be reached here; `datasets` reads a folder of that name in the same way."""
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    rows = [{"content": f'def f{n}(a):\n    """F {n}."""\n    return a + {n}\n', "path": f"f{n}.py"} for n in range(9)]
+    write_jsonl(tmp_path / "org" / "name" / "train.jsonl", rows)
+    monkeypatch.chdir(tmp_path)
+    found = load_from("hub:org/name")
+    assert {item.kind for item in found.train} == {"function"}
+    assert len(found.train) + len(found.held_out) == 9
+    with pytest.raises(InputError, match=r"hub:org/name:nosplit', which does not load"):
+        load_from("hub:org/name:nosplit")
+    with pytest.raises(InputError, match="Expected hub:ORG/NAME"):
+        load_from("hub:not a name")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("benchmark:nothing", "Expected one of humaneval"), ("package:math", "Expected package:NAME"), ([], "Expected a")],
+)
+def test_unknown_source_is_refused(source, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load_from(source)
+
+
+def test_benchmark_is_a_data_set_with_tests() -> None:
+    found = load_from([], eval_source="benchmark:humaneval", max_eval_examples=200)
+    assert (len(found.held_out), len(found.train)) == (164, 0)
+    assert all(item.test and "check(" in item.test and item.language == "python" for item in found.held_out)
+
+
+def test_row_with_a_test_needs_no_completion_to_be_judged_on(tmp_path) -> None:
+    write_jsonl(tmp_path / "tests.jsonl", [{"prompt": "def f():", "test": "assert f() == 1"}])
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "c", "test": "pass"}])
+    found = load_from(tmp_path / "train.jsonl", eval_source=str(tmp_path / "tests.jsonl"))
+    assert found.held_out[0].test == "assert f() == 1"
+    assert len(found.train) == 1
+    assert found.report.examples["dropped: a test but no completion to learn"] == 1

@@ -8,12 +8,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.collator import EncodedExample, collate, encode
 from trainer.config import EvalConfig
-from trainer.data import Example
-from trainer.evaluate import evaluate, first_function, parses_cut, summarise
+from trainer.data.example import Example
+from trainer.evaluation.table import evaluate, first_function, parses_cut, pass_at_k, steps, summarise
 
 EXAMPLES = [
-    Example('def f(a):\n    """F."""\n', "    return a\n", "x"),
-    Example("def a_longer_name(a, b):\n", "    c = a\n    return c + b\n", "x"),
+    Example('def f(a):\n    """F."""\n', "    return a\n", "x", "function", "python"),
+    Example("def a_longer_name(a, b):\n", "    c = a\n    return c + b\n", "x", "next_block", "python"),
     Example("", "first line\nsecond line\n", "y"),
 ]
 
@@ -29,10 +29,10 @@ def tokenizer(tiny):
 
 
 def test_prompt_and_completion_are_tokenised_apart_and_end(tokenizer) -> None:
-    item = encode(tokenizer, "ab\n", "    c")
+    item = encode(tokenizer, Example("ab\n", "    c"))
     assert item.input_ids == tokenizer("ab\n").input_ids + tokenizer("    c").input_ids + [tokenizer.eos_token_id]
     assert item.prompt_length == 3
-    assert encode(tokenizer, "", "c").prompt_length == 1  # something to predict the first token from
+    assert encode(tokenizer, Example("", "c")).prompt_length == 1  # something to predict the first token from
 
 
 def test_loss_is_on_the_completion_only() -> None:
@@ -43,9 +43,9 @@ def test_loss_is_on_the_completion_only() -> None:
 
 
 def test_nll_is_that_of_each_example_by_itself(model, tokenizer) -> None:
-    table = evaluate(model, tokenizer, EXAMPLES, "python", EvalConfig(max_new_tokens=4, batch_size=3))
+    table = evaluate(model, tokenizer, EXAMPLES, EvalConfig(max_new_tokens=4, batch_size=3), 0)
     for example, row in zip(EXAMPLES, table.to_dict("records"), strict=True):
-        item = encode(tokenizer, example.prompt, example.completion)
+        item = encode(tokenizer, example)
         with torch.inference_mode():
             scores = model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
         expected = -sum(
@@ -59,22 +59,25 @@ def test_nll_is_that_of_each_example_by_itself(model, tokenizer) -> None:
 def test_table_and_summary(model, tokenizer) -> None:
     done = []
     config = EvalConfig(max_new_tokens=4, batch_size=2)
-    table = evaluate(model, tokenizer, EXAMPLES, "python", config, done.append)
-    assert sum(done) == 2 * len(EXAMPLES)
+    table = evaluate(model, tokenizer, EXAMPLES, config, 0, done.append)
+    assert sum(done) == 2 * len(EXAMPLES) == steps(EXAMPLES, config)
     assert list(table) == [
-        *("example_id", "prompt", "reference", "completion", "nll", "tokens"),
+        *("example_id", "kind", "language", "prompt", "reference", "completion", "nll", "tokens"),
         *("syntax_ok", "exact_match", "edit_similarity"),
     ]
     assert list(table["example_id"]) == [item.example_id for item in EXAMPLES]
     assert list(table["reference"]) == [item.completion for item in EXAMPLES]
-    metrics = summarise(table)
+    metrics = summarise(table, config)
     assert metrics["eval/perplexity"] == pytest.approx(math.exp(table["nll"].sum() / table["tokens"].sum()))
     assert metrics["eval/examples"] == 3
+    by_kind = [metrics[f"eval/{kind}/nll_per_token"] for kind in ("function", "next_block", "row")]
+    assert min(by_kind) < metrics["eval/nll_per_token"] < max(by_kind)
+    assert "eval/next_block/syntax_ok" not in metrics  # a block by itself does not parse
 
 
 def test_syntax_is_not_judged_where_it_is_text(model, tokenizer) -> None:
-    table = evaluate(model, tokenizer, EXAMPLES[2:], "text", EvalConfig(max_new_tokens=2))
-    assert "eval/syntax_ok" not in summarise(table)
+    table = evaluate(model, tokenizer, EXAMPLES[2:], EvalConfig(max_new_tokens=2), 0)
+    assert "eval/syntax_ok" not in summarise(table, EvalConfig())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_syntax_is_not_judged_where_it_is_text(model, tokenizer) -> None:
     ],
 )
 def test_a_function_ends_at_the_margin(completion: str, expected: str) -> None:
-    assert first_function(completion) == expected
+    assert first_function(completion, "python") == expected
 
 
 @pytest.mark.parametrize(
@@ -103,4 +106,34 @@ def test_a_function_ends_at_the_margin(completion: str, expected: str) -> None:
     ],
 )
 def test_syntax_but_for_a_cut_last_line(completion: str, expected: bool) -> None:
-    assert parses_cut("def f():\n", completion) is expected
+    assert parses_cut("def f():\n", completion, "python") is expected
+
+
+def test_function_in_braces_ends_with_its_brace() -> None:
+    assert first_function("  return 1;\n}\n\nfunction g() {\n}\n", "javascript") == "  return 1;\n}\n"
+
+
+@pytest.mark.parametrize(
+    ("samples", "passed", "k", "expected"),
+    [(1, 0, 1, 0.0), (1, 1, 1, 1.0), (10, 3, 1, 0.3), (10, 3, 10, 1.0), (4, 2, 2, 5 / 6), (5, 0, 5, 0.0)],
+)
+def test_pass_at_k(samples: int, passed: int, k: int, expected: float) -> None:
+    assert pass_at_k(samples, passed, k) == pytest.approx(expected)
+
+
+def test_completions_are_run_against_their_tests(model, tokenizer) -> None:
+    """Random weights write nonsense, which is no code: one test looks at the prompt alone, the other fails."""
+    examples = [
+        Example("x = 1  # ", "", language="python", test="assert x == 1"),
+        Example("y = 1\n#", "z", language="python", test="assert y == 2, 'not two'"),
+        EXAMPLES[2],
+    ]
+    config = EvalConfig(max_new_tokens=2, samples=3, pass_at="1,2,9")
+    table = evaluate(model, tokenizer, examples, config, 0)
+    assert table["passed"].isna().tolist() == [False, False, True]
+    assert table["samples"].tolist()[:2] == [3, 3]
+    assert table["nll"].isna().tolist() == [True, False, False]  # of nothing there is no likelihood
+    metrics = summarise(table, config)
+    assert {"eval/pass_at_1", "eval/pass_at_2", "eval/passed"} <= set(metrics)
+    assert "eval/pass_at_9" not in metrics
+    assert table["outcome"].tolist()[1] == "failed"

@@ -1,0 +1,95 @@
+"""The evaluator: programs in, verdicts out, one JSON object a line.
+
+    python -m evaluator                  in a cage of its own (Linux namespaces), from standard input to standard output
+    python -m evaluator --connect DIR    in the stack, where its container is the cage: answers the socket of each
+                                         trainer that listens in DIR
+    python -m evaluator --check          say whether programs can be run here
+
+In:  {"timeout_s": 5, "memory_mb": 1024} once, then {"program": "assert 1 + 1 == 2"} for each
+Out: {"passed": true, "outcome": "passed", "detail": "", "seconds": 0.03} for each, before the next is read
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from evaluator.cage import CageError, in_cage
+from evaluator.program import Limits, prepare_process, run
+
+POLL_S = 0.5  # how often the container looks for a trainer
+
+
+def main() -> int:
+    """Run the command line; returns the exit code: 2 where no cage can be made, 1 where the input is no request."""
+    parser = argparse.ArgumentParser(
+        prog="evaluator", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--connect", metavar="DIR", type=Path, help="answer the sockets in this folder, for ever")
+    parser.add_argument("--check", action="store_true", help="run one program, and say whether that works")
+    options = parser.parse_args()
+    if options.connect is not None:
+        if os.getpid() != 1:
+            print("--connect is for a container whose first process this is.", file=sys.stderr)
+            return 2
+        prepare_process()
+        answer_sockets(options.connect)
+    try:
+        if options.check:
+            return in_cage(check)
+        return in_cage(lambda user: answer(sys.stdin.buffer, sys.stdout.buffer, user))
+    except CageError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def answer(requests: Iterable[bytes], replies: Any, user: int | None = None) -> int:
+    """Run each program that comes in, and write its verdict."""
+    limits = None
+    for line in requests:
+        request = json.loads(line)
+        if limits is None:
+            limits = Limits(**request)
+            continue
+        verdict = run(request["program"], limits, user)
+        replies.write(json.dumps(verdict._asdict()).encode() + b"\n")
+        replies.flush()
+    return 0
+
+
+def check(user: int | None) -> int:
+    """Run one program, and say what became of it."""
+    verdict = run("assert 1 + 1 == 2", Limits(timeout_s=10, memory_mb=512), user)
+    print(f"A program was run in its cage: {verdict.outcome} {verdict.detail}".strip())
+    return 0 if verdict.passed else 1
+
+
+def answer_sockets(folder: Path) -> None:
+    """Serve whoever listens in the folder, one after the other.
+
+    It is the trainer that listens, and it stops once we are connected: no program finds a socket to talk to.
+    """
+    print(f"Waiting for trainers in {folder}", flush=True)
+    while True:
+        for path in sorted(folder.glob("*.sock")):
+            with socket.socket(socket.AF_UNIX) as connection:
+                try:
+                    connection.connect(str(path))
+                    with connection.makefile("rwb") as stream:
+                        print("Serving a trainer", flush=True)
+                        answer(stream, stream)
+                except (OSError, ValueError, TypeError, KeyError) as error:
+                    if not isinstance(error, ConnectionRefusedError | FileNotFoundError):  # left by a dead trainer
+                        print(f"The trainer is gone: {error}", flush=True)
+        time.sleep(POLL_S)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(main())

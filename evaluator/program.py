@@ -1,0 +1,241 @@
+"""Runs one program under limits, as the first process (PID 1) of a container or of the cage.
+
+To be that process is what makes it simple. The kernel drops every signal that a process of the same namespace sends
+to its first one, SIGKILL included; and `kill(-1)` from there ends all that a program may have left behind.
+
+What is stopped: time, CPU time, memory (of all processes together), number of processes, size and number of files,
+output. What is not inherited: environment, open files, working folder, standard input. After each program every
+process is killed and everything that can be written is deleted.
+
+What this does not cover:
+- A program and its tests share an interpreter. One that sets out to cheat can: it may find the tests, or patch what
+  they call. A pass means that the test ran to its end, not that nobody lied.
+- In the stack, and for a user who is not root, a program runs as the same user as the evaluator. It cannot signal or
+  trace the evaluator or read its memory or files; it can change its limits and its scheduling (prlimit, nice), and so
+  end or slow it. The evaluation then fails; no verdict is forged by that.
+- A hole in the kernel: no filter of system calls but Docker's own, in the stack, stands in between.
+- Timing: programs share the machine's cores and caches with everything else on it.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import math
+import os
+import resource
+import secrets
+import selectors
+import shutil
+import signal
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+WRITABLE = (Path("/tmp"), Path("/dev/shm"))  # where there is anything to write, in container and cage
+MAX_OUTPUT = 64 * 1024  # bytes
+MAX_FILE = 16 * 1024 * 1024  # bytes
+MAX_PROCESSES = 64  # and threads, of the user
+MAX_OPEN_FILES = 128
+LOOK_S = 0.02  # how often memory is added up
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+IPC_RMID = 0
+PAGE = resource.getpagesize()
+MARK_IN, MARK_OUT = 3, 4  # file descriptors
+# The mark comes back only when the program has run to its end: `sys.exit(0)` before the tests is no pass.
+RUNNER = f"""
+import os
+mark = os.read({MARK_IN}, 64)
+os.close({MARK_IN})
+with open("program.py", encoding="utf-8") as file:
+    code = compile(file.read(), "program.py", "exec")
+exec(code, {{"__name__": "__main__", "__builtins__": __builtins__}})
+os.write({MARK_OUT}, mark)
+os._exit(0)
+"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Limits(NamedTuple):
+    """Of one program: wall-clock seconds, and memory of all its processes together in MB (10^6 bytes)."""
+
+    timeout_s: float
+    memory_mb: int
+
+
+class Verdict(NamedTuple):
+    """`outcome`: passed, failed, or the limit that it went over: timeout, memory, output."""
+
+    passed: bool
+    outcome: str
+    detail: str
+    seconds: float
+
+
+def prepare_process() -> None:
+    """Make this process one that the programs cannot look into."""
+    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def run(program: str, limits: Limits, user: int | None = None) -> Verdict:
+    """Run a program to its end or to a limit. `user`: the uid to run it as, where we may choose."""
+    assert os.getpid() == 1, "programs are run by the first process of a PID namespace"
+    _clean()
+    folder = WRITABLE[0] / "run"
+    folder.mkdir(mode=0o700)
+    (folder / "program.py").write_bytes(program.encode("utf-8", "surrogatepass"))
+    if user is not None:
+        for path in (folder, folder / "program.py"):
+            os.chown(path, user, user)
+    mark = secrets.token_hex(16).encode()
+    mark_in, mark_out, output = os.pipe(), os.pipe(), os.pipe()
+    os.write(mark_in[1], mark)
+    started = time.monotonic()
+    problem = os.pipe()  # closed where the program begins
+    child = os.fork()
+    if child == 0:
+        _become(folder, (mark_in[0], mark_out[1], output[1], problem[1]), limits, user)
+    for descriptor in (*mark_in, mark_out[1], output[1], problem[1]):
+        os.close(descriptor)
+    with os.fdopen(problem[0], "rb") as file:
+        if reason := file.read():
+            raise RuntimeError(f"A program could not be started: {reason.decode()}")
+    try:
+        outcome, printed, returned = _watch(child, output[0], mark_out[0], started + limits.timeout_s, limits)
+    finally:
+        _kill_all()
+        os.close(output[0])
+        os.close(mark_out[0])
+        _clean()
+    seconds = round(time.monotonic() - started, 3)
+    if outcome is not None:
+        return Verdict(False, outcome, "", seconds)
+    if returned == mark:
+        return Verdict(True, "passed", "", seconds)
+    lines = printed.decode("utf-8", "replace").strip().splitlines()
+    return Verdict(False, "failed", lines[-1][:300] if lines else "it ended before its tests did", seconds)
+
+
+def _become(folder: Path, pipes: tuple[int, int, int, int], limits: Limits, user: int | None) -> NoReturn:
+    """In the child: give up everything, then become the program. `pipes`: mark in, mark out, output, problem."""
+    # Out of the way of the descriptors that the program gets; all close where it begins, but for those.
+    mark_in, mark_out, output, problem = (fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 100) for one in pipes)
+    try:
+        os.setsid()
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        nothing = fcntl.fcntl(os.open(os.devnull, os.O_RDONLY), fcntl.F_DUPFD_CLOEXEC, 100)
+        for target, source in enumerate((nothing, output, output, mark_in, mark_out)):
+            os.dup2(source, target)
+        os.closerange(MARK_OUT + 1, 100)
+        _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # until then the next file is not ours
+        Path("/proc/self/oom_score_adj").write_text("1000")
+        cpu = math.ceil(limits.timeout_s) + 1
+        memory = limits.memory_mb * 1_000_000
+        for kind, limit in (
+            (resource.RLIMIT_CPU, cpu),
+            (resource.RLIMIT_AS, memory),
+            (resource.RLIMIT_FSIZE, MAX_FILE),
+            (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_NPROC, MAX_PROCESSES),
+            (resource.RLIMIT_MEMLOCK, 0),
+            (resource.RLIMIT_MSGQUEUE, 0),
+        ):
+            resource.setrlimit(kind, (limit, limit))
+        if user is not None:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+        _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        os.chdir(folder)
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+        os.execve(sys.executable, [sys.executable, "-I", "-B", "-c", RUNNER], environment)
+    except BaseException as error:
+        os.write(problem, f"{type(error).__name__}: {error}".encode())
+    os._exit(1)
+
+
+def _watch(child: int, output: int, mark_out: int, deadline: float, limits: Limits) -> tuple[str | None, bytes, bytes]:
+    """(the limit that was passed if any, the end of what was printed, the mark if it came)."""
+    printed, total = bytearray(), 0
+    files_before = _memory_of_files()
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        while True:
+            for _ in selector.select(LOOK_S):
+                piece = os.read(output, 65536)
+                if not piece:
+                    selector.unregister(output)
+                total += len(piece)
+                printed = (printed + piece)[-4096:]
+            if total > MAX_OUTPUT:
+                return "output", bytes(printed), b""
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                break
+            if time.monotonic() > deadline:
+                return "timeout", bytes(printed), b""
+            if _memory_of_processes() + _memory_of_files() - files_before > limits.memory_mb * 1_000_000:
+                return "memory", bytes(printed), b""
+    _kill_all()  # now, so that nothing holds the pipes open
+    while piece := os.read(output, 65536):
+        printed = (printed + piece)[-4096:]
+    return None, bytes(printed), os.read(mark_out, 64)
+
+
+def _memory_of_processes() -> int:
+    """Bytes that all processes but this one have in memory."""
+    pages = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name != "1":
+            with contextlib.suppress(OSError, IndexError):  # it has ended
+                pages += int((process / "statm").read_text().split()[1])
+    return pages * PAGE
+
+
+def _memory_of_files() -> int:
+    """Bytes of the machine's memory that are files: in /tmp here, or of no name (memfd, System V), mapped or not."""
+    with Path("/proc/meminfo").open() as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Shmem:"))
+
+
+def _kill_all() -> None:
+    """End every process but this one, and wait until they are gone."""
+    while True:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, 0)[0]:
+                pass
+        except ChildProcessError:
+            return
+
+
+def _clean() -> None:
+    """Delete everything that a program may have left: files, and System V's shared memory, semaphores and queues."""
+    for kind, remove in (("shm", _libc.shmctl), ("msg", _libc.msgctl)):
+        for number in _system_v(kind):
+            remove(number, IPC_RMID, None)
+    for number in _system_v("sem"):
+        _libc.semctl(number, 0, IPC_RMID)
+    for root in WRITABLE:
+        for path in root.iterdir() if root.is_dir() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, onerror=_make_writable)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _system_v(kind: str) -> list[int]:
+    listed = Path(f"/proc/sysvipc/{kind}")
+    return [int(line.split()[1]) for line in listed.read_text().splitlines()[1:]] if listed.exists() else []
+
+
+def _make_writable(function: object, path: str, error: object) -> None:
+    """A folder that its program locked: open it, and delete again."""
+    for locked in (Path(path).parent, Path(path)):
+        if not locked.is_symlink():
+            locked.chmod(stat.S_IRWXU)
+    shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""Gaps in the markers that a model knows."""
+
+import pytest
+
+from trainer.data import fim
+
+
+class Vocabulary:
+    """A tokenizer, as far as it is asked."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.tokens = tokens
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.tokens)}
+
+
+@pytest.mark.parametrize("own", fim.KNOWN)
+def test_own_tokens_are_used(own) -> None:
+    text = fim.render(fim.prompt("before\n", "after\n"), Vocabulary("a", *own))
+    assert text == f"{own[0]}before\n{own[1]}after\n{own[2]}"
+
+
+def test_without_own_tokens_the_markers_are_plain_text(tiny) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder)
+    assert fim.tokens(tokenizer) is None
+    prompt = fim.prompt("a", "b")
+    assert fim.render(prompt, tokenizer) == prompt
+    assert tokenizer.decode(tokenizer(prompt).input_ids) == prompt

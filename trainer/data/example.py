@@ -1,0 +1,97 @@
+"""One example, and a file of them that is read as it is needed."""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+
+# What an example of source code may be: the body of a function, a gap in the code, the code that comes next.
+KINDS = ("function", "fim", "next_block")
+ROW = "row"  # a prompt and its completion, as somebody's JSONL has them
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the completion wanted of it.
+
+    `group` is the file that it came from: all of a group are on one side of the split. A `fim` prompt is written
+    in neutral markers, which `fim.render` turns into those of a model. `test` is Python that fails where prompt and
+    completion together are wrong.
+    """
+
+    prompt: str
+    completion: str
+    group: str = ""
+    kind: str = ROW
+    language: str = "text"
+    test: str | None = None
+
+    @property
+    def number(self) -> int:
+        """Stable 64-bit hash of prompt and completion."""
+        return int.from_bytes(hashlib.sha256(f"{self.prompt}\0{self.completion}".encode()).digest()[:8])
+
+    @property
+    def example_id(self) -> str:
+        """The same as 16 hex digits: the evaluation table's key."""
+        return f"{self.number:016x}"
+
+
+def digest(numbers: Any) -> str:
+    """Digest of a set of examples by their numbers, 32 hex digits: the same on every machine, whatever the order."""
+    ordered = np.sort(np.asarray(numbers, dtype=np.uint64))
+    hashed = hashlib.sha256()
+    for start in range(0, len(ordered), 4096):
+        text = "\n".join(f"{number:016x}" for number in ordered[start : start + 4096].tolist())
+        hashed.update(("\n" * (start > 0) + text).encode())
+    return hashed.hexdigest()[:32]
+
+
+class ExampleFile(Sequence[Example]):
+    """Examples in a .jsonl file, one line each, read when asked for; 8 bytes of memory for each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._starts = array("Q")
+        self._file: IO[bytes] | None = None
+
+    def append_to(self, file: IO[bytes], example: Example) -> None:
+        """Write an example at the end of this file, which the caller has open for writing."""
+        self._starts.append(file.tell())
+        file.write(to_line(example))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if self._file is None:
+            self._file = self.path.open("rb")
+        self._file.seek(self._starts[index])
+        return from_line(self._file.readline())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def to_line(example: Example) -> bytes:
+    """A row of a prepared .jsonl file."""
+    row = {name: value for name, value in asdict(example).items() if value is not None}
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Example:
+    row: dict[str, Any] = json.loads(line)
+    return Example(**row)

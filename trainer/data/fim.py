@@ -1,0 +1,39 @@
+"""Fill in the middle: the text before a gap and after it as one prompt, in the markers that the model knows.
+
+Models that were trained to fill gaps have three tokens of their own for it, in one of the spellings below
+(prefix, suffix, middle: the order that StarCoder made common). Any other model gets the neutral spelling as plain text,
+which fine-tuning teaches it.
+"""
+
+from typing import Any
+
+NEUTRAL = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+KNOWN = (
+    NEUTRAL,  # StarCoder, StarCoder2, Granite
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
+)
+
+
+def prompt(prefix: str, suffix: str) -> str:
+    """The prompt of a gap, in neutral markers."""
+    before, after, middle = NEUTRAL
+    return f"{before}{prefix}{after}{suffix}{middle}"
+
+
+def tokens(tokenizer: Any) -> tuple[str, str, str] | None:
+    """The tokenizer's own three tokens, or None where it has none."""
+    vocabulary = tokenizer.get_vocab()
+    return next((known for known in KNOWN if all(token in vocabulary for token in known)), None)
+
+
+def render(text: str, tokenizer: Any) -> str:
+    """A prompt in neutral markers as this tokenizer's model expects it; no other text than `prompt` makes."""
+    own = tokens(tokenizer)
+    if own is None or own == NEUTRAL:
+        return text
+    before, after, middle = NEUTRAL
+    prefix, _, rest = text.removeprefix(before).partition(after)
+    return f"{own[0]}{prefix}{own[1]}{rest.removesuffix(middle)}{own[2]}"

@@ -1,0 +1,91 @@
+"""From a function to one example: completed from its head, a gap in it filled, or its next block written.
+
+Which of the three is drawn by weight, by a hash of the function: the choice is the same on every machine and stays
+as it is while other code comes and goes.
+"""
+
+import hashlib
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from trainer.data import fim
+from trainer.data.example import Example
+from trainer.data.functions import Function
+
+MIN_CHARACTERS = 8  # of a gap or block: less is a brace or a `pass`
+SUFFIX_SHARE = 0.3  # of the context around a gap: the text after it
+
+
+def example_of(
+    function: Function,
+    lines: Sequence[str],
+    language: str,
+    group: str,
+    weights: Mapping[str, float],
+    require_docstring: bool,
+    context: int,
+) -> Example | None:
+    """The function's example, or None where it can be of no kind that has a weight.
+
+    `context`: characters of a gap's or block's example, text around it included. A function can always be of a kind
+    but for these: without docstring it is not completed from its head where one is required, without a statement of
+    MIN_CHARACTERS it has no gap, and text with a FIM marker in it makes none.
+    """
+    text = "\n".join(lines[function.start : function.end]) + "\n"
+    runs = [run for run in function.runs if len("".join(lines[slice(*run)]).strip()) >= MIN_CHARACTERS]
+    possible = []
+    if function.documented or not require_docstring:
+        possible.append("function")
+    if runs:
+        possible.append("next_block")
+    if runs and not any(marker in line for marker in fim.NEUTRAL for line in lines):
+        possible.append("fim")
+    kind = _draw(possible, weights, text)
+    if kind is None:
+        return None
+    if kind == "function":
+        prompt, completion = _whole(function, lines)
+    else:
+        start, end = runs[_hash(f"run\0{text}") % len(runs)]
+        completion = "\n".join(lines[start:end]) + "\n"
+        room = max(0, context - len(completion))
+        if kind == "fim":
+            suffix = _nearest(lines[end:], int(room * SUFFIX_SHARE))
+            prefix = _nearest(lines[:start][::-1], room - sum(len(line) + 1 for line in suffix))[::-1]
+            prompt = fim.prompt("".join(f"{line}\n" for line in prefix), "".join(f"{line}\n" for line in suffix))
+        else:
+            prompt = "".join(f"{line}\n" for line in _nearest(lines[:start][::-1], room)[::-1])
+    return Example(prompt, completion, group, kind, language)
+
+
+def _whole(function: Function, lines: Sequence[str]) -> tuple[str, str]:
+    """Head and body, moved to the left margin."""
+    text = textwrap.dedent("\n".join(lines[function.start : function.end]) + "\n").split("\n")
+    head = function.body - function.start
+    return "\n".join(text[:head]) + "\n", "\n".join(text[head:]).strip("\n") + "\n"
+
+
+def _draw(possible: Sequence[str], weights: Mapping[str, float], text: str) -> str | None:
+    """One of the kinds, each with a chance in proportion to its weight: the first arrival of exponential clocks."""
+    arrivals = {
+        kind: -math.log((_hash(f"{kind}\0{text}") + 1) / (2**64 + 1)) / weights[kind]
+        for kind in possible
+        if weights[kind] > 0
+    }
+    return min(arrivals, key=lambda kind: arrivals[kind], default=None)
+
+
+def _nearest(lines: Sequence[str], room: int) -> list[str]:
+    """As many lines, from the first on, as fit into so many characters."""
+    taken: list[str] = []
+    for line in lines:
+        room -= len(line) + 1
+        if room < 0:
+            break
+        taken.append(line)
+    return taken
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])

@@ -1,0 +1,150 @@
+"""An evaluation as a run in MLflow: metrics, the table, and the tags by which two evaluations are found comparable."""
+
+import dataclasses
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from tqdm import tqdm
+
+from trainer import tracking
+from trainer.config import EvalConfig
+from trainer.data import benchmarks
+from trainer.data.example import Example
+from trainer.data.rows import parse
+from trainer.evaluation.sandbox import Sandbox
+from trainer.evaluation.table import evaluate, steps, summarise
+
+TABLE = "eval/examples.parquet"
+# On a run that evaluates a registered version, not the one that it makes: NAME/VERSION.
+EVALUATES = "evaluates"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What models are judged by: held-out examples, and a benchmark where one is configured."""
+
+    config: EvalConfig
+    seed: int  # of drawn samples
+    examples: list[Example]
+    digest: str  # of the examples
+    benchmark: list[Example] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, config: EvalConfig, seed: int, examples: list[Example], digest: str) -> "Evaluation":
+        """With the configured benchmark's tasks. Raises InputError where its tests, or others, cannot be run here."""
+        rows = benchmarks.rows(config.benchmark, "eval.benchmark") if config.benchmark is not None else ()
+        benchmark = [item for row in rows if isinstance(item := parse(row, lambda messages: "", "python"), Example)]
+        evaluation = cls(config, seed, examples, digest, benchmark)
+        if evaluation.has_tests:
+            with Sandbox(config.test_timeout_s, config.test_memory_mb):
+                pass  # it works
+        return evaluation
+
+    @property
+    def has_tests(self) -> bool:
+        return any(example.test is not None for example in (*self.examples, *self.benchmark))
+
+    def tags(self, role: str, base_model: str, dtype: Any) -> dict[str, str]:
+        """What makes two evaluations of one model the same; on runs and on versions."""
+        config = self.config
+        settings = ["greedy", f"max_new_tokens={config.max_new_tokens}", str(dtype).removeprefix("torch.")]
+        if self.has_tests:
+            settings.append(f"tests within {config.test_timeout_s:g} s and {config.test_memory_mb} MB")
+        if self.has_tests and config.samples:
+            drawn = f"{config.samples} samples at temperature={config.temperature:g}, top_p={config.top_p:g}"
+            settings.append(f"{drawn}, seed={self.seed}, k={config.pass_at}")
+        if config.benchmark is not None:
+            settings.append(f"{config.benchmark} with max_new_tokens={config.benchmark_max_new_tokens}")
+        return {
+            tracking.ROLE: role,
+            "base_model": base_model,
+            "dataset_digest": self.digest,
+            "eval_settings": ", ".join(settings),
+        }
+
+    def run(self, model: Any, tokenizer: Any, what: str) -> tuple[pd.DataFrame, dict[str, float]]:
+        """Judge a model, log to the active run; returns (table of the examples, metrics of them and the benchmark)."""
+        on_benchmark = dataclasses.replace(self.config, max_new_tokens=self.config.benchmark_max_new_tokens)
+        table = self._judge(
+            model, tokenizer, self.examples, self.config, f"{what} on {len(self.examples)} held-out examples"
+        )
+        metrics = summarise(table, self.config)
+        _log(table, metrics, TABLE)
+        say("  " + _words(metrics, "eval"))
+        if self.benchmark:
+            name = str(self.config.benchmark)
+            tasks = self._judge(model, tokenizer, self.benchmark, on_benchmark, f"{what} on {name}")
+            found = summarise(tasks, on_benchmark, prefix=name)
+            _log(tasks, found, f"eval/{name}.parquet")
+            say("  " + _words(found, name))
+            metrics |= found
+        return table, metrics
+
+    def _judge(
+        self, model: Any, tokenizer: Any, examples: list[Example], config: EvalConfig, what: str
+    ) -> pd.DataFrame:
+        say(f"Evaluating {what}")
+        disable = not sys.stderr.isatty()
+        with tqdm(total=steps(examples, config), unit="step", leave=False, disable=disable) as bar:
+            return evaluate(model, tokenizer, examples, config, self.seed, bar.update)
+
+
+def find(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> Run | None:
+    """An earlier run with these tags: it evaluated the same model on the same data in the same way."""
+    same = f"tags.role = '{tags['role']}' and tags.dataset_digest = '{tags['dataset_digest']}'"
+    runs = client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'")
+    run = next((run for run in runs if tags.items() <= run.data.tags.items()), None)
+    if run is not None:
+        say(f"Evaluated on this data before: {run.info.run_name}")
+    return run
+
+
+def read_table(client: MlflowClient, run_id: str) -> pd.DataFrame:
+    """A run's evaluation table."""
+    with tempfile.TemporaryDirectory() as folder:
+        return pd.read_parquet(client.download_artifacts(run_id, TABLE, folder))
+
+
+def load_version(version: ModelVersion, device: str, dtype: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a registered PyFunc version, loaded as serving does."""
+    options = {"device": device, "dtype": dtype}
+    served = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}", model_config=options)
+    python_model: Any = served.unwrap_python_model()
+    return python_model.model, python_model.tokenizer
+
+
+def say(line: str) -> None:
+    """Print a line of progress at once, also where the output is piped."""
+    print(line, flush=True)
+
+
+def _log(table: pd.DataFrame, metrics: dict[str, float], path: str) -> None:
+    mlflow.log_metrics(metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / Path(path).name
+        table.to_parquet(file)
+        mlflow.log_artifact(str(file), str(Path(path).parent))
+
+
+def _words(metrics: dict[str, float], prefix: str) -> str:
+    """The figures that one looks at first."""
+    shown = (
+        ("nll_per_token", "nll per token", 4),
+        ("edit_similarity", "edit similarity", 3),
+        ("passed", "tests passed", 3),
+    )
+    words = [
+        f"{words} {metrics[f'{prefix}/{name}']:.{digits}f}"
+        for name, words, digits in shown
+        if f"{prefix}/{name}" in metrics
+    ]
+    drawn = sorted(name for name in metrics if name.startswith(f"{prefix}/pass_at_"))
+    return ", ".join([*words, *(f"{name.removeprefix(f'{prefix}/')} {metrics[name]:.3f}" for name in drawn)])

@@ -1,0 +1,124 @@
+"""Hands completions with their tests to the evaluator, and takes its verdicts.
+
+In the stack the evaluator is a container that shares one folder with the trainer, EVALUATOR_DIR, and no network; else
+it is a child of this process, in a cage of Linux namespaces. What either stops, and what not: evaluator/program.py.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
+
+from trainer.errors import InputError
+
+CONNECT_TIMEOUT_S = 60
+
+
+class Verdict(NamedTuple):
+    """Whether a program ran to its end. `outcome`: passed, failed, timeout, memory or output."""
+
+    passed: bool
+    outcome: str
+    detail: str
+    seconds: float
+
+
+class Sandbox:
+    """A connection to the evaluator, used as a context. Raises InputError where completions cannot be run safely."""
+
+    def __init__(self, timeout_s: float, memory_mb: int) -> None:
+        self._limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
+
+    def __enter__(self) -> Self:
+        folder = os.environ.get("EVALUATOR_DIR")
+        self._open = contextlib.ExitStack()
+        self._child: subprocess.Popen[bytes] | None = None
+        if folder:
+            stream = self._open.enter_context(_accept(Path(folder)))
+            self._requests: IO[bytes] = stream
+            self._replies: IO[bytes] = stream
+        else:
+            self._child = self._open.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-I", "-m", "evaluator"],
+                    env={},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            assert self._child.stdin is not None
+            assert self._child.stdout is not None
+            self._requests, self._replies = self._child.stdin, self._child.stdout
+        self._send(self._limits)
+        # Whether it works at all is found out now, and not after an hour of training.
+        if not (verdict := self.run("assert 1 + 1 == 2")).passed:
+            raise RuntimeError(f"The evaluator cannot run programs: {verdict.outcome} {verdict.detail}")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._child is not None and error[0] is not None:
+            self._child.kill()
+        self._open.close()
+
+    def run(self, program: str) -> Verdict:
+        """The verdict on one program."""
+        self._send({"program": program})
+        try:
+            line = self._replies.readline()
+        except OSError:
+            line = b""
+        if not line:
+            self._explain()
+        return Verdict(**json.loads(line))
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._requests.write(json.dumps(message).encode() + b"\n")
+            self._requests.flush()
+        except OSError:
+            self._explain()
+
+    def _explain(self) -> None:
+        """Raise what the evaluator said when it ended."""
+        if self._child is None:
+            raise RuntimeError("The evaluator ended in the middle: docker compose logs evaluator says why.")
+        with contextlib.suppress(OSError):
+            self._requests.close()
+        assert self._child.stderr is not None
+        reason = self._child.stderr.read().decode(errors="replace").strip()
+        if self._child.wait() == 2:
+            raise InputError(reason)
+        raise RuntimeError(f"The evaluator ended in the middle: {reason or 'it said nothing'}")
+
+
+@contextlib.contextmanager
+def _accept(folder: Path) -> Any:
+    """Listen in the shared folder until the evaluator connects, and no longer."""
+    path = folder / f"{uuid.uuid4().hex}.sock"
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.bind(str(path))
+                path.chmod(0o666)  # the evaluator is another user
+                listener.listen(1)
+                listener.settimeout(CONNECT_TIMEOUT_S)
+                connection, _ = listener.accept()
+            finally:
+                path.unlink(missing_ok=True)
+    except TimeoutError:
+        raise InputError(
+            f"No evaluator came within {CONNECT_TIMEOUT_S} s to run completions against their tests. Start it: "
+            "docker compose --profile jobs up --detach evaluator"
+        ) from None
+    except OSError as error:
+        raise InputError(f"EVALUATOR_DIR is '{folder}', where nothing can be shared: {error}.") from error
+    with connection:
+        connection.settimeout(None)
+        with connection.makefile("rwb") as stream:
+            yield stream
