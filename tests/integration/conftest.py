@@ -5,14 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.wait_strategies import PortWaitStrategy
 
 from services.tracking.readiness import is_ready, wait_until
+from tests.conftest import base_image
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,18 @@ def stack(tmp_path_factory, tiny):
         server.terminate()
         server.wait(20)
         log.close()
+
+
+@pytest.fixture(scope="session")
+def s3(engine) -> Iterator[str]:
+    """A real S3 API; rclone's, where MinIO cannot be pulled."""
+    container = (
+        DockerContainer(image=base_image("MINIO_IMAGE"))
+        .with_command("server /data --console-address :9001")
+        .with_env("MINIO_ROOT_USER", "ratchet")
+        .with_env("MINIO_ROOT_PASSWORD", "right-secret")
+        .with_exposed_ports(9000)
+        .waiting_for(PortWaitStrategy(9000))
+    )
+    with container:
+        yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9000)}"

@@ -1,5 +1,52 @@
-"""Data on S3, read from a real S3 API (rclone's, as the stack does offline)."""
+"""Data on S3: rows, code below a prefix, and what is said where there is none."""
 
+import uuid
+from pathlib import Path
+
+import boto3
 import pytest
 
+from tests.unit.test_data import load_from, write_jsonl, write_tree
+from trainer.errors import InputError
+
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def bucket(s3: str, tmp_path: Path, monkeypatch) -> str:
+    """A bucket with rows and code in it; the environment says how to reach it."""
+    for name, value in (
+        ("AWS_ENDPOINT_URL_S3", s3),
+        ("AWS_ACCESS_KEY_ID", "ratchet"),
+        ("AWS_SECRET_ACCESS_KEY", "right-secret"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    write_tree(tmp_path, files=4)
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"p{n}", "completion": f"{n * 7} and {n}"} for n in range(9)])
+    client, name = boto3.client("s3"), f"data-{uuid.uuid4().hex}"
+    client.create_bucket(Bucket=name)
+    for path in tmp_path.iterdir():
+        client.upload_file(str(path), name, f"some/{path.name}")
+    client.put_object(Bucket=name, Key="some/vendor/x.py", Body=b"x = 1\n")
+    return f"s3://{name}"
+
+
+def test_rows_and_code(bucket: str) -> None:
+    rows = load_from(f"{bucket}/some/rows.jsonl", near_duplicate_threshold=1)
+    assert len(rows.train) + len(rows.held_out) == 9
+    code = load_from(f"{bucket}/some")
+    assert {item.group for item in [*code.train, *code.held_out]} == {"alpha.py", "beta.py", "gamma.py", "delta.py"}
+    assert code.report.file_names["dropped: vendored"] == ["vendor/x.py"]
+
+
+@pytest.mark.parametrize("key", ["nothing.jsonl", "nothing/"])
+def test_nothing_there(bucket: str, key: str) -> None:
+    with pytest.raises(InputError, match=r"where S3 has nothing"):
+        load_from(f"{bucket}/{key}")
+
+
+def test_wrong_key_and_no_server(bucket: str, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID"):
+        load_from(f"{bucket}/some/rows.jsonl")

@@ -12,8 +12,6 @@ from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 from sqlalchemy import create_engine, inspect, text
 from testcontainers.community.postgres import PostgresContainer
-from testcontainers.core.container import DockerContainer
-from testcontainers.core.wait_strategies import PortWaitStrategy
 
 from services.bucket.__main__ import main as bucket
 from services.tracking.migrate import LOCK, MigrationError, migrate
@@ -170,20 +168,6 @@ def test_a_refused_migration_says_why_and_what_to_do(postgres: PostgresContainer
     with pytest.raises(MigrationError, match=r"Likely: a newer MLflow has migrated this database"):
         migrate(database)
     assert revision(database) == "from the future"
-
-
-@pytest.fixture(scope="module")
-def s3(engine) -> Iterator[str]:
-    container = (
-        DockerContainer(image=base_image("MINIO_IMAGE"))
-        .with_command("server /data --console-address :9001")
-        .with_env("MINIO_ROOT_USER", "ratchet")
-        .with_env("MINIO_ROOT_PASSWORD", "right-secret")
-        .with_exposed_ports(9000)
-        .waiting_for(PortWaitStrategy(9000))
-    )
-    with container:
-        yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9000)}"
 
 
 @pytest.fixture(scope="module")

@@ -149,8 +149,9 @@ class _Preparation:
         if (sources and not train.any()) or not held_out.any():
             raise InputError(
                 f"data.source '{config.source}' gives {int(train.sum())} examples to train on and "
-                f"{int(held_out.sum())} to hold out ({self.report.in_words()}). Expected at least one of each: give more "
-                "files, name held-out ones with data.eval_source, or keep more with data.require_docstring=false or a larger trainer.max_length."
+                f"{int(held_out.sum())} to hold out ({self.report.in_words()}). Expected at least one of each: give "
+                "more files, name held-out ones with data.eval_source, or keep more with "
+                "data.require_docstring=false or a larger trainer.max_length."
             )
         return self._write(folder, train, held_out, sources, held_out_sources)
 

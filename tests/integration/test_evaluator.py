@@ -1,0 +1,113 @@
+"""The evaluator without a container: every escape is tried, as root and as an ordinary user, and is stopped."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.integration.escapes import ESCAPES, LEGACIES, Escape
+from trainer.errors import InputError
+from trainer.evaluation import sandbox as client
+from trainer.evaluation.sandbox import Sandbox
+
+pytestmark = pytest.mark.integration
+
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+
+
+@pytest.fixture(scope="module", params=["whoever runs the tests", "an ordinary user"])
+def sandbox(request) -> Iterator[Sandbox]:
+    """The evaluator as the trainer starts it, or as `nobody` would, from a copy that `nobody` may read."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        if request.param == "an ordinary user":
+            if os.geteuid() != 0 or not SYSTEM_PYTHON.exists():
+                pytest.skip("only root can become another user, who needs a Python that all may read")
+            Path(folder).chmod(0o755)
+            shutil.copytree(ROOT / "evaluator", Path(folder, "evaluator"), ignore=shutil.ignore_patterns("__pycache__"))
+
+            command = [str(SYSTEM_PYTHON), "-m", "evaluator"]
+            real = subprocess.Popen
+            start = lambda _, **options: real(command, user="nobody", cwd=folder, **options)  # noqa: E731
+            patch.setattr(client.subprocess, "Popen", start)
+        with Sandbox(timeout_s=3, memory_mb=1000) as opened:
+            patch.undo()
+            yield opened
+
+
+@pytest.mark.parametrize("escape", ESCAPES, ids=lambda escape: escape.name)
+def test_escape_is_stopped(sandbox: Sandbox, escape: Escape) -> None:
+    verdict = sandbox.run(escape.program)
+    assert not verdict.passed
+    assert verdict.outcome in escape.outcomes, verdict
+    assert escape.detail in verdict.detail or verdict.outcome != "failed", verdict
+    assert verdict.seconds < 6
+    assert sandbox.run("assert 1 + 1 == 2").passed  # and the evaluator is well
+
+
+@pytest.mark.parametrize(("what", "first", "second"), LEGACIES, ids=lambda text: text if len(text) < 40 else "")
+def test_nothing_is_left_behind(sandbox: Sandbox, what: str, first: str, second: str) -> None:
+    assert sandbox.run(first).passed
+    verdict = sandbox.run(second)
+    assert verdict.passed, (what, verdict)
+
+
+@pytest.mark.parametrize(
+    ("program", "detail"),
+    [
+        ("assert 1 + 1 == 3, 'bad sum'", "AssertionError: bad sum"),
+        ("def f(:", "SyntaxError: invalid syntax"),
+        ("x = '\ud800'", "UnicodeDecodeError"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_failure_says_why(sandbox: Sandbox, program: str, detail: str) -> None:
+    verdict = sandbox.run(program)
+    assert (verdict.passed, verdict.outcome) == (False, "failed")
+    assert detail in verdict.detail
+
+
+def test_caller_is_not_touched(sandbox: Sandbox) -> None:
+    """No program has left a file or a process outside."""
+    assert not list(Path("/").glob("escaped"))
+    assert not Path(sys.prefix, "escaped").exists()
+    sleepers = subprocess.run(["pgrep", "-f", "program.py"], capture_output=True, text=True).stdout.split()
+    assert sleepers == []
+
+
+def test_where_no_cage_can_be_made_nothing_is_run(monkeypatch) -> None:
+    """A kernel without namespaces for users: refused with what to do, exit code 2."""
+    limit = "import os; os.environ; from evaluator import cage; cage.SYS_PIVOT_ROOT = {}; import runpy; "
+    command = [sys.executable, "-c", limit + "runpy.run_module('evaluator', run_name='__main__')"]
+    real = subprocess.Popen
+    monkeypatch.setattr(client.subprocess, "Popen", lambda _, **options: real(command, **options))
+    with pytest.raises(InputError, match=r"cannot be run safely here.*Compose stack"), Sandbox(1, 100):
+        pass
+
+
+def test_evaluator_that_dies_is_an_error_and_no_verdict(monkeypatch) -> None:
+    command = [sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit('out of order')"]
+    real = subprocess.Popen
+    monkeypatch.setattr(client.subprocess, "Popen", lambda _, **options: real(command, **options))
+    with pytest.raises(RuntimeError, match="ended in the middle: out of order"), Sandbox(1, 100):
+        pass
+
+
+def test_check_and_plain_pipe() -> None:
+    checked = subprocess.run([sys.executable, "-m", "evaluator", "--check"], capture_output=True, text=True)
+    assert (checked.returncode, "passed" in checked.stdout) == (0, True)
+    requests = [{"timeout_s": 5, "memory_mb": 500}, {"program": "x = 1"}, {"program": "x"}]
+    piped = subprocess.run(
+        [sys.executable, "-m", "evaluator"],
+        input="".join(json.dumps(request) + "\n" for request in requests),
+        capture_output=True,
+        text=True,
+    )
+    assert [json.loads(line)["passed"] for line in piped.stdout.splitlines()] == [True, False]
+    assert piped.returncode == 0
