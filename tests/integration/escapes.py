@@ -297,6 +297,22 @@ LEGACIES = tuple(
             """,
         ),
         (
+            "folders in folders, without end",
+            """
+            import os
+            while True:
+                try:
+                    os.mkdir("a")
+                except OSError:
+                    break
+                os.chdir("a")
+            """,
+            """
+            import os
+            assert os.listdir('/tmp') == ['run'] and os.listdir('.') == ['program.py']
+            """,
+        ),
+        (
             "shared memory",
             """
             import ctypes

@@ -14,7 +14,7 @@ from tests.stack.conftest import SERVICES, TAG, Platform, docker_json
 
 pytestmark = pytest.mark.stack
 
-OURS = ("bucket", "migrate", "tracking", "trainer", "promoter", "serving")
+OURS = ("bucket", "migrate", "tracking", "evaluator", "trainer", "promoter", "serving")
 PUBLISHED = {"tracking": ("5000", "TRACKING_PORT"), "serving": ("8000", "SERVING_PORT"),
              "minio": ("9001", "MINIO_CONSOLE_PORT")}  # fmt: skip
 
@@ -42,7 +42,7 @@ def test_every_container_is_read_only_without_rights_and_bounded(created: Platfo
     assert host["CapDrop"] == ["ALL"]
     assert not host["CapAdd"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
-    assert host["Init"]
+    assert host["Init"] == (service != "evaluator")  # which is the first process itself
     assert not host["Privileged"]
     assert host["Memory"] > 0
     assert host["PidsLimit"] > 0
@@ -103,6 +103,7 @@ def test_only_tracking_reaches_postgres_and_the_s3_api(created: Platform) -> Non
         "bucket": {"data"},
         "migrate": {"data"},
         "tracking": {"data", "platform"},
+        "evaluator": {"none"},
         "trainer": {"internet", "platform"},
         "promoter": {"platform"},
         "serving": {"platform"},
@@ -162,7 +163,7 @@ def test_server_jobs_gateway_and_telemetry_are_off(created: Platform) -> None:
     assert gateway.status_code == 501
 
 
-@pytest.mark.parametrize("part", ["tracking", "promoter", "serving", "trainer"])
+@pytest.mark.parametrize("part", ["tracking", "promoter", "evaluator", "serving", "trainer"])
 def test_images_have_labels_and_no_torch_where_none_is_needed(
     platform: Platform, environ, root: Path, part: str
 ) -> None:
@@ -174,7 +175,7 @@ def test_images_have_labels_and_no_torch_where_none_is_needed(
     assert labels["org.opencontainers.image.revision"] == environ["GIT_COMMIT"]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert labels["org.opencontainers.image.version"] == project["version"]
-    if part in ("tracking", "promoter"):
+    if part in ("tracking", "promoter", "evaluator"):
         assert image["Size"] < 1e9
         find = "import importlib.util; print(importlib.util.find_spec('torch'))"
         run = ("docker", "run", "--rm", "--network=none", "--entrypoint=python")

@@ -107,7 +107,9 @@ def histogram(lengths: dict[str, Any], max_length: int, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     longest = max([max_length, *(int(values.max()) for values in lengths.values() if len(values))])
-    edges = np.geomspace(4, max(longest, 8) + 1, 41)
+    # Six bins each time the length doubles, one of whose edges is the limit.
+    below, above = int(6 * np.log2(max(max_length, 8) / 4)), int(np.ceil(6 * np.log2((longest + 1) / max_length)))
+    edges = max_length * 2.0 ** (np.arange(-below, max(above, 1) + 1) / 6)
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     colours = {"train": "tab:blue", "held out": "tab:orange", "too long": "lightgray"}
     bottom = np.zeros(len(edges) - 1)
@@ -119,6 +121,7 @@ def histogram(lengths: dict[str, Any], max_length: int, path: Path) -> None:
             bottom += heights
     axes.axvline(max_length, color="tab:red", linewidth=1, label=f"trainer.max_length={max_length}")
     axes.set_xscale("log", base=2)
+    axes.set_ylim(top=max(float(bottom.max()) * 1.08, 1))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="tokens (prompt, completion and end of text)", ylabel="examples", title="Lengths of the examples")
     axes.legend()
