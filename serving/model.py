@@ -132,8 +132,13 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     return [start]
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[str], params: GenerationParams) -> list[str]:
-    """The completions of some prompts as one batch, without the prompts."""
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[str], params: GenerationParams, stopping: Any = None
+) -> list[str]:
+    """The completions of some prompts as one batch, without the prompts.
+
+    `stopping`: a transformers.StoppingCriteria that ends some of them early.
+    """
     import torch
 
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
@@ -158,6 +163,8 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], params: Generat
         torch.manual_seed(params.seed) if params.seed >= 0 else torch.seed()
     if params.stop:
         sampling |= {"stop_strings": list(params.stop), "tokenizer": tokenizer}
+    if stopping is not None:
+        sampling["stopping_criteria"] = [stopping]
     with torch.inference_mode():
         output = model.generate(
             input_ids=torch.tensor(padded, device=model.device),  # (B, T)

@@ -22,6 +22,7 @@ from trainer.evaluation.sandbox import Sandbox, Verdict
 
 Progress = Callable[[int], object]  # called with the number of steps just done; steps() says how many there are
 
+LOOK_EVERY = 8  # generated tokens: whether a function has ended
 MAX_BATCH_TOKENS = 8192  # of a forward pass, padding included: long examples go in smaller batches
 
 
@@ -113,7 +114,9 @@ def parses_cut(prompt: str, completion: str, language: str) -> bool:
 
 
 def cut(example: Example, completion: str) -> str:
-    """A completion up to where the function that it completes has ended; models write on."""
+    """A completion up to where the function that it completes, or stands in, has ended; models write on."""
+    if example.language == "text":
+        return completion
     last_line = example.prompt.rstrip().rpartition("\n")[2]
     in_body = last_line[:1].isspace() or last_line.endswith((":", '"""', "'''", "{"))
     if example.kind == "function" or example.completion[:1].isspace() or (not example.completion and in_body):
@@ -149,11 +152,33 @@ def _complete(
 ) -> list[str]:
     completions = [""] * len(examples)
     for batch in _batches(encoded, batch_size, params.max_new_tokens):
-        prompts = [prompt_of(tokenizer, examples[number]) for number in batch]
-        for number, text in zip(batch, generate(model, tokenizer, prompts, params), strict=True):
+        chosen = [examples[number] for number in batch]
+        prompts = [prompt_of(tokenizer, example) for example in chosen]
+        texts = generate(model, tokenizer, prompts, params, _function_has_ended(tokenizer, chosen))
+        for number, text in zip(batch, texts, strict=True):
             completions[number] = text
         progress(len(batch))
     return completions
+
+
+def _function_has_ended(tokenizer: Any, examples: Sequence[Example]) -> Any:
+    """Stops a completion that writes on behind its function, which would be cut off; chat models do."""
+    import torch
+    from transformers import StoppingCriteria
+
+    class Ended(StoppingCriteria):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.steps = 0
+            self.ended = [False] * len(examples)
+
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:  # (B, T) → (B,)
+            self.steps += 1
+            if self.steps % LOOK_EVERY == 0:
+                texts = tokenizer.batch_decode(input_ids[:, -self.steps :], skip_special_tokens=True)
+                self.ended = [cut(example, text) != text for example, text in zip(examples, texts, strict=True)]
+            return torch.tensor(self.ended, device=input_ids.device)
+
+    return Ended()
 
 
 def _draw(
@@ -192,10 +217,9 @@ def _nll(model: Any, tokenizer: Any, batch: Sequence[EncodedExample]) -> list[fl
 
 def _row(example: Example, encoded: EncodedExample, nll: float, completion: str) -> dict[str, Any]:
     prompt, reference, language = example.prompt, example.completion, example.language
-    syntax_ok = None
+    completion, syntax_ok = cut(example, completion), None
     # A gap or a block stands in code that begins and ends anywhere: by itself it does not parse.
     if language != "text" and example.kind in ("function", ROW):
-        completion = cut(example, completion)
         syntax_ok = bool(completion.strip()) and parses_cut(prompt, completion, language)
     has_reference = bool(reference)
     return {
