@@ -21,8 +21,8 @@ with = @if command -v $1 >/dev/null; then echo '$2'; $2; else echo 'Left out, si
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo down env engine offline-images images test lint doctor setup-mlflow start-mlflow train-model \
-        compare-models promote-model serve-model screenshots lock
+.PHONY: help demo down env engine offline-images images test lint doctor setup-mlflow start-mlflow prepare-data \
+        train-model evaluate-model compare-models promote-model serve-model screenshots lock
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -69,8 +69,14 @@ setup-mlflow: .venv/.runtime ## Create folders, env file and migrated database o
 start-mlflow: .venv/.runtime ## Start the tracking server in the foreground
 	@$(RUN) .venv/bin/python -m services.tracking
 
+prepare-data: .venv/.runtime ## Make examples of code and report on them, without training; ARGS="-o prepared data.source=src"
+	@$(RUN) .venv/bin/trainer prepare $(ARGS)
+
 train-model: .venv/.runtime ## Train; ARGS="data.source=src trainer.epochs=2" sets what and how
 	@$(RUN) .venv/bin/trainer train $(ARGS)
+
+evaluate-model: .venv/.runtime ## Judge a version; ARGS="--model-uri models:/NAME/3 --data held_out.jsonl"
+	@$(RUN) .venv/bin/trainer evaluate $(ARGS)
 
 compare-models: .venv/.runtime ## Compare the runs; ARGS="--format markdown" and the like go to the promoter
 	@$(RUN) .venv/bin/promoter compare $(ARGS)

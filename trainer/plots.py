@@ -37,7 +37,8 @@ def base_against_candidate(base: pd.DataFrame, candidate: pd.DataFrame, path: Pa
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     axes.fill_between([0, top], [0, top], color="tab:green", alpha=0.08, label="candidate better")
     axes.plot([0, top], [0, top], color="gray", linewidth=1)
-    axes.scatter(x, y, s=14)
+    for kind, rows in pairs.groupby("kind_base"):
+        axes.scatter(x[rows.index], y[rows.index], s=14, label=f"{kind}: {len(rows)}")
     axes.set(
         xlim=(0, top),
         ylim=(0, top),

@@ -10,6 +10,7 @@ import requests
 
 from tests.conftest import ROOT
 from tests.stack.conftest import Platform
+from tests.unit.test_data import write_tree
 
 pytestmark = pytest.mark.stack
 
@@ -92,6 +93,24 @@ def test_the_ui_shows_an_artifact_from_the_bucket(trained: Platform) -> None:
     assert page.status_code == 200
     assert "bundled:tiny-random" in page.text
     assert "<title>MLflow</title>" in requests.get(trained.tracking_url, timeout=10).text
+
+
+def test_humaneval_is_run_in_the_evaluators_container(trained: Platform) -> None:
+    data = ("--data", "benchmark:humaneval", "data.max_eval_examples=8", "eval.max_new_tokens=4")
+    served = trained.docker_compose("logs", "evaluator").count("Serving a trainer")
+    output = trained.run("trainer", "evaluate", "--model-uri", f"models:/{MODEL}/2", *data, "--format", "json")
+    assert '"eval/examples": 8.0' in output
+    assert '"eval/pass_at_1": 0.0' in output  # random weights
+    assert trained.docker_compose("logs", "evaluator").count("Serving a trainer") > served
+
+
+def test_data_are_prepared_in_the_container(platform: Platform, tmp_path: Path) -> None:
+    write_tree(tmp_path, files=4)
+    tmp_path.chmod(0o755)
+    arguments = ("prepare", "-o", "/var/lib/ratchet/prepared", "model.name=bundled:tiny-random")
+    output = platform.run("trainer", *arguments, "trainer.max_length=600", SOURCE_DIR=str(tmp_path))
+    assert "# Data report" in output
+    assert "| examples | 9 | 3 |" in output
 
 
 def test_compare_and_promote_and_ask(in_production: Platform) -> None:
