@@ -121,7 +121,8 @@ def git_commit(folder: Path) -> str | None:
     try:
         described = subprocess.run(
             [
-                *("git", "-c", "safe.directory=*"),  # a mounted source tree belongs to somebody else
+                # A mounted source tree belongs to somebody else; no program that its configuration names is started.
+                *("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"),
                 *("-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"),
             ],
             capture_output=True,

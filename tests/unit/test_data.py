@@ -1,6 +1,7 @@
 """The data set: formats, duplicates, split, digest, and the errors that name the place."""
 
 import json
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -259,7 +260,6 @@ def test_prepared_files_are_read_as_they_were_written(tmp_path) -> None:
         tmp_path / "out" / "train.jsonl",
         folder=tmp_path / "again",
         eval_source=str(tmp_path / "out" / "held_out.jsonl"),
-        near_duplicate_threshold=1,
     )
     assert list(again.train) == list(first.train)
     assert (again.train_digest, again.held_out_digest) == (first.train_digest, first.held_out_digest)
@@ -321,6 +321,8 @@ def test_generated_and_vendored_files_are_left_out_and_said_so(tmp_path) -> None
         ".hidden/c.py": code,
         "latin.py": "# caf\xe9\n" + code,
         "broken.py": "def f(:\n",
+        "nul.py": "x = 1\0",
+        "large.py": "x = 1\n" * 200_000,
         "node_modules/d.js": "function f() {\n  return 1;\n}\n",
     }
     for name, text in files.items():
@@ -332,7 +334,8 @@ def test_generated_and_vendored_files_are_left_out_and_said_so(tmp_path) -> None
         "dropped: vendored": 2,
         "dropped: generated": 2,
         "dropped: minified or data": 1,
-        "dropped: no text, or too large": 1,
+        "dropped: no text": 2,
+        "dropped: more than 1 MB": 1,
         "dropped: does not parse": 1,
         "read": 3,
     }
@@ -349,7 +352,7 @@ def test_secrets_are_redacted_in_code_and_rows_and_named_without_their_value(tmp
     everything = [*found.train, *found.held_out]
     assert not any(key in item.prompt + item.completion for item in everything)
     assert any('key = "REDACTED"' in item.completion for item in everything)
-    assert found.report.secrets["AWS Access Key"] == 2
+    assert found.report.secrets["AWS Access Key"] == 3
     assert "s.py:3 AWS Access Key" in found.report.secret_places
     assert key not in found.report.to_markdown()
     kept = load_from(tmp_path, redact_secrets=False)
@@ -395,9 +398,11 @@ def test_repository_at_a_commit(repository, tmp_path, bare: bool) -> None:
         root = tmp_path / "bare.git"
         git(tmp_path, "clone", "--quiet", "--bare", str(repository), str(root))
     found = load_from(f"git:{root}@v1")
-    assert {item.group for item in [*found.train, *found.held_out]} == {"alpha.py", "beta.py", "gamma.py"}
+    assert {item.group for item in [*found.train, *found.held_out]} == {"alpha.py", "beta.py"}
+    assert found.report.file_names["dropped: generated"] == ["gamma.py"]
     assert found.commits == [git(repository, "rev-parse", "v1")]
-    assert {item.group for item in load_from(f"git:{root}").train} - {"alpha.py", "beta.py", "gamma.py"}
+    head = load_from(f"git:{root}")
+    assert {item.group for item in [*head.train, *head.held_out]} == {"alpha.py", "beta.py", "delta.py", "epsilon.py"}
     with pytest.raises(InputError, match="has no commit 'v7'"):
         load_from(f"git:{root}@v7")
     with pytest.raises(InputError, match="there is no git repository"):
@@ -441,3 +446,90 @@ def test_row_with_a_test_needs_no_completion_to_be_judged_on(tmp_path) -> None:
     assert found.held_out[0].test == "assert f() == 1"
     assert len(found.train) == 1
     assert found.report.examples["dropped: a test but no completion to learn"] == 1
+
+
+def test_held_out_part_of_a_function_keeps_the_function_out_of_training(tmp_path) -> None:
+    """Gaps and blocks that were held out once, as rows, against the code that they are from."""
+    for name in ("src", "out", "again"):
+        (tmp_path / name).mkdir()
+    write_tree(tmp_path / "src")
+    weights = {"function_weight": 0.0, "fim_weight": 1.0, "next_block_weight": 1.0}
+    first = load_from(tmp_path / "src", folder=tmp_path / "out", **weights)
+    held_out = str(tmp_path / "out" / "held_out.jsonl")
+    again = load_from(tmp_path / "src", folder=tmp_path / "again", eval_source=held_out, **weights)
+    assert again.held_out_digest == first.held_out_digest
+    assert {item.function for item in again.train} == {item.function for item in first.train}
+    alone = load_from([], eval_source=held_out)
+    assert alone.held_out_digest == first.held_out_digest
+
+
+def test_test_is_a_part_of_the_digest() -> None:
+    one, other = (Example("p", "c", test=f"assert f() == {n}") for n in (1, 2))
+    assert len({one.number, other.number, Example("p", "c").number}) == 3
+
+
+def test_secret_over_the_end_of_the_prompt_drops_the_row(tmp_path) -> None:
+    rows = [
+        {"prompt": "aws = 'AKIAQWERTY", "completion": "UIOPASDFGH'\nrest = compute(1)\n"},
+        {"prompt": "password = ", "completion": "'hunter2hunter'\nanswer = 1\n"},
+        {"prompt": "a = ", "completion": "some(other, words)\n"},
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = load_from(tmp_path / "rows.jsonl")
+    completions = {item.completion for item in [*found.train, *found.held_out]}
+    assert completions == {"'REDACTED'\nanswer = 1\n", "some(other, words)\n"}
+    assert found.report.examples["dropped: a secret over the end of the prompt"] == 1
+
+
+def test_odd_names_and_files_do_not_stop_a_preparation(tmp_path) -> None:
+    write_tree(tmp_path, files=2)
+    code = (tmp_path / "alpha.py").read_text().replace("alpha", "omega")
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.py")).write_text(code)
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9_pb2.py")).write_text(code)
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.py").symlink_to("nowhere")
+    report = load_from(tmp_path).report
+    assert dict(report.files) == {"read": 3, "dropped: generated": 1, "dropped: deleted": 1, "dropped: no file": 1}
+    assert report.file_names["dropped: generated"] == ["caf\ufffd_pb2.py"]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"content": "x = 1"}, "'path' is None"),
+        ({"content": "x = 1", "path": "."}, "Expected the name of a file"),
+        ({"prompt": "a", "completion": "b", "kind": "fim"}, "Expected a prompt like '<fim_prefix>"),
+        ({"prompt": "a", "completion": "b", "kind": "poem"}, "'kind' is 'poem'"),
+        ({"prompt": "a", "completion": "b", "language": "cobol"}, "'language' is 'cobol'"),
+        ({"prompt": "a", "completion": "b", "group": "\ud800"}, "half a surrogate pair"),
+    ],
+)
+def test_bad_values_of_a_row(row, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(Row(row, "here"), chat_template, "text")
+    assert expected in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("~nosuchuser/x", "Could not determine home"),
+        ("git:~nosuchuser/x", "Could not determine home"),
+        ("x" * 5000, "does not exist"),
+        ("s3://", "is no name of a bucket"),
+        ("s3:///key", "is no name of a bucket"),
+    ],
+)
+def test_place_that_cannot_be_is_refused(source: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_from(source)
+    assert expected in caught.value.message
+
+
+def test_report_adds_up(tmp_path) -> None:
+    write_tree(tmp_path, functions=6)
+    found = load_from(tmp_path, max_train_examples=5, max_eval_examples=2)
+    counts = found.report.counts()
+    left_out = sum(count for name, count in counts.items() if name.startswith(("dropped:", "left out:")))
+    assert counts["read"] == left_out + counts["train"] + counts["held out"] == 48

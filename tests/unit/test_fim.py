@@ -21,6 +21,11 @@ def test_own_tokens_are_used(own) -> None:
     assert text == f"{own[0]}before\n{own[1]}after\n{own[2]}"
 
 
+def test_text_with_any_model_s_marker_may_hold_no_gap() -> None:
+    assert fim.may_hold_gaps("def f(): ...")
+    assert not fim.may_hold_gaps("x = '<|fim_middle|>'")
+
+
 def test_without_own_tokens_the_markers_are_plain_text(tiny) -> None:
     from transformers import AutoTokenizer
 

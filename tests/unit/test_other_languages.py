@@ -13,7 +13,7 @@ ONLY = {
 def examples(source: str, language: str, kind: str = "function", require_docstring: bool = True, context: int = 1000):
     found = read_functions(source, language)
     assert found is not None
-    lines = source.split("\n")
+    lines = source.removesuffix("\n").split("\n")
     made = [example_of(item, lines, language, "x", ONLY[kind], require_docstring, context) for item in found]
     return [(item.prompt, item.completion) for item in made if item is not None]
 
@@ -156,13 +156,13 @@ def test_a_gap_lies_in_its_file() -> None:
     [(prompt, middle)] = examples(GO, "go", "fim")
     prefix, _, rest = prompt.removeprefix("<fim_prefix>").partition("<fim_suffix>")
     suffix = rest.removesuffix("<fim_middle>")
-    assert prefix + middle + suffix == GO + "\n"  # the text after the last line end is a line too, and empty
+    assert prefix + middle + suffix == GO
     assert middle in ("\tif a > 1 {\n\t\treturn a, nil\n\t}\n\treturn 0, nil\n", "\t\treturn a, nil\n")
 
 
 def test_the_next_block_follows_what_is_before_it() -> None:
-    for prompt, completion in examples(RUST, "rust", "next_block"):
-        assert RUST.startswith(prompt + completion)
+    [(prompt, completion)] = examples(RUST, "rust", "next_block")
+    assert RUST.startswith(prompt + completion)
 
 
 def test_context_is_no_longer_than_it_may_be() -> None:
@@ -177,5 +177,25 @@ def test_nonsense_gives_nothing(language: str) -> None:
     assert not parses("}}} ]] %% <<\n", language)
 
 
-def test_text_with_a_fim_marker_makes_no_gap() -> None:
-    assert examples(GO.replace("Foo does", "<fim_middle>"), "go", "fim") == []
+@pytest.mark.parametrize(
+    ("language", "source"),
+    [
+        ("javascript", "// A.\nconst a = () => {\n  return 1;\n}, b = 2;\n"),
+        ("java", "class A {\n  // A.\n  int foo(int x) {\n    return x;\n  } }\n"),
+        ("javascript", "class A { foo(x) {\n  return x;\n} }\n"),
+        ("rust", "impl A { fn foo() {\n    bar();\n} }\n"),
+    ],
+)
+def test_function_that_shares_its_lines_is_left_out(language: str, source: str) -> None:
+    assert examples(source, language, require_docstring=False) == []
+
+
+def test_comment_behind_a_brace_shares_nothing() -> None:
+    source = "func f() int { // why\n\treturn 1\n} // end\n"
+    assert examples(source, "go", require_docstring=False) == [("func f() int { // why\n", "\treturn 1\n} // end\n")]
+
+
+def test_function_whose_strings_would_change_is_not_moved() -> None:
+    source = "class A {\n  // A.\n  f() {\n    return `\n      x`;\n  }\n}\n"
+    assert examples(source, "javascript") == []
+    assert len(examples(source, "javascript", "next_block")) == 1

@@ -107,13 +107,26 @@ def test_function_under_if_and_try_is_found() -> None:
     assert functions(source) == [('def f():\n    """Doc."""\n', "    return 1\n")]
 
 
-def test_strings_at_the_margin_do_not_break_a_method() -> None:
-    source = 'class A:\n    def f(self):\n        """Doc."""\n        return """\nmargin\n"""\n'
-    assert functions(source) == []  # it cannot be moved to the margin: left out, not mangled
+@pytest.mark.parametrize(("indentation", "moves"), [("", True), ("        ", False)])
+def test_method_whose_strings_would_change_is_not_moved(indentation: str, moves: bool) -> None:
+    source = f'class A:\n    def f(self):\n        """Doc."""\n        return """\n{indentation}text\n"""\n'
+    assert len(functions(source)) == moves
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"x = 1\0", b"x" * 1_000_001])
-def test_what_is_no_text_or_too_large_is_reported_as_such(content: bytes) -> None:
+def test_long_chain_of_branches_is_left_out_not_a_crash() -> None:
+    branches = "".join(f"    elif a == {number}:\n        b({number})\n" for number in range(3000))
+    assert functions(f'def f(a):\n    """F."""\n    if a:\n        b()\n{branches}') in (None, [])
+
+
+def test_block_begins_with_its_decorators() -> None:
+    [function] = (
+        read_functions('def f(a):\n    """F."""\n    x = 1\n\n    @wraps(a)\n    def g():\n        return x\n') or []
+    )
+    assert (4, 7) in function.runs
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"x = 1\0"])
+def test_what_is_no_text_is_reported_as_such(content: bytes) -> None:
     assert decode(content) is None
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.data.secrets import Redactor
+from trainer.data.secrets import Redactor, overwrite
 
 # Put together here, so that no scanner takes this file for a leak.
 SECRETS = {
@@ -15,28 +15,50 @@ SECRETS = {
 }
 
 
+def redact(text: str, suffix: str = ".py") -> str:
+    with Redactor() as redactor:
+        return overwrite(text, redactor.find(text, suffix))
+
+
 @pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("suffix", [".py", ".go", ".java", ".ts", ".rs"])
 def test_token_is_overwritten_whole(name: str, suffix: str) -> None:
+    text = f'a = 1\nx = "{SECRETS[name]}"\nb = 2\n'
+    assert redact(text, suffix) == 'a = 1\nx = "REDACTED"\nb = 2\n'
     with Redactor() as redactor:
-        text, found = redactor.redact(f'a = 1\nx = "{SECRETS[name]}"\nb = 2\n', suffix)
-    assert text == 'a = 1\nx = "REDACTED"\nb = 2\n'
-    assert [line for line, _ in found] == [2]
+        assert {secret.line for secret in redactor.find(text, suffix)} == {2}
 
 
-def test_password_and_url() -> None:
-    with Redactor() as redactor:
-        assert redactor.redact('password = "hunter2hunter"')[0] == 'password = "REDACTED"'
-        assert redactor.redact('u = "https://bob:s3cr3tpw@host/x"')[0] == 'u = "https://bob:REDACTED@host/x"'
+@pytest.mark.parametrize(
+    ("text", "suffix", "expected"),
+    [
+        ('password = "hunter2hunter"', ".py", 'password = "REDACTED"'),
+        ('u = "https://bob:s3cr3tpw@host/x"', ".py", 'u = "https://bob:REDACTED@host/x"'),
+        ('login(password="pass", passwords=1)', ".py", 'login(password="REDACTED", passwords=1)'),
+        ('check_password("pw1", password="word")', ".py", 'check_password("pw1", password="REDACTED")'),
+        ('\tPassword: "hunter2hunter",', ".go", '\tPassword: "REDACTED",'),
+        ('\tpassword := "hunter2hunter"', ".go", '\tpassword := "REDACTED"'),
+    ],
+)
+def test_only_the_value_is_overwritten(text: str, suffix: str, expected: str) -> None:
+    assert redact(text, suffix) == expected
 
 
-def test_private_key_goes_with_all_its_lines() -> None:
-    body = "".join(f"MIIEow{n}\n" for n in range(3))
-    key = f"-----BEGIN RSA PRIVATE KEY-----\n{body}-----END RSA PRIVATE KEY-----"
-    with Redactor() as redactor:
-        text, found = redactor.redact(f"x = 1\nk = '''{key}'''\ny = 2\n")
-    assert text == "x = 1\nk = '''REDACTED PRIVATE KEY'''\ny = 2\n"
-    assert found == [(2, "Private Key")]
+LINES = "".join(f"MIIEowIBAAKCAQEA{n}x/y+z\n" for n in range(3))
+BEGIN, END = "-----BEGIN RSA " + "PRIVATE KEY-----", "-----END RSA PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f'x = 1\nk = """{BEGIN}\n{LINES}short=\n{END}"""\ny = 2\n', 'x = 1\nk = """REDACTED"""\ny = 2\n'),
+        (f'k = "{BEGIN}\\nMIIEowIBAAKCAQEA0x\\n{END}\\n"\ny = 2\n', 'k = "REDACTED\\n"\ny = 2\n'),
+        (f"{BEGIN}\nProc-Type: 4,ENCRYPTED\n\n{LINES}", "REDACTED\n"),  # cut off before its end
+        (f"{BEGIN}\n{LINES}x = f(1)\n{BEGIN}\n{LINES}{END}\n", "REDACTED\nx = f(1)\nREDACTED\n"),
+    ],
+)
+def test_private_key_goes_with_all_its_lines_and_nothing_else(text: str, expected: str) -> None:
+    assert redact(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,8 +69,12 @@ def test_private_key_goes_with_all_its_lines() -> None:
         "def get_secret_key(self, name: str) -> str:",
         "some_rather_long_identifier_of_a_function(argument)",
         'address = "192.168.17.4"',
+        f'if text.startswith("{BEGIN}"):\n    return parse_a_private_key(text)',
     ],
 )
 def test_ordinary_code_is_left_alone(line: str) -> None:
-    with Redactor() as redactor:
-        assert redactor.redact(line) == (line, [])
+    assert redact(line) == line
+
+
+def test_odd_line_ends_do_not_move_a_line() -> None:
+    assert redact("key a\rkey b\rpassword = 'hunter2hunter'\nc") == "key a\rkey b\rpassword = 'REDACTED'\nc"

@@ -21,7 +21,7 @@ class Example:
 
     `group` is the file that it came from: all of a group are on one side of the split. A `fim` prompt is written
     in neutral markers, which `fim.render` turns into those of a model. `test` is Python that fails where prompt and
-    completion together are wrong.
+    completion together are wrong. `function` is the whole function of which a gap or block is a part.
     """
 
     prompt: str
@@ -30,11 +30,18 @@ class Example:
     kind: str = ROW
     language: str = "text"
     test: str | None = None
+    function: str | None = None
 
     @property
     def number(self) -> int:
-        """Stable 64-bit hash of prompt and completion."""
-        return int.from_bytes(hashlib.sha256(f"{self.prompt}\0{self.completion}".encode()).digest()[:8])
+        """Stable 64-bit hash of prompt, completion and test."""
+        test = f"\0{self.test}" if self.test is not None else ""
+        return int.from_bytes(hashlib.sha256(f"{self.prompt}\0{self.completion}{test}".encode()).digest()[:8])
+
+    @property
+    def compared(self) -> str:
+        """The text by which duplicates are found. Gaps of one file have their surroundings in common, and may."""
+        return self.function or f"{self.prompt}{self.completion}{self.test or ''}"
 
     @property
     def example_id(self) -> str:
@@ -79,11 +86,6 @@ class ExampleFile(Sequence[Example]):
             self._file = self.path.open("rb")
         self._file.seek(self._starts[index])
         return from_line(self._file.readline())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def to_line(example: Example) -> bytes:

@@ -71,9 +71,12 @@ def by_content(text: str) -> str | None:
     return None
 
 
+TOO_LARGE = f"more than {MAX_BYTES // 1_000_000} MB"
+
+
 def decode(content: bytes) -> str | None:
-    """The file's text with one kind of line end, or None where it is no text or too large."""
-    if len(content) > MAX_BYTES or b"\0" in content:
+    """The file's text with one kind of line end, or None where it is no text."""
+    if b"\0" in content:
         return None
     try:
         text = content.decode("utf-8-sig")

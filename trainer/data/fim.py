@@ -5,6 +5,7 @@ Models that were trained to fill gaps have three tokens of their own for it, in 
 which fine-tuning teaches it.
 """
 
+from functools import lru_cache
 from typing import Any
 
 NEUTRAL = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
@@ -23,10 +24,22 @@ def prompt(prefix: str, suffix: str) -> str:
     return f"{before}{prefix}{after}{suffix}{middle}"
 
 
+def is_prompt(text: str) -> bool:
+    """Whether `prompt` may have made this text."""
+    before, after, middle = NEUTRAL
+    return text.startswith(before) and after in text and text.endswith(middle)
+
+
+@lru_cache(maxsize=8)  # a vocabulary is made anew each time that it is asked for
 def tokens(tokenizer: Any) -> tuple[str, str, str] | None:
     """The tokenizer's own three tokens, or None where it has none."""
     vocabulary = tokenizer.get_vocab()
     return next((known for known in KNOWN if all(token in vocabulary for token in known)), None)
+
+
+def may_hold_gaps(text: str) -> bool:
+    """Whether no marker of any model stands in the text: a prompt would then have one marker twice."""
+    return not any(marker in text for markers in KNOWN for marker in markers)
 
 
 def render(text: str, tokenizer: Any) -> str:

@@ -15,7 +15,14 @@ class Function(NamedTuple):
     body: int
     end: int
     documented: bool
+    movable: bool  # to the left margin, without a change to what it says
     runs: tuple[tuple[int, int], ...]
+
+
+def moved(lines: Sequence[str]) -> list[str]:
+    """A function's lines without the indentation of its first."""
+    indentation = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
+    return [line.removeprefix(indentation) if line.strip() else "" for line in lines]
 
 
 def statement_runs(statements: Sequence[tuple[int, int]], lines: Sequence[str]) -> list[tuple[int, int]]:

@@ -6,12 +6,11 @@ as it is while other code comes and goes.
 
 import hashlib
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 
 from trainer.data import fim
 from trainer.data.example import Example
-from trainer.data.functions import Function
+from trainer.data.functions import Function, moved
 
 MIN_CHARACTERS = 8  # of a gap or block: less is a brace or a `pass`
 SUFFIX_SHARE = 0.3  # of the context around a gap: the text after it
@@ -28,18 +27,15 @@ def example_of(
 ) -> Example | None:
     """The function's example, or None where it can be of no kind that has a weight.
 
-    `context`: characters of a gap's or block's example, text around it included. A function can always be of a kind
-    but for these: without docstring it is not completed from its head where one is required, without a statement of
-    MIN_CHARACTERS it has no gap, and text with a FIM marker in it makes none.
+    `lines` are those of its file. `context`: characters of a gap's or block's example, text around it included.
     """
-    text = "\n".join(lines[function.start : function.end]) + "\n"
+    text = "\n".join(lines[function.start : function.end]) + "\n"  # what it is told by, and compared by
     runs = [run for run in function.runs if len("".join(lines[slice(*run)]).strip()) >= MIN_CHARACTERS]
     possible = []
-    if function.documented or not require_docstring:
+    if function.movable and (function.documented or not require_docstring):
         possible.append("function")
     if runs:
         possible.append("next_block")
-    if runs and not any(marker in line for marker in fim.NEUTRAL for line in lines):
         possible.append("fim")
     kind = _draw(possible, weights, text)
     if kind is None:
@@ -56,12 +52,12 @@ def example_of(
             prompt = fim.prompt("".join(f"{line}\n" for line in prefix), "".join(f"{line}\n" for line in suffix))
         else:
             prompt = "".join(f"{line}\n" for line in _nearest(lines[:start][::-1], room)[::-1])
-    return Example(prompt, completion, group, kind, language)
+    return Example(prompt, completion, group, kind, language, function=None if kind == "function" else text)
 
 
 def _whole(function: Function, lines: Sequence[str]) -> tuple[str, str]:
     """Head and body, moved to the left margin."""
-    text = textwrap.dedent("\n".join(lines[function.start : function.end]) + "\n").split("\n")
+    text = moved(lines[function.start : function.end])
     head = function.body - function.start
     return "\n".join(text[:head]) + "\n", "\n".join(text[head:]).strip("\n") + "\n"
 

@@ -5,6 +5,7 @@ that does not parse.
 """
 
 import importlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -28,6 +29,9 @@ FUNCTIONS = {
 }
 UNNAMED = {"arrow_function", "function_expression"}
 NAMING = {"variable_declarator", "assignment_expression", "field_definition", "public_field_definition", "pair"}
+# What a function is a part of that begins on its line, such as `export const f = …`.
+STATEMENTS = NAMING | {"export_statement", "lexical_declaration", "variable_declaration", "expression_statement"}
+CLOSING = re.compile(r"\s*\}[\s;,)]*(//.*)?")  # the last line of a function that shares it with nothing
 BLOCKS = {"statement_block", "block", "statement_list", "constructor_body"}
 ABOVE = {"comment", "line_comment", "block_comment", "attribute_item", "decorator"}
 
@@ -74,13 +78,11 @@ def _function(node: Any, lines: list[str]) -> Function | None:
     opening, closing = body.start_point.row, body.end_point.row
     if node.has_error or closing <= opening + 1 or not _statements(body):
         return None
-    shares_a_line = lines[opening].encode()[body.start_point.column + 1 :].strip() or not lines[
-        closing
-    ].lstrip().startswith("}")
-    if shares_a_line:
+    behind = lines[opening].encode()[body.start_point.column + 1 :].strip()
+    if (behind and not behind.startswith(b"//")) or not CLOSING.fullmatch(lines[closing]):
         return None
     outer = node
-    while outer.parent is not None and outer.parent.start_point.row == node.start_point.row and outer.parent.parent:
+    while outer.parent is not None and outer.parent.type in STATEMENTS and _row(outer.parent) == _row(node):
         outer = outer.parent
     if lines[outer.start_point.row].encode()[: outer.start_point.column].strip():
         return None  # something else comes first on this line
@@ -90,7 +92,23 @@ def _function(node: Any, lines: list[str]) -> Function | None:
         start, documented = above.start_point.row, documented or "comment" in above.type
         above = above.prev_sibling
     runs = {run for block in _blocks(body) for run in statement_runs(_whole_lines(block, lines), lines)}
-    return Function(start, opening + 1, closing + 1, documented, tuple(sorted(runs)))
+    movable = not lines[start][:1].isspace() or not _has_long_strings(node)
+    return Function(start, opening + 1, closing + 1, documented, movable, tuple(sorted(runs)))
+
+
+def _has_long_strings(node: Any) -> bool:
+    """Whether a string goes over several lines, whose indentation is a part of what it says."""
+    stack = [node]
+    while stack:
+        inner = stack.pop()
+        if "string" in inner.type and inner.start_point.row != inner.end_point.row:
+            return True
+        stack += inner.children
+    return False
+
+
+def _row(node: Any) -> int:
+    return int(node.start_point.row)
 
 
 def _blocks(body: Any) -> Iterator[Any]:

@@ -6,6 +6,8 @@ Two passes. The first reads every source, redacts, makes examples, and writes th
 second writes those that are kept to their side of the split. No file of code is on both sides, nor is a near duplicate.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import tempfile
@@ -20,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import DataConfig
-from trainer.data import filters, kinds, other_languages, python
+from trainer.data import filters, fim, kinds, other_languages, python
 from trainer.data.duplicates import Fingerprints
 from trainer.data.example import KINDS, Example, ExampleFile, digest, from_line, to_line
 from trainer.data.report import Report, histogram
 from trainer.data.rows import ChatTemplate, continuation, parse
-from trainer.data.secrets import Redactor
+from trainer.data.secrets import Redactor, overwrite
 from trainer.data.sources import EXPECTED, File, Row, Source, open_source
 from trainer.errors import InputError
 
@@ -77,8 +79,11 @@ def prepare(config: DataConfig, limits: Limits, folder: Path, progress: Progress
     Writes train.jsonl, held_out.jsonl, report.json, report.md and lengths.png there. Raises InputError for a source
     that is missing, unreadable or leaves nothing to train or to evaluate on; then nothing is left in the folder.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work:
-        return _Preparation(config, limits, Path(work), progress).run(folder)
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work,
+        contextlib.closing(_Preparation(config, limits, Path(work), progress)) as preparation,
+    ):
+        return preparation.run(folder)
 
 
 class _Candidates:
@@ -97,9 +102,9 @@ class _Candidates:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def add(self, example: Example, text: str, file: int, length: int) -> None:
+    def add(self, example: Example, file: int, length: int) -> None:
         self.file.write(to_line(example))
-        self.prints.add(text)
+        self.prints.add(example.compared)
         self.lengths.append(length)
         self.numbers.append(example.number)
         self.groups.append(int.from_bytes(hashlib.sha256(example.group.encode()).digest()[:8]))
@@ -120,7 +125,7 @@ class _Preparation:
         self.weights = {kind: getattr(config, f"{kind}_weight") for kind in KINDS}
         self.files = Fingerprints(work / "files", config.near_duplicate_threshold)
         self.candidates = _Candidates(work, config.near_duplicate_threshold)
-        self.waiting: list[tuple[Example, str, int]] = []  # to be tokenised: example, text to compare by, file
+        self.waiting: list[tuple[Example, int]] = []  # to be tokenised: example, number of its file
 
     def run(self, folder: Path) -> Dataset:
         config, candidates = self.config, self.candidates
@@ -141,12 +146,16 @@ class _Preparation:
             train, held_out = live & ~is_eval, live & is_eval
         else:
             train, held_out = self._split(live)
-        numbers = np.asarray(candidates.numbers)
         if config.exact_weights:
-            train = self._in_exact_shares(train, numbers)
-        train = _choose(train, numbers, config.max_train_examples)
-        held_out = _choose(held_out, numbers, config.max_eval_examples)
+            train = self._in_exact_shares(train)
+        train = self._at_most(config.max_train_examples, train, "data.max_train_examples")
+        held_out = self._at_most(config.max_eval_examples, held_out, "data.max_eval_examples")
         if (sources and not train.any()) or not held_out.any():
+            if not sources:
+                raise InputError(
+                    f"Of '{config.eval_source}' nothing is left to judge by ({self.report.in_words()}). "
+                    f"Expected examples of at most {self.limits.max_eval_length} tokens."
+                )
             raise InputError(
                 f"data.source '{config.source}' gives {int(train.sum())} examples to train on and "
                 f"{int(held_out.sum())} to hold out ({self.report.in_words()}). Expected at least one of each: give "
@@ -154,6 +163,11 @@ class _Preparation:
                 "data.require_docstring=false or a larger trainer.max_length."
             )
         return self._write(folder, train, held_out, sources, held_out_sources)
+
+    def close(self) -> None:
+        self.files.close()
+        self.candidates.prints.close()
+        self.candidates.file.close()
 
     def _read(self, source: Source, redactor: Redactor) -> None:
         made, read = self.report.examples["read"], 0
@@ -180,14 +194,20 @@ class _Preparation:
             return
         if self.config.redact_secrets:
             # Together, since a secret may be recognised by what stands before it.
-            text, found = redactor.redact(f"{example.prompt}\0{example.completion}")
-            if found:
-                self.report.add_secrets(where.replace(", line ", ":"), found)
-                prompt, _, completion = text.partition("\0")
-                example = Example(prompt, completion, example.group, example.kind, example.language, example.test)
-        if source.key == "data.eval_source":
-            example = continuation(example)
-        self._add(example, example.prompt + example.completion, -1)
+            cut = len(example.prompt)
+            secrets = redactor.find(example.prompt + example.completion)
+            if any(secret.start < cut < secret.end for secret in secrets):
+                self.report.examples["dropped: a secret over the end of the prompt"] += 1
+                return
+            if secrets:
+                self.report.add_secrets(where.replace(", line ", ":"), secrets)
+                example = dataclasses.replace(
+                    example,
+                    prompt=overwrite(example.prompt, [item for item in secrets if item.end <= cut]),
+                    completion=overwrite(example.completion, [item for item in secrets if item.start >= cut], cut),
+                    function=overwrite(example.function, redactor.find(example.function)) if example.function else None,
+                )
+        self._add(continuation(example) if source.key == "data.eval_source" else example, -1)
 
     def _read_file(self, file: File, redactor: Redactor) -> None:
         language = filters.language_of(file.path)
@@ -196,13 +216,14 @@ class _Preparation:
         if dropped is None and language is None:
             dropped = "in another language"
         elif dropped is None:
-            dropped = "no text, or too large" if text is None else filters.by_content(text)
+            dropped = "no text" if text is None else filters.by_content(text)
         if dropped is not None or text is None or language is None:
             self.report.drop_file(file.path, f"dropped: {dropped}")
             return
         if self.config.redact_secrets:
-            text, found = redactor.redact(text, Path(file.path).suffix)
-            self.report.add_secrets(file.path, found)
+            secrets = redactor.find(text, Path(file.path).suffix)
+            self.report.add_secrets(file.path, secrets)
+            text = overwrite(text, secrets)
         is_python = language == "python"
         functions = python.read_functions(text) if is_python else other_languages.read_functions(text, language)
         if functions is None:
@@ -211,27 +232,28 @@ class _Preparation:
         self.report.files["read"] += 1
         number = len(self.files)
         self.files.add(text)
-        lines = text.split("\n")
+        lines = text.removesuffix("\n").split("\n")
+        weights = self.weights if fim.may_hold_gaps(text) else self.weights | {"fim": 0.0}
         context = int(CHARACTERS_PER_TOKEN * self.limits.max_length)
         for function in functions:
             example = kinds.example_of(
-                function, lines, language, file.path, self.weights, self.config.require_docstring, context
+                function, lines, language, file.path, weights, self.config.require_docstring, context
             )
             if example is None:
                 self.report.examples["functions left out: of no kind that has a weight"] += 1
             else:
-                self._add(example, "\n".join(lines[function.start : function.end]), number)
+                self._add(example, number)
 
-    def _add(self, example: Example, text: str, file: int) -> None:
+    def _add(self, example: Example, file: int) -> None:
         self.report.examples["read"] += 1
-        self.waiting.append((example, text, file))
+        self.waiting.append((example, file))
         if len(self.waiting) >= BATCH:
             self._tokenise()
 
     def _tokenise(self) -> None:
-        lengths = self.limits.token_counts([example for example, _, _ in self.waiting]) if self.waiting else []
-        for (example, text, file), length in zip(self.waiting, lengths, strict=True):
-            self.candidates.add(example, text, file, length)
+        lengths = self.limits.token_counts([example for example, _ in self.waiting]) if self.waiting else []
+        for (example, file), length in zip(self.waiting, lengths, strict=True):
+            self.candidates.add(example, file, length)
         self.progress(len(self.waiting))
         self.waiting.clear()
 
@@ -257,15 +279,20 @@ class _Preparation:
         self._count("dropped: near duplicate", near)
         return np.asarray(live & ~exact & ~near)
 
-    def _in_exact_shares(self, train: Numbers, numbers: Numbers) -> Numbers:
+    def _at_most(self, most: int | None, chosen: Numbers, key: str) -> Numbers:
+        kept = _choose(chosen, np.asarray(self.candidates.numbers), most)
+        self._count(f"left out: {key}", chosen & ~kept)
+        return kept
+
+    def _in_exact_shares(self, train: Numbers) -> Numbers:
         """Drop examples of the kinds that there are too many of, until the kinds stand as their weights do."""
         kinds_of = np.asarray(self.candidates.kinds)
         of_kind = {kind: train & (kinds_of == KINDS.index(kind)) for kind in KINDS if self.weights[kind] > 0}
         scale = min(chosen.sum() / self.weights[kind] for kind, chosen in of_kind.items())
         kept = train & (kinds_of < 0)
         for kind, chosen in of_kind.items():
-            kept |= _choose(chosen, numbers, round(scale * self.weights[kind]))
-        self._count("dropped: too many of their kind (data.exact_weights)", train & ~kept)
+            kept |= _choose(chosen, np.asarray(self.candidates.numbers), round(scale * self.weights[kind]))
+        self._count("left out: data.exact_weights", train & ~kept)
         return kept
 
     def _count(self, reason: str, dropped: Numbers) -> None:

@@ -9,7 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 
-from trainer.data.functions import Function, statement_runs
+from trainer.data.functions import Function, moved, statement_runs
 
 Node = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -19,11 +19,10 @@ def read_functions(source: str) -> list[Function] | None:
     try:
         with warnings.catch_warnings():  # invalid escapes in other people's strings
             warnings.simplefilter("ignore")
-            nodes = list(_functions(ast.parse(source)))
+            lines = source.split("\n")  # splitlines() would also split at form feeds, ast does not
+            found = [_function(node, lines) for node in _functions(ast.parse(source))]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    lines = source.split("\n")  # splitlines() would also split at form feeds, ast does not
-    found = [_function(node, lines) for node in nodes]
     return [function for function in found if function is not None]
 
 
@@ -52,19 +51,30 @@ def _function(node: Node, lines: list[str]) -> Function | None:
     body = node.body[1:] if documented else node.body
     if not body or all(_is_stub(item) for item in body):
         return None
-    first = min((item.lineno for item in node.decorator_list), default=node.lineno)
+    first = _first_line(node)
     head_end = node.body[0].end_lineno if documented else _signature_end(node, first, lines)
     if head_end is None or body[0].lineno <= head_end or node.end_lineno is None:
         return None
-    end = node.end_lineno
-    if not parses(textwrap.dedent("\n".join(lines[first - 1 : end]) + "\n")):
-        return None  # a string at the margin: it cannot be moved there
-    return Function(first - 1, head_end, end, documented, tuple(sorted(set(_runs(body, lines)))))
+    runs = tuple(sorted(set(_runs(body, lines))))
+    movable = _says_the_same("\n".join(moved(lines[first - 1 : node.end_lineno])) + "\n", body)
+    return Function(first - 1, head_end, node.end_lineno, documented, movable, runs)
+
+
+def _says_the_same(text: str, body: list[ast.stmt]) -> bool:
+    """Whether a function that was moved has this body still: a string of several lines may have been changed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            [function] = ast.parse(text).body
+    except (SyntaxError, ValueError):
+        return False
+    assert isinstance(function, Node)
+    return [ast.dump(item) for item in function.body[-len(body) :]] == [ast.dump(item) for item in body]
 
 
 def _runs(body: list[ast.stmt], lines: list[str]) -> Iterator[tuple[int, int]]:
     """The runs of whole-line statements in a block and in all blocks below it."""
-    spans = [(item.lineno - 1, item.end_lineno or item.lineno) for item in body if _has_its_own_lines(item, lines)]
+    spans = [(_first_line(item) - 1, item.end_lineno or 0) for item in body if _has_its_own_lines(item, lines)]
     yield from statement_runs(spans, lines)
     for item in body:
         for field in ("body", "orelse", "finalbody"):
@@ -73,6 +83,11 @@ def _runs(body: list[ast.stmt], lines: list[str]) -> Iterator[tuple[int, int]]:
                 yield from _runs(inner, lines)
         for handler in (*getattr(item, "handlers", ()), *getattr(item, "cases", ())):
             yield from _runs(handler.body, lines)
+
+
+def _first_line(node: ast.stmt) -> int:
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(item.lineno for item in decorators)])
 
 
 def _has_its_own_lines(node: ast.stmt, lines: list[str]) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.secrets import Secret
+
 EXAMPLES_OF_EACH = 10  # names in the report of what was dropped for one reason
 SECRETS_LISTED = 50
 
@@ -30,11 +32,11 @@ class Report:
         if len(names) < EXAMPLES_OF_EACH:
             names.append(path)
 
-    def add_secrets(self, place: str, found: Sequence[tuple[int, str]]) -> None:
-        for line, kind in found:
-            self.secrets[kind] += 1
+    def add_secrets(self, place: str, found: Sequence[Secret]) -> None:
+        for secret in found:
+            self.secrets[secret.type] += 1
             if len(self.secret_places) < SECRETS_LISTED:
-                self.secret_places.append(f"{place}:{line} {kind}")
+                self.secret_places.append(f"{place}:{secret.line} {secret.type}")
 
     def describe_split(
         self, name: str, digest: str, lengths: Any, kinds: Counter[str], languages: Counter[str]

@@ -4,19 +4,22 @@
     {"instruction": "Add two numbers", "input": "1 and 2", "output": "3"}
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
     {"text": "…"}
-    {"content": "…", "path": "src/add.go"}         a file of code, treated as one in a folder
+    {"content": "…", "path": "src/add.go"}         a file of code, treated as one in a folder (The Stack's names do too)
 
 The first may also have `language`, `kind` (as `trainer prepare` writes it), and `test`: Python that is run after prompt
 and completion and fails where they are wrong, with HumanEval's `entry_point` and `canonical_solution` understood. With
 a test, a row to be judged on needs no completion.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
+from trainer.data import fim
 from trainer.data.example import KINDS, ROW, Example
 from trainer.data.filters import LANGUAGES
 from trainer.data.sources import File, Row
@@ -24,6 +27,7 @@ from trainer.errors import InputError
 
 # Renders chat messages to the text that the model sees before the answer.
 ChatTemplate = Callable[[list[dict[str, str]]], str]
+PATHS = ("path", "max_stars_repo_path")
 FORMATS = "prompt/completion, instruction/input/output, messages, text or content/path"
 
 
@@ -32,9 +36,14 @@ def parse(row: Row, chat_template: ChatTemplate, language: str) -> Example | Fil
     values, where = row.values, row.where
     if not isinstance(values, dict):
         raise InputError(f"{where} is a JSON {type(values).__name__}. Expected an object with {FORMATS}.")
+    if re.search("[\ud800-\udfff]", json.dumps(values, ensure_ascii=False, default=str)):
+        raise InputError(f"{where} holds half a surrogate pair (\\ud800 to \\udfff). Expected valid Unicode.")
     if "content" in values:
-        return File(str(values.get("path") or "file.py"), _text(values, "content", where).encode("utf-8", "replace"))
-    kind, test = ROW, None
+        path = _text(values, next((name for name in PATHS if name in values), PATHS[0]), where)
+        if not PurePosixPath(path).name:
+            raise InputError(f"{where}: the path of its content is {path!r}. Expected the name of a file.")
+        return File(path, _text(values, "content", where).encode())
+    kind, test, function = ROW, None, None
     if "messages" in values:
         prompt, completion = _from_messages(values["messages"], where, chat_template)
     elif "instruction" in values:
@@ -48,23 +57,24 @@ def parse(row: Row, chat_template: ChatTemplate, language: str) -> Example | Fil
         prompt = _text(values, "prompt", where)
         completion = "" if test is not None and not names else _text(values, (names or ["completion"])[0], where)
         kind, language = _one_of(values, "kind", (*KINDS, ROW), ROW, where), _language(values, language, where)
+        function = _text(values, "function", where) if values.get("function") is not None else None
+        if kind == "fim" and not fim.is_prompt(prompt):
+            raise InputError(f"{where} is of kind fim. Expected a prompt like {fim.prompt('…', '…')!r}.")
     elif "text" in values:
         prompt, completion = "", _text(values, "text", where)
     else:
         raise InputError(f"{where} has the keys {sorted(values)}. Expected {FORMATS}.")
-    if re.search("[\ud800-\udfff]", prompt + completion):
-        raise InputError(f"{where} holds half a surrogate pair (\\ud800 to \\udfff). Expected valid Unicode.")
     if not completion.strip() and test is None:
         raise InputError(f"{where} has an empty completion. Expected the text that the model is to learn.")
     # Rows stand for themselves where they do not say which file they are from.
     group = values.get("group") or hashlib.sha256(json.dumps([prompt, completion]).encode()).hexdigest()
-    return Example(prompt, completion, str(group), kind, "python" if test is not None else language, test)
+    return Example(prompt, completion, str(group), kind, "python" if test is not None else language, test, function)
 
 
 def continuation(example: Example) -> Example:
     """A held-out text without a prompt, cut in two (between lines, else words): the first half is the prompt."""
     text = example.completion
-    if example.prompt or len(text) < 2:
+    if example.prompt or example.test is not None or len(text) < 2:
         return example
     parts = text.splitlines(keepends=True)
     if len(parts) < 2:
@@ -72,7 +82,7 @@ def continuation(example: Example) -> Example:
     if len(parts) < 2:
         parts = list(text)
     half = len(parts) // 2
-    return Example("".join(parts[:half]), "".join(parts[half:]), example.group, example.kind, example.language)
+    return dataclasses.replace(example, prompt="".join(parts[:half]), completion="".join(parts[half:]))
 
 
 def _from_messages(messages: Any, where: str, chat_template: ChatTemplate) -> tuple[str, str]:

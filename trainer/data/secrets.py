@@ -1,20 +1,21 @@
-"""Secrets in source code, found by detect-secrets and overwritten: what a model learns, it can say."""
+"""Secrets in source code, found by detect-secrets, to be overwritten: what a model learns, it can say."""
 
 import re
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from detect_secrets.core.scan import scan_file
 from detect_secrets.settings import transient_settings
 
-# All of detect-secrets but public IP addresses, which are no secret.
+# All of detect-secrets but public IP addresses, which are no secret, and private keys, see KEY_BLOCK.
 PLUGINS = (
     *("ArtifactoryDetector", "AWSKeyDetector", "AzureStorageKeyDetector", "BasicAuthDetector", "CloudantDetector"),
     *("DiscordBotTokenDetector", "GitHubTokenDetector", "GitLabTokenDetector", "IbmCloudIamDetector"),
     *("IbmCosHmacDetector", "JwtTokenDetector", "KeywordDetector", "MailchimpDetector", "NpmDetector"),
-    *("OpenAIDetector", "PrivateKeyDetector", "PypiTokenDetector", "SendGridDetector", "SlackDetector"),
-    *("SoftlayerDetector", "SquareOAuthDetector", "StripeDetector", "TelegramBotTokenDetector", "TwilioKeyDetector"),
+    *("OpenAIDetector", "PypiTokenDetector", "SendGridDetector", "SlackDetector", "SoftlayerDetector"),
+    *("SquareOAuthDetector", "StripeDetector", "TelegramBotTokenDetector", "TwilioKeyDetector"),
 )
 # Its filters of false alarms that look at the value alone.
 FILTERS = (
@@ -24,16 +25,35 @@ FILTERS = (
 ENTROPY_LIMITS = {"Base64HighEntropyString": 4.5, "HexHighEntropyString": 3.0}  # bits a character; their defaults
 # Only such lines can hold one: a long run of token characters, or a word that announces it. One line in ten.
 SUSPICIOUS = re.compile(r"[A-Za-z0-9+/=_.-]{16,}|://|PuTTY|key|pass|pwd|secret|token|contrase|auth", re.IGNORECASE)
-# What detect-secrets reports may be a part of the token (`ghp` of a GitHub token): the rest goes with it.
-WHOLE = r"[A-Za-z0-9_-]*{}[A-Za-z0-9_.+/=-]*"
-# Detect-secrets finds a private key's first line; the key is below it.
+# Where on its line a value stands: between quotes, or in a URL; the same word elsewhere is code.
+QUOTED, IN_URL = r"(?<=['\"`]){}(?=['\"`])", r"(?<=:){}(?=@)"
+PLACES = {
+    "Secret Keyword": QUOTED,
+    "Base64 High Entropy String": QUOTED,
+    "Hex High Entropy String": QUOTED,
+    "Basic Auth Credentials": IN_URL,
+}
+# Of a token, what is reported may be a part (`ghp` of GitHub's): the rest goes with it.
+TOKEN = r"[A-Za-z0-9_-]*{}[A-Za-z0-9_.+/=-]*"
+# A private key: its first line, lines of base64 or headers, be they joined in source code, and its last line.
+_BETWEEN = r"(?:\\[nrt]|[\s\"'+,()])*"
 KEY_BLOCK = re.compile(
-    r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)(?:(?!-----BEGIN).)*?(?:-----END[^\n-]*-----|\Z)", re.S
+    rf"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?:{_BETWEEN}(?:[A-Za-z0-9+/=]{{16,}}|[A-Za-z-]+: [^\n]*))+"
+    rf"(?:{_BETWEEN}[A-Za-z0-9+/=]*{_BETWEEN}-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)?"
 )
 
 
+class Secret(NamedTuple):
+    """Where in a text a secret stands: characters `start` to `end`, on `line` (from 1)."""
+
+    start: int
+    end: int
+    line: int
+    type: str
+
+
 class Redactor:
-    """Overwrites secrets in texts. Use it as a context: detect-secrets' settings are global to the process."""
+    """Finds secrets. Use it as a context: detect-secrets' settings are global to the process."""
 
     def __enter__(self) -> Self:
         limits = [{"name": name, "limit": limit} for name, limit in ENTROPY_LIMITS.items()]
@@ -48,31 +68,46 @@ class Redactor:
         self._folder.cleanup()
         self._settings.__exit__(*error)  # type: ignore[arg-type]
 
-    def redact(self, text: str, suffix: str = ".py") -> tuple[str, list[tuple[int, str]]]:
-        """(the text with each secret's value as REDACTED, [(line number from 1, type of secret)])."""
-        text, found = _without_key_blocks(text)
+    def find(self, text: str, suffix: str = ".py") -> list[Secret]:
+        """The secrets in a text, in order, none within another. `suffix`: of a file of its language."""
+        found = [
+            Secret(match.start(), match.end(), text.count("\n", 0, match.start()) + 1, "Private Key")
+            for match in (KEY_BLOCK.finditer(text) if "PRIVATE KEY" in text else ())
+        ]
         lines = text.split("\n")
+        starts = [0]
+        for line in lines:
+            starts.append(starts[-1] + len(line) + 1)
         numbers = [number for number, line in enumerate(lines) if SUSPICIOUS.search(line)]
-        if not numbers:
-            return text, found
-        # Of the languages that it does not know, detect-secrets takes every `key = value` for one in quotes or not.
-        path = Path(self._folder.name) / f"code{suffix if suffix in ('.go', '.java', '.js') else '.py'}"
-        path.write_text("\n".join(lines[number] for number in numbers) + "\n", encoding="utf-8", errors="replace")
-        for secret in scan_file(str(path)):
-            number = numbers[secret.line_number - 1]
-            if secret.secret_value and secret.secret_value in lines[number]:
-                lines[number] = re.sub(WHOLE.format(re.escape(secret.secret_value)), "REDACTED", lines[number])
-                found.append((number + 1, secret.type))
-        return "\n".join(lines), found
+        for number, kind, value in self._scan([lines[number] for number in numbers], suffix) if numbers else ():
+            row = numbers[number]
+            place = PLACES.get(kind, TOKEN).format(re.escape(value))
+            found += [
+                Secret(starts[row] + match.start(), starts[row] + match.end(), row + 1, kind)
+                for match in re.finditer(place, lines[row])
+            ]
+        apart: list[Secret] = []
+        for secret in sorted(found, key=lambda secret: (secret.start, -secret.end)):
+            if not apart or secret.start >= apart[-1].end:
+                apart.append(secret)
+            elif secret.end > apart[-1].end:
+                apart[-1] = apart[-1]._replace(end=secret.end)
+        return apart
+
+    def _scan(self, lines: Sequence[str], suffix: str) -> Iterator[tuple[int, str, str]]:
+        """(number of the line, type, value) of what detect-secrets finds."""
+        # By the suffix it knows how assignments look; in Go it looks for := alone, and a struct has a colon.
+        for known in {".go": (".go", ".py")}.get(suffix, (suffix if suffix in (".java", ".js") else ".py",)):
+            path = Path(self._folder.name) / f"code{known}"
+            with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+                file.writelines(line.replace("\r", " ") + "\n" for line in lines)
+            for secret in scan_file(str(path)):
+                if secret.secret_value:
+                    yield secret.line_number - 1, secret.type, secret.secret_value
 
 
-def _without_key_blocks(text: str) -> tuple[str, list[tuple[int, str]]]:
-    if "PRIVATE KEY" not in text:
-        return text, []
-    found: list[tuple[int, str]] = []
-
-    def replace(match: re.Match[str]) -> str:
-        found.append((text.count("\n", 0, match.start()) + 1, "Private Key"))
-        return "REDACTED PRIVATE KEY"
-
-    return KEY_BLOCK.sub(replace, text), found
+def overwrite(text: str, secrets: Sequence[Secret], offset: int = 0) -> str:
+    """The text with REDACTED in the place of each secret; `offset`: where in the searched text this one begins."""
+    for secret in reversed(secrets):
+        text = text[: secret.start - offset] + "REDACTED" + text[secret.end - offset :]
+    return text

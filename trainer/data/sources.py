@@ -16,6 +16,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +75,8 @@ def open_source(name: str, key: str) -> Source:
         return Source(name, key, benchmarks.rows(rest, key), name)
     if scheme == "git":
         return _git(rest, key)
-    path = _package_folder(rest, key) if scheme == "package" else Path(name).expanduser().absolute()
-    if not path.exists():
+    path = _package_folder(rest, key) if scheme == "package" else _path(name, key)
+    if not _exists(path):
         raise InputError(f"{key} is '{name}', which does not exist. Expected {EXPECTED}.")
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise InputError(
@@ -85,6 +86,20 @@ def open_source(name: str, key: str) -> Source:
     if path.is_dir():
         return Source(name, key, _folder(path), str(path), folder=path)
     return Source(name, key, _jsonl(path), str(path), folder=path.parent)
+
+
+def _path(text: str, key: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # the home of a user who does not exist
+        raise InputError(f"{key} is '{text}': {error} Expected {EXPECTED}.") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _package_folder(name: str, key: str) -> Path:
@@ -117,15 +132,25 @@ def _folder(root: Path) -> Iterator[File]:
         if filters.language_of(path) is None:
             continue
         dropped = filters.by_name(path) or generated.get(path)
-        if dropped is not None:
-            yield File(path, dropped=dropped)
-            continue
-        try:
-            yield File(path, (root / path).read_bytes())
-        except FileNotFoundError:  # tracked, but deleted
-            continue
-        except OSError:
-            yield File(path, dropped="unreadable")
+        yield _read(root / path, _printable(path)) if dropped is None else File(_printable(path), dropped=dropped)
+
+
+def _read(file: Path, path: str) -> File:
+    try:
+        if not file.exists():  # tracked, but deleted
+            return File(path, dropped="deleted")
+        if not file.is_file():
+            return File(path, dropped="no file")
+        if file.stat().st_size > filters.MAX_BYTES:
+            return File(path, dropped=filters.TOO_LARGE)
+        return File(path, file.read_bytes())
+    except OSError:
+        return File(path, dropped="unreadable")
+
+
+def _printable(path: str) -> str:
+    """A file's name as text, also where it is not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _prune_hidden(folders: list[str]) -> bool:
@@ -134,11 +159,13 @@ def _prune_hidden(folders: list[str]) -> bool:
     return False
 
 
-def _linguist_attributes(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """What .gitattributes calls generated or vendored."""
+def _linguist_attributes(root: Path, paths: Iterable[str], index: str | None = None) -> dict[str, str]:
+    """What .gitattributes calls generated or vendored: the work tree's, or the one in an `index` file."""
     names = "\0".join(path for path in paths if filters.language_of(path)).encode(errors="surrogateescape")
-    command = ("check-attr", "-z", "--stdin", "linguist-generated", "linguist-vendored")
-    words = os.fsdecode(_git_output(root, *command, stdin=names)).split("\0")
+    command = ["check-attr", "-z", "--stdin", "linguist-generated", "linguist-vendored"]
+    if index is not None:
+        command.insert(1, "--cached")
+    words = os.fsdecode(_git_output(root, *command, stdin=names, index=index)).split("\0")
     return {
         path: attribute.removeprefix("linguist-")
         for path, attribute, value in zip(words[0::3], words[1::3], words[2::3], strict=False)
@@ -148,51 +175,68 @@ def _linguist_attributes(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 def _git(rest: str, key: str) -> Source:
     """A local repository at a commit, without checking it out."""
-    path, _, revision = rest.partition("@")
-    root = Path(path).expanduser().absolute()
-    if not root.is_dir() or not _git_output(root, "rev-parse", "--git-dir"):
+    path, _, revision = rest.rpartition("@")
+    if not path or _exists(_path(rest, key)):  # no revision, or an @ in the path
+        path, revision = rest, "HEAD"
+    root = _path(path, key)
+    if not _exists(root) or not _git_output(root, "rev-parse", "--git-dir"):
         raise InputError(f"{key} is 'git:{rest}', where there is no git repository. Expected git:PATH[@REVISION].")
-    commit = _git_output(root, "rev-parse", "--verify", "--quiet", f"{revision or 'HEAD'}^{{commit}}").decode().strip()
+    commit = _git_output(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
     if not commit:
         raise InputError(
-            f"{key} is 'git:{rest}', but {root} has no commit '{revision or 'HEAD'}'. "
+            f"{key} is 'git:{rest}', but {root} has no commit '{revision}'. "
             "Expected a commit, tag or branch that `git rev-parse` knows."
         )
-    return Source(f"git:{rest}", key, _git_files(root, commit), f"{root}@{commit}", commit=commit)
+    return Source(f"git:{rest}", key, _git_files(root, commit, key), f"{root}@{commit}", commit=commit)
 
 
-def _git_files(root: Path, commit: str) -> Iterator[File]:
+def _git_files(root: Path, commit: str, key: str) -> Iterator[File]:
     top = _git_output(root, "rev-parse", "--show-prefix").decode().strip()  # a folder inside the repository
-    listed = os.fsdecode(_git_output(root, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *([top] if top else [])))
+    below = ["--", top] if top else []
+    listed = os.fsdecode(_git_output(root, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, *below))
     entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
+    with tempfile.TemporaryDirectory(prefix="ratchet-git-") as folder:
+        index = str(Path(folder, "index"))
+        _git_output(root, "read-tree", commit, index=index)
+        generated = _linguist_attributes(root, (path for _, path in entries), index)
     with subprocess.Popen(
         [*GIT, "-C", str(root), "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for described, full_path in entries:
-            mode, _, blob = described.split(" ")
-            path = full_path.removeprefix(top)
+            mode, _, blob, size = described.split()
+            path = _printable(full_path.removeprefix(top))
             if not mode.startswith("100") or filters.language_of(path) is None:  # a link or a submodule; no code
                 continue
-            if dropped := filters.by_name(path):
+            dropped = filters.by_name(path) or generated.get(full_path)
+            if dropped is None and size.isdigit() and int(size) > filters.MAX_BYTES:
+                dropped = filters.TOO_LARGE
+            if dropped is not None:
                 yield File(path, dropped=dropped)
                 continue
             process.stdin.write(blob.encode() + b"\n")
             process.stdin.flush()
-            size = int(process.stdout.readline().split()[2])
-            content = process.stdout.read(size + 1)[:-1]
-            yield File(path, content)
+            header = process.stdout.readline().split()
+            if len(header) != 3:
+                raise InputError(
+                    f"{key} names {root}, which lacks the content of {path} at {commit}. Expected a whole repository, "
+                    "and not a partial clone: git fetch --refetch"
+                )
+            yield File(path, process.stdout.read(int(header[2]) + 1)[:-1])
         process.stdin.close()
 
 
-GIT = ("git", "-c", "safe.directory=*", "-c", "core.quotePath=off")  # a mounted source tree belongs to somebody else
+# A mounted source tree belongs to somebody else; no program that its configuration names is started.
+GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 
 
-def _git_output(root: Path, *arguments: str, stdin: bytes = b"") -> bytes:
+def _git_output(root: Path, *arguments: str, stdin: bytes = b"", index: str | None = None) -> bytes:
     """What a git command prints; nothing where it fails or there is no git."""
+    command = [*GIT, "-C", str(root), *arguments]
+    environment = os.environ | ({"GIT_INDEX_FILE": index} if index is not None else {})
     try:
-        return subprocess.run([*GIT, "-C", str(root), *arguments], input=stdin, capture_output=True, check=True).stdout
+        return subprocess.run(command, input=stdin, capture_output=True, check=True, env=environment).stdout
     except (OSError, subprocess.CalledProcessError):
         return b""
 
@@ -216,7 +260,7 @@ def _rows(lines: Iterable[bytes], name: str) -> Iterator[Row]:
             continue
         try:
             yield Row(json.loads(text), where)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not JSON: {error}. Expected one JSON object a line.") from error
 
 
@@ -225,8 +269,12 @@ def _s3(name: str, key: str) -> Iterator[File | Row]:
     from pyarrow import ArrowException, fs
 
     os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true" if os.environ.get("AWS_ACCESS_KEY_ID") else "false")
+    place, _, inside = name.removeprefix("s3://").partition("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]+", place):
+        raise InputError(f"{key} is '{name}', where '{place}' is no name of a bucket. Expected s3://BUCKET/KEY.")
     try:
-        bucket, path = fs.FileSystem.from_uri(name)
+        bucket, _ = fs.FileSystem.from_uri(f"s3://{place}")
+        path = f"{place}/{inside}".rstrip("/")
         kind = bucket.get_file_info(path).type
         if kind == fs.FileType.File:
             with bucket.open_input_stream(path) as stream:
@@ -244,7 +292,7 @@ def _s3(name: str, key: str) -> Iterator[File | Row]:
             if dropped := filters.by_name(inside):
                 yield File(inside, dropped=dropped)
             elif item.size > filters.MAX_BYTES:
-                yield File(inside, dropped="no text, or too large")
+                yield File(inside, dropped=filters.TOO_LARGE)
             else:
                 with bucket.open_input_stream(item.path) as stream:
                     yield File(inside, stream.read())
@@ -288,7 +336,8 @@ def _run(run_id: str, key: str) -> Iterator[Row]:
         ) from error
     for number, row in enumerate(table.to_dict(orient="records"), start=1):
         values = {"prompt": row["prompt"], "completion": row["reference"]}
-        values |= {name: row[name] for name in ("kind", "language", "test") if isinstance(row.get(name), str)}
+        names = ("kind", "language", "test", "function")
+        values |= {name: row[name] for name in names if isinstance(row.get(name), str)}
         yield Row(values, f"runs:/{run_id}, row {number}")
 
 

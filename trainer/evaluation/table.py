@@ -1,6 +1,7 @@
 """The evaluation table, by which the promoter compares models, and its summary.
 
-One row per example: example_id, kind, language, prompt, reference, completion, nll (nats, summed over the reference's
+One row per example: example_id, kind, language, prompt, reference, function (of which a gap or block is
+a part), completion, nll (nats, summed over the reference's
 tokens and the end-of-text token), tokens (that count), syntax_ok, exact_match, edit_similarity (0..1); and where the
 example has a test: test, passed (of the completion, which is greedy), outcome, detail, and of the drawn samples how
 many there are (samples) and how many passed (samples_passed).
@@ -228,6 +229,7 @@ def _row(example: Example, encoded: EncodedExample, nll: float, completion: str)
         "language": language,
         "prompt": prompt,
         "reference": reference,
+        "function": example.function,
         "completion": completion,
         "nll": nll if has_reference else None,
         "tokens": len(encoded.input_ids) - encoded.prompt_length if has_reference else 0,
