@@ -57,7 +57,10 @@ def answer(requests: Iterable[bytes], replies: Any, user: int | None = None) -> 
         if limits is None:
             limits = Limits(**request)
             continue
-        verdict = run(request["program"], limits, user)
+        try:
+            verdict = run(request["program"], limits, user)
+        except OSError as error:  # ours, and not the connection's
+            raise RuntimeError(f"A program broke the evaluator: {error}") from error
         replies.write(json.dumps(verdict._asdict()).encode() + b"\n")
         replies.flush()
     return 0
@@ -73,7 +76,8 @@ def check(user: int | None) -> int:
 def answer_sockets(folder: Path) -> None:
     """Serve whoever listens in the folder, one after the other.
 
-    It is the trainer that listens, and it stops once we are connected: no program finds a socket to talk to.
+    It is the trainer that listens, and it stops once we are connected; only one does at a time (it holds a lock): no
+    program finds a socket to talk to. Where a program breaks this process it ends, and Docker starts it anew.
     """
     print(f"Waiting for trainers in {folder}", flush=True)
     while True:

@@ -1,8 +1,9 @@
 """A cage of Linux namespaces, for where there is no container: users, processes, network, mounts, IPC, host name.
 
-Inside: a root of its own in memory, with /usr and the Python in use mounted read-only, an empty /tmp of 64 MB, /proc of
-the inside alone, no network device but a dead loopback. Nothing of the caller's home, /etc or data is there. Needs a
-kernel of 5.14 or newer that lets users make namespaces; no rights. As root, programs run as a user without a name.
+Inside: a root of its own in memory, with /usr and the Python in use (its virtual environment, wherever that lies)
+mounted read-only, empty /dev/shm and /tmp of 64 MB, /proc of the inside alone, no network device but a dead loopback.
+Nothing else of the caller's files is there. Needs a kernel of 5.14 or newer that lets users make namespaces; no rights.
+As root, programs run as a user without a name.
 """
 
 import ctypes
@@ -10,7 +11,6 @@ import os
 import signal
 import struct
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -44,30 +44,36 @@ def in_cage(work: Work) -> int:
     """Do `work` as the first process of a new cage; returns its exit code. Raises CageError."""
     if sys.platform != "linux" or os.uname().machine not in SYS_PIVOT_ROOT:
         raise CageError(_advice(f"{sys.platform} on {os.uname().machine} has no such namespaces"))
-    user = STRANGER + os.getpid() % 65536 if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="ratchet-cage-") as root:  # seen from outside it stays empty
-        ready, mapped, problem = os.pipe(), os.pipe(), os.pipe()
-        outer = os.fork()
-        if outer == 0:
-            _outer_process(work, user, root, ready[1], mapped[0], problem[1])
-        os.close(ready[1])
-        os.close(problem[1])
-        reason = ""
-        try:
-            if os.read(ready[0], 1):
-                _map_users(outer, user)
-                os.write(mapped[1], b"x")
-        except OSError as error:
-            reason = str(error)
-            os.kill(outer, signal.SIGKILL)
-        with os.fdopen(problem[0], "rb") as file:
-            reason = reason or file.read().decode()
-        for descriptor in (ready[0], *mapped):
-            os.close(descriptor)
-        code = os.waitstatus_to_exitcode(os.waitpid(outer, 0)[1])
+    stranger = STRANGER + os.getpid() % 65536
+    user = stranger if os.geteuid() == 0 and _exists(stranger) else None
+    ready, mapped, problem = os.pipe(), os.pipe(), os.pipe()
+    outer = os.fork()
+    if outer == 0:
+        _outer_process(work, user, ready[1], mapped[0], problem[1])
+    os.close(ready[1])
+    os.close(problem[1])
+    reason = ""
+    try:
+        if os.read(ready[0], 1):
+            _map_users(outer, user)
+            os.write(mapped[1], b"x")
+    except OSError as error:
+        reason = str(error)
+        os.kill(outer, signal.SIGKILL)
+    with os.fdopen(problem[0], "rb") as file:
+        reason = reason or file.read().decode()
+    for descriptor in (ready[0], *mapped):
+        os.close(descriptor)
+    code = os.waitstatus_to_exitcode(os.waitpid(outer, 0)[1])
     if reason:
         raise CageError(_advice(reason))
     return code if code >= 0 else 1
+
+
+def _exists(user: int) -> bool:
+    """Whether a uid means anything here: in a rootless container root has few."""
+    ranges = [map(int, line.split()) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return any(first <= user < first + count for first, _, count in ranges)
 
 
 def _advice(reason: str) -> str:
@@ -78,7 +84,7 @@ def _advice(reason: str) -> str:
     )
 
 
-def _outer_process(work: Work, user: int | None, root: str, ready: int, mapped: int, problem: int) -> NoReturn:
+def _outer_process(work: Work, user: int | None, ready: int, mapped: int, problem: int) -> NoReturn:
     """Leave the caller's namespaces, and start the inner process, which is the first of the new one."""
     code = 1
     try:
@@ -91,7 +97,7 @@ def _outer_process(work: Work, user: int | None, root: str, ready: int, mapped: 
         inner = os.fork()
         if inner == 0:
             _call("prctl", program.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            _furnish(root)
+            _furnish()
             program.prepare_process()
             os.close(problem)
             problem = -1
@@ -121,19 +127,24 @@ def _map_users(process: int, user: int | None) -> None:
         (folder / name).write_text(f"{own} {own} 1\n" + (f"{user} {user} 1\n" if user is not None else ""))
 
 
-def _furnish(root: str) -> None:
+def _furnish() -> None:
     """Make the cage's file system, and go there."""
+    root = "/sys"  # a folder that is always there, and that nobody in here needs: it is covered by the new root
     new = Path(root)
+    folders = _python_folders()
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for path in (*SYSTEM, *_python_folders(), *DEVICES):
+    for path in (*SYSTEM, *folders, *DEVICES):
         _show(Path(path), new)
-    for name in ("proc", "tmp"):
+    # No /tmp where Python itself lies below it.
+    writable = ["dev/shm", *(["tmp"] if not (new / "tmp").exists() else [])]
+    for name in ("proc", *writable):
         (new / name).mkdir()
     attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
     _call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(root), AT_RECURSIVE, attributes, len(attributes))
     _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    _mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,nr_inodes=4096,mode=1777")
+    for name in writable:
+        _mount("tmpfs", f"{root}/{name}", "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,nr_inodes=4096,mode=1777")
     # A program may make no namespaces of its own: in one it could mount memory that nobody counts.
     Path(root, "proc/sys/user/max_user_namespaces").write_text("0")
     os.chdir(root)
@@ -146,7 +157,8 @@ def _python_folders() -> list[str]:
     """Where the Python in use lies, by every name that it has."""
     folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(sys.executable).resolve().parent.parent)}
     folders |= {os.path.realpath(folder) for folder in folders}
-    return sorted(folder for folder in folders if not folder.startswith(SYSTEM[:6]) and folder != "/")
+    system = tuple(f"{folder}/" for folder in SYSTEM)
+    return sorted(folder for folder in folders if folder != "/" and not f"{folder}/".startswith(system))
 
 
 def _show(path: Path, new: Path) -> None:

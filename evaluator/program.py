@@ -4,8 +4,8 @@ To be that process is what makes it simple. The kernel drops every signal that a
 to its first one, SIGKILL included; and `kill(-1)` from there ends all that a program may have left behind.
 
 What is stopped: time, CPU time, memory (of all processes together), number of processes, size and number of files,
-output. What is not inherited: environment, open files, working folder, standard input. After each program every
-process is killed and everything that can be written is deleted.
+output. What is not inherited: environment, open files, working folder, standard input, keys of the kernel's keyring.
+After each program every process is killed and everything that can be written is deleted.
 
 What this does not cover:
 - A program and its tests share an interpreter. One that sets out to cheat can: it may find the tests, or patch what
@@ -13,6 +13,8 @@ What this does not cover:
 - In the stack, and for a user who is not root, a program runs as the same user as the evaluator. It cannot signal or
   trace the evaluator or read its memory or files; it can change its limits and its scheduling (prlimit, nice), and so
   end or slow it. The evaluation then fails; no verdict is forged by that.
+- Memory that is in no process and no file: what is in the buffers of sockets and pipes, or was sent through them. Only
+  a container's own limit counts that.
 - A hole in the kernel: no filter of system calls but Docker's own, in the stack, stands in between.
 - Timing: programs share the machine's cores and caches with everything else on it.
 """
@@ -26,13 +28,14 @@ import resource
 import secrets
 import selectors
 import signal
+import socket
 import stat
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-WRITABLE = (Path("/tmp"), Path("/dev/shm"))  # where there is anything to write, in container and cage
+WRITABLE = (Path("/dev/shm"), Path("/tmp"))  # all that there is to write to, in container and cage; in memory
 MAX_OUTPUT = 64 * 1024  # bytes
 MAX_FILE = 16 * 1024 * 1024  # bytes
 MAX_PROCESSES = 64  # and threads, of the user
@@ -41,16 +44,21 @@ LOOK_S = 0.02  # how often memory is added up
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 IPC_RMID = 0
+SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
+KEYCTL_JOIN_SESSION_KEYRING, KEYCTL_CLEAR, USER_KEYRING = 1, 7, -4
 PAGE = resource.getpagesize()
 MARK_IN, MARK_OUT = 3, 4  # file descriptors
-# The mark comes back only when the program has run to its end: `sys.exit(0)` before the tests is no pass.
+# The mark comes back only when the program has run to its end: `sys.exit(0)` before the tests is no pass. The program
+# is the module `__main__`, as if it had been started by itself: doctest, unittest and pickle look there.
 RUNNER = f"""
-import os
+import os, sys, types
 mark = os.read({MARK_IN}, 64)
 os.close({MARK_IN})
-with open("program.py", encoding="utf-8") as file:
-    code = compile(file.read(), "program.py", "exec")
-exec(code, {{"__name__": "__main__", "__builtins__": __builtins__}})
+module = sys.modules["__main__"] = types.ModuleType("__main__")
+module.__file__ = "program.py"
+with open(module.__file__, encoding="utf-8") as file:
+    code = compile(file.read(), module.__file__, "exec")
+exec(code, module.__dict__)
 os.write({MARK_OUT}, mark)
 os._exit(0)
 """
@@ -112,7 +120,7 @@ def run(program: str, limits: Limits, user: int | None = None) -> Verdict:
     seconds = round(time.monotonic() - started, 3)
     if outcome is not None:
         return Verdict(False, outcome, "", seconds)
-    if returned == mark:
+    if returned.startswith(mark):  # more than once where it has forked
         return Verdict(True, "passed", "", seconds)
     lines = printed.decode("utf-8", "replace").strip().splitlines()
     return Verdict(False, "failed", lines[-1][:300] if lines else "it ended before its tests did", seconds)
@@ -131,7 +139,7 @@ def _become(folder: Path, pipes: tuple[int, int, int, int], limits: Limits, user
         os.closerange(MARK_OUT + 1, 100)
         _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # until then the next file is not ours
         Path("/proc/self/oom_score_adj").write_text("1000")
-        cpu = math.ceil(limits.timeout_s) + 1
+        cpu = (math.ceil(limits.timeout_s) + 1) * (os.cpu_count() or 1)  # of all threads together
         memory = limits.memory_mb * 1_000_000
         for kind, limit in (
             (resource.RLIMIT_CPU, cpu),
@@ -149,9 +157,13 @@ def _become(folder: Path, pipes: tuple[int, int, int, int], limits: Limits, user
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
         _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if keyctl := SYS_KEYCTL.get(os.uname().machine):  # in a container Docker forbids it to all
+            _libc.syscall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, None)  # a new one, without the caller's keys
+            _libc.syscall(keyctl, KEYCTL_CLEAR, USER_KEYRING)  # of what an earlier program has put there
         os.chdir(folder)
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-        os.execve(sys.executable, [sys.executable, "-I", "-B", "-c", RUNNER], environment)
+        places = {"HOME": str(folder), "TMPDIR": str(folder)}
+        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", **places}
+        os.execve(sys.executable, [sys.executable, "-P", "-s", "-B", "-c", RUNNER], environment)
     except BaseException as error:
         os.write(problem, f"{type(error).__name__}: {error}".encode())
     os._exit(1)
@@ -160,7 +172,6 @@ def _become(folder: Path, pipes: tuple[int, int, int, int], limits: Limits, user
 def _watch(child: int, output: int, mark_out: int, deadline: float, limits: Limits) -> tuple[str | None, bytes, bytes]:
     """(the limit that was passed if any, the end of what was printed, the mark if it came)."""
     printed, total = bytearray(), 0
-    files_before = _memory_of_files()
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
         while True:
@@ -172,44 +183,67 @@ def _watch(child: int, output: int, mark_out: int, deadline: float, limits: Limi
                 printed = (printed + piece)[-4096:]
             if total > MAX_OUTPUT:
                 return "output", bytes(printed), b""
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None and ended.si_status == signal.SIGXCPU and ended.si_code != os.CLD_EXITED:
+                return "timeout", bytes(printed), b""
+            if ended is not None:
                 break
             if time.monotonic() > deadline:
                 return "timeout", bytes(printed), b""
-            if _memory_of_processes() + _memory_of_files() - files_before > limits.memory_mb * 1_000_000:
+            if _memory_in_use() > limits.memory_mb * 1_000_000:
                 return "memory", bytes(printed), b""
-    _kill_all()  # now, so that nothing holds the pipes open
-    while piece := os.read(output, 65536):
-        printed = (printed + piece)[-4096:]
-    return None, bytes(printed), os.read(mark_out, 64)
+    _kill_all()  # now, so that nothing holds the pipes open; but for one that was sent through a socket
+    return None, bytes(printed + _what_is_there(output))[-4096:], _what_is_there(mark_out)
 
 
-def _memory_of_processes() -> int:
-    """Bytes that all processes but this one have in memory."""
-    pages = 0
+def _what_is_there(pipe: int) -> bytes:
+    """What can be read from a pipe without waiting."""
+    os.set_blocking(pipe, False)
+    pieces = []
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(pipe, 65536):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _memory_in_use() -> int:
+    """Bytes that all processes but this one have in memory, and what lies in files, which are memory here."""
+    total = 0
+    nameless: dict[int, int] = {}  # files without a name (memfd): bytes by inode
     for process in Path("/proc").glob("[0-9]*"):
-        if process.name != "1":
-            with contextlib.suppress(OSError, IndexError):  # it has ended
-                pages += int((process / "statm").read_text().split()[1])
-    return pages * PAGE
+        if process.name == "1":
+            continue
+        with contextlib.suppress(OSError, IndexError):  # it has ended
+            total += int((process / "statm").read_text().split()[1]) * PAGE
+            for descriptor in (process / "fd").iterdir():
+                if str(descriptor.readlink()).startswith("/memfd:"):
+                    found = descriptor.stat()
+                    nameless[found.st_ino] = found.st_blocks * 512
+    for folder in _writable():
+        space = os.statvfs(folder)
+        total += (space.f_blocks - space.f_bfree) * space.f_frsize
+    shared = Path("/proc/sysvipc/shm")  # its 15th column: bytes in memory
+    segments = shared.read_text().splitlines()[1:] if shared.exists() else []
+    return total + sum(nameless.values()) + sum(int(segment.split()[14]) for segment in segments)
 
 
-def _memory_of_files() -> int:
-    """Bytes of the machine's memory that are files: in /tmp here, or of no name (memfd, System V), mapped or not."""
-    with Path("/proc/meminfo").open() as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Shmem:"))
+def _writable() -> list[Path]:
+    return [folder for folder in WRITABLE if folder.is_dir() and os.access(folder, os.W_OK)]
 
 
 def _kill_all() -> None:
     """End every process but this one, and wait until they are gone."""
-    while True:
+    gone = False
+    while not gone:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
         try:
             while os.waitpid(-1, 0)[0]:
                 pass
         except ChildProcessError:
-            return
+            gone = True
+    # Files that were sent through sockets in a circle, and never taken out: the kernel frees them when one is closed.
+    socket.socket(socket.AF_UNIX).close()
 
 
 def _clean() -> None:
@@ -219,8 +253,8 @@ def _clean() -> None:
             remove(number, IPC_RMID, None)
     for number in _system_v("sem"):
         _libc.semctl(number, 0, IPC_RMID)
-    for root in WRITABLE:
-        left = list(root.iterdir()) if root.is_dir() else []
+    for root in _writable():
+        left = list(root.iterdir())
         while left:  # not by recursion, which folders in folders could exhaust
             path = left.pop()
             if path.is_symlink() or not path.is_dir():

@@ -175,7 +175,7 @@ def generate(
             **sampling,
         )  # (B, T + new)
     return [
-        _cut(_decode_completion(tokenizer, ids, row[longest:].tolist()), params.stop)
+        _cut(decode_completion(tokenizer, ids, row[longest:].tolist()), params.stop)
         for ids, row in zip(encoded, output, strict=True)
     ]
 
@@ -328,7 +328,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _decode_completion(tokenizer: Any, prompt_ids: list[int], new_ids: list[int]) -> str:
+def decode_completion(tokenizer: Any, prompt_ids: list[int], new_ids: list[int]) -> str:
     """The text that the new tokens add; decoded with the prompt, since some tokenizers drop a first space."""
     head = tokenizer.decode(prompt_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     text = tokenizer.decode(prompt_ids + new_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

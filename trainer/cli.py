@@ -125,8 +125,8 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
 @click.option(
     "--data",
     metavar="SOURCE",
-    help="What to judge it on, all of it: any source that data.eval_source takes, runs:/RUN_ID (the examples of "
-    "another run) and benchmark:humaneval too.  [default: the held-out part of data.source]",
+    help="What to judge it on, all of it: any source that data.eval_source takes, such as benchmark:humaneval, or "
+    "runs:/RUN_ID, the examples of another run, in the same way.  [default: the held-out part of data.source]",
 )
 @click.option("--again", is_flag=True, help="Also where the same was done before.")
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -144,11 +144,16 @@ def evaluate(
     Example: trainer evaluate --model-uri models:/code_model_fine_tuning_model/3 --data held_out.jsonl
     """
     config = load_config(config_path, overrides)
-    if data is not None:
-        config.data.source, config.data.eval_source = [], data
     with _interruptible("Its run is marked KILLED."):
-        from trainer.evaluation.job import evaluate_version
+        from trainer.evaluation.job import evaluate_version, settings_of
 
+        if data is not None and data.startswith("runs:/"):
+            settings = settings_of(config.tracking.uri, data.removeprefix("runs:/").strip("/"))
+            config = load_config(config_path, [*settings, *overrides])
+        if data is not None:
+            config.data.source, config.data.eval_source = [], data
+            if not any(override.startswith("data.max_eval_examples=") for override in overrides):
+                config.data.max_eval_examples = None
         with _to_stderr(output_format == "json"):
             metrics = evaluate_version(config, model_uri, again)
     if output_format == "json":

@@ -30,6 +30,7 @@ def _option(
     at_most: float = math.inf,
     below: float = math.inf,
     pattern: tuple[str, str] = ("", ""),
+    optional: bool = False,
 ) -> Any:
     """A config field with its help (also the command line's) and the values that it allows.
 
@@ -45,7 +46,7 @@ def _option(
 
     def allowed(value: Any) -> bool:
         if value is None:
-            return default is None
+            return default is None or optional
         if choices:
             return value in choices
         if pattern[0]:
@@ -107,7 +108,9 @@ class DataConfig:
         choices=("auto", "python", "javascript", "typescript", "tsx", "go", "java", "rust", "text"),
     )
     eval_fraction: float = _option(0.15, "Share of the examples to hold out, by file.", above=0, at_most=0.5)
-    max_eval_examples: int = _option(64, "Hold out at most this many examples (a fixed choice by hash).", at_least=1)
+    max_eval_examples: int | None = _option(
+        64, "Hold out at most this many examples (a fixed choice by hash); null: all.", at_least=1, optional=True
+    )
     max_train_examples: int | None = _option(
         None, "Train on at most this many examples (a fixed choice by hash).", at_least=1
     )
@@ -177,7 +180,7 @@ class EvalConfig:
     temperature: float = _option(0.8, "Of the drawn samples.", above=0, at_most=10)
     top_p: float = _option(0.95, "Draw from the smallest set of tokens with this probability.", above=0, at_most=1)
     test_timeout_s: float = _option(5.0, "Seconds that one completion with its tests may run.", above=0, at_most=600)
-    test_memory_mb: int = _option(1024, "Memory that it may use, in MB (10^6 bytes).", at_least=64)
+    test_memory_mb: int = _option(1024, "Memory that it may use, in MB (10^6 bytes).", at_least=64, at_most=10**6)
 
 
 @dataclass
@@ -309,7 +312,7 @@ def _leaf_keys(node: Any, prefix: str = "") -> Iterator[str]:
 def _check_values(config: Config) -> None:
     for key, sources in (("data.source", config.data.source), ("data.eval_source", config.data.eval_source)):
         as_list = sources if isinstance(sources, list) else [sources]
-        if not all(isinstance(item, str) and item for item in as_list) and sources is not None:
+        if not all(isinstance(item, str) and item.strip() for item in as_list) and sources is not None:
             raise InputError(f"{key} is {sources!r}. Expected a folder, file or other source, or a list of them.")
     if not config.data.function_weight + config.data.fim_weight + config.data.next_block_weight:
         raise InputError("data.function_weight, fim_weight and next_block_weight are all 0. Expected one above 0.")

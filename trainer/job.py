@@ -44,7 +44,7 @@ class Job:
 
     def tags(self, role: str) -> dict[str, str]:
         """The tags of a run, and of the version that it makes."""
-        return self.evaluation.tags(role, self.base.identity, self.model.dtype)
+        return self.evaluation.tags(role, self.base.identity, self.model, self.tokenizer)
 
 
 def quiet() -> None:
@@ -67,7 +67,13 @@ def prepare(config: Config, folder: Path) -> Job:
     data = prepare_data(config, tokenizer, folder, base_model.positions(base))
     if not len(data.train):
         raise InputError(f"data.source is {config.data.source!r}. Expected something to train on.")
+    if not any(example.completion for example in data.held_out):
+        raise InputError(
+            f"data.eval_source is {config.data.eval_source!r}, whose rows have tests and no completions. Expected some "
+            "with one: a candidate has to be better by its likelihood."
+        )
     evaluation = Evaluation.of(config.eval, config.seed, data.held_out, data.held_out_digest)
+    evaluation.check(tokenizer, base_model.positions(base))
     model = base_model.load_model(base, config.model)
     _check_fit(config, model)
     return Job(config, client, base, tokenizer, model, data, evaluation)
@@ -76,6 +82,10 @@ def prepare(config: Config, folder: Path) -> Job:
 def prepare_data(config: Config, tokenizer: Any, folder: Path, positions: int | None) -> Dataset:
     """The data set for a model with this tokenizer and so many positions, written to `folder`."""
     most = positions - config.eval.max_new_tokens if positions is not None else config.trainer.max_length
+    if most < 1:
+        raise InputError(
+            f"eval.max_new_tokens is {config.eval.max_new_tokens}. Expected less than {positions} positions."
+        )
     limits = Limits(
         chat_template=lambda messages: base_model.chat_template(tokenizer, messages),
         token_counts=lambda examples: token_counts(tokenizer, examples),

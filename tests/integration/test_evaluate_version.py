@@ -22,7 +22,7 @@ MODEL = f"{EXPERIMENT}_model"
 def settings(tiny) -> list[str]:
     return [
         *(f"model.name={tiny.folder}", f"tracking.experiment_name={EXPERIMENT}", "data.source=package:asyncio"),
-        *("data.max_eval_examples=6", "data.max_train_examples=24", "trainer.max_length=600", "trainer.lr=1e-2"),
+        *("data.max_eval_examples=70", "data.max_train_examples=24", "trainer.max_length=600", "trainer.lr=1e-2"),
         "eval.max_new_tokens=8",
     ]
 
@@ -71,17 +71,23 @@ def test_benchmark_is_judged_in_a_training_run(trained: Stack, tmp_path) -> None
 def test_same_examples_give_the_same_figures_and_count_as_evidence(trained: Stack, settings: list[str]) -> None:
     version = trained.client.get_model_version(MODEL, "2")
     own = trained.client.get_run(str(version.run_id))
-    for arguments in ((), ("--data", f"runs:/{version.run_id}")):
-        metrics = evaluate(trained, settings, *arguments)
+    replay = (
+        f"model.name={settings[0].partition('=')[2]}",
+        "tracking.experiment_name=elsewhere",
+    )  # and no other setting
+    for arguments, given in ((("eval.benchmark=humaneval", "eval.benchmark_max_new_tokens=4"), settings), ((), replay)):
+        data = ("--data", f"runs:/{version.run_id}") if given is replay else ()
+        metrics = evaluate(trained, list(given), *data, *arguments)
         assert metrics["eval/nll_per_token"] == pytest.approx(own.data.metrics["eval/nll_per_token"], rel=1e-3)
         found = newest_run(trained)
         assert found.data.tags["dataset_digest"] == own.data.tags["dataset_digest"]
+        assert found.data.tags["eval_settings"] == own.data.tags["eval_settings"]
         assert found.data.tags["evaluates"] == f"{MODEL}/2"
         assert found.info.status == "FINISHED"
     before = newest_run(trained).info.run_id
-    assert evaluate(trained, settings, "--data", f"runs:/{version.run_id}") == metrics  # known
+    assert evaluate(trained, list(replay), "--data", f"runs:/{version.run_id}") == metrics  # known
     assert newest_run(trained).info.run_id == before
-    evaluate(trained, settings, "--data", f"runs:/{version.run_id}", "--again")
+    evaluate(trained, list(replay), "--data", f"runs:/{version.run_id}", "--again")
     assert newest_run(trained).info.run_id != before
 
 
@@ -121,15 +127,41 @@ def test_no_such_version(trained: Stack, uri: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ("runs:/nothing", "has no evaluation table"),
+        ("runs:/nothing", "which is no run"),
         ("nowhere.jsonl", "data.eval_source is 'nowhere.jsonl', which does not exist"),
         ("benchmark:mbpp", "Expected one of humaneval"),
+        ("", "data.eval_source is empty"),
     ],
 )
 def test_no_such_data(trained: Stack, settings: list[str], data: str, expected: str) -> None:
     result = run(trained, "evaluate", "--model-uri", f"models:/{MODEL}/2", "--data", data, *settings)
     assert result.exit_code == 2, result.output
     assert expected in result.output
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("eval.max_new_tokens=4000", "Expected examples of at most 96 tokens"),
+        ("eval.max_new_tokens=9000", "Expected less than 4096 positions"),
+        ("eval.benchmark=humaneval eval.benchmark_max_new_tokens=3500", "Expected at most 4096, the positions"),
+        ("eval.test_timeout_s=0.001", "not even an empty program runs"),
+    ],
+)
+def test_settings_that_cannot_be(
+    trained: Stack, settings: list[str], tmp_path: Path, override: str, expected: str
+) -> None:
+    write_jsonl(tmp_path / "tests.jsonl", [{"prompt": "x = 1\n" * 50, "completion": "y", "test": "assert x"}])
+    data = ("--data", str(tmp_path / "tests.jsonl"))
+    result = run(trained, "evaluate", "--model-uri", f"models:/{MODEL}/2", *data, *settings, *override.split())
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert expected in result.output
+
+
+def test_training_needs_something_to_compare_likelihoods_by(stack: Stack, settings: list[str], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tests.jsonl", [{"prompt": "x = ", "test": "assert x"}])
+    result = run(stack, "train", *settings, f"data.eval_source={tmp_path / 'tests.jsonl'}")
+    assert (result.exit_code, "have tests and no completions" in result.output) == (2, True)
 
 
 def test_prepare_writes_what_a_run_would_train_on(stack: Stack, tiny, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The evaluator without a container: every escape is tried, as root and as an ordinary user, and is stopped."""
 
+import ctypes
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from trainer.evaluation.sandbox import Sandbox
 
 pytestmark = pytest.mark.integration
 
+SYS_ADD_KEY, SESSION_KEYRING = 248, -3
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 
 
@@ -36,6 +39,9 @@ def sandbox(request) -> Iterator[Sandbox]:
             real = subprocess.Popen
             start = lambda _, **options: real(command, user="nobody", cwd=folder, **options)  # noqa: E731
             patch.setattr(client.subprocess, "Popen", start)
+        # A key that an escape looks for, and must not find.
+        libc = ctypes.CDLL(None)
+        libc.syscall(SYS_ADD_KEY, b"user", b"ratchet:escape", b"secret", 6, SESSION_KEYRING)
         with Sandbox(timeout_s=3, memory_mb=1000) as opened:
             patch.undo()
             yield opened
@@ -71,6 +77,42 @@ def test_failure_says_why(sandbox: Sandbox, program: str, detail: str) -> None:
     verdict = sandbox.run(program)
     assert (verdict.passed, verdict.outcome) == (False, "failed")
     assert detail in verdict.detail
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import pickle\nclass A: pass\nassert isinstance(pickle.loads(pickle.dumps(A())), A)",
+        "assert __file__ == 'program.py' and __name__ == '__main__'",
+        "import os, tempfile\nwith tempfile.NamedTemporaryFile() as file:\n    file.write(b'x')",
+        "import multiprocessing\nwith multiprocessing.Pool(2) as pool:\n    assert pool.map(abs, [-1, 2]) == [1, 2]",
+        "import os\nos.fork()",
+    ],
+)
+def test_program_runs_as_one_by_itself(sandbox: Sandbox, program: str) -> None:
+    verdict = sandbox.run(program)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "import doctest\nassert doctest.testmod().failed == 0",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(add(1, 2), 3)\n"
+        "assert unittest.main(exit=False).result.wasSuccessful()",
+    ],
+)
+@pytest.mark.parametrize("operator", ["+", "-"])
+def test_frameworks_find_the_program_s_tests(sandbox: Sandbox, test: str, operator: str) -> None:
+    program = f'def add(a, b):\n    """\n    >>> add(1, 2)\n    3\n    """\n    return a {operator} b\n\n{test}\n'
+    assert sandbox.run(program).passed == (operator == "+")
+
+
+def test_memory_of_others_is_nobody_s_fault(sandbox: Sandbox) -> None:
+    """A Postgres or a data loader beside us may take shared memory; a program pays for its own."""
+    with Sandbox(timeout_s=5, memory_mb=100) as narrow, tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        threading.Timer(0.5, lambda: file.write(b"x" * 300_000_000)).start()
+        assert narrow.run("import time\ntime.sleep(1.5)").passed
 
 
 def test_caller_is_not_touched(sandbox: Sandbox) -> None:

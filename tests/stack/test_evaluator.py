@@ -1,6 +1,7 @@
 """The evaluator's container: nothing in it but Python, no way out, and every escape tried and stopped."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -51,15 +52,41 @@ def test_nothing_is_left_behind(platform: Platform) -> None:
 
 def test_no_socket_is_left_for_a_program_to_find(platform: Platform) -> None:
     [verdict] = run_programs(
-        platform, ["import os\nassert os.listdir('/run/evaluator') == [], os.listdir('/run/evaluator')"]
+        platform, ["import os\nassert os.listdir('/run/evaluator') == ['lock'], os.listdir('/run/evaluator')"]
     )
     assert verdict["passed"], verdict
+
+
+def test_two_trainers_take_turns_and_no_program_meets_the_other(platform: Platform) -> None:
+    """A program that answers for the evaluator, could it reach a trainer that waits."""
+    forger = """
+import glob, json, socket, time
+for _ in range(20):
+    for path in glob.glob('/run/evaluator/*.sock'):
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(path)
+            raise SystemExit('met the other')
+    time.sleep(0.1)
+raise SystemExit('met nobody')
+"""
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run_programs, platform, [forger] * 6)
+        second = pool.submit(run_programs, platform, ["assert False"] * 3)
+        assert [verdict["detail"] for verdict in first.result()] == ["met nobody"] * 6
+        assert [verdict["passed"] for verdict in second.result()] == [False] * 3
+
+
+def test_program_that_breaks_the_evaluator_forges_nothing_and_does_no_lasting_harm(platform: Platform) -> None:
+    breaker = "import resource\nresource.prlimit(1, resource.RLIMIT_FSIZE, (0, 0))"
+    with pytest.raises(AssertionError, match="The evaluator ended in the middle"):
+        run_programs(platform, [breaker, "assert True"])
+    assert run_programs(platform, ["assert True"])[0]["passed"]  # Docker has started it anew
 
 
 def test_container_has_no_network_no_credentials_and_nothing_to_write(platform: Platform) -> None:
     container = platform.inspect("evaluator")
     assert container["HostConfig"]["NetworkMode"] == "none"
-    assert container["HostConfig"]["IpcMode"] == "none"
+    assert container["HostConfig"]["IpcMode"] in ("", "private")
     assert list(container["NetworkSettings"]["Networks"]) == ["none"]
     names = {entry.partition("=")[0] for entry in container["Config"]["Env"]}
     assert not {name for name in names if any(word in name for word in ("AWS", "URI", "TOKEN", "PASSWORD", "SECRET"))}

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainer.collator import EncodedExample, collate, encode
 from trainer.config import EvalConfig
 from trainer.data.example import Example
-from trainer.evaluation.table import evaluate, first_function, parses_cut, pass_at_k, steps, summarise
+from trainer.evaluation.table import cut, evaluate, first_function, parses_cut, pass_at_k, steps, summarise
 
 EXAMPLES = [
     Example('def f(a):\n    """F."""\n', "    return a\n", "x", "function", "python"),
@@ -62,7 +62,7 @@ def test_table_and_summary(model, tokenizer) -> None:
     table = evaluate(model, tokenizer, EXAMPLES, config, 0, done.append)
     assert sum(done) == 2 * len(EXAMPLES) == steps(EXAMPLES, config)
     assert list(table) == [
-        *("example_id", "kind", "language", "prompt", "reference", "completion", "nll", "tokens"),
+        *("example_id", "kind", "language", "prompt", "reference", "function", "completion", "nll", "tokens"),
         *("syntax_ok", "exact_match", "edit_similarity"),
     ]
     assert list(table["example_id"]) == [item.example_id for item in EXAMPLES]
@@ -107,6 +107,37 @@ def test_a_function_ends_at_the_margin(completion: str, expected: str) -> None:
 )
 def test_syntax_but_for_a_cut_last_line(completion: str, expected: bool) -> None:
     assert parses_cut("def f():\n", completion, "python") is expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reference", "completion", "expected"),
+    [
+        ("def f(x):\n    return ", "", "x + 1\n", "x + 1\n"),
+        ("def f(x):\n    return x", " + 1", "+ 1\nprint(1)", "+ 1\n"),
+        ("def f(x): ", "return 1", "return 1\n\nprint(1)", "return 1\n\n"),
+        ("def f():\n", "    return 1\n", "    x = 'a\u2028b'\n    return x\ny", "    x = 'a\u2028b'\n    return x\n"),
+        (
+            "def f():\n",
+            "    return 1\n",
+            '    x = """\nmargin\n"""\n    return x\ny',
+            '    x = """\nmargin\n"""\n    return x\n',
+        ),
+        ("def f():\n", "    return 1\n", "# why\n    return 1\ny", "# why\n    return 1\n"),
+        (
+            "# Two functions.\n",
+            "def f():\n    return 1\n\n\ndef g():\n    return 2\n",
+            "def f(): ...\nx",
+            "def f(): ...\nx",
+        ),
+        ("def f():", "", "\n    return 1\n\ndef g(): ...", "\n    return 1\n\n"),
+    ],
+)
+def test_completion_is_cut_where_its_function_ends(prompt: str, reference: str, completion: str, expected: str) -> None:
+    assert cut(Example(prompt, reference, language="python"), completion) == expected
+
+
+def test_text_is_not_cut() -> None:
+    assert cut(Example("a", " b"), "c\nd") == "c\nd"
 
 
 def test_function_in_braces_ends_with_its_brace() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 from array import array
 from collections import Counter
@@ -301,7 +302,7 @@ class _Preparation:
 
     def _split(self, live: Numbers) -> tuple[Numbers, Numbers]:
         groups = np.asarray(self.candidates.groups)
-        target = min(self.config.eval_fraction * int(live.sum()), self.config.max_eval_examples)
+        target = min(self.config.eval_fraction * int(live.sum()), self.config.max_eval_examples or math.inf)
         held_out = live & np.isin(groups, _groups_to_hold_out(groups[live], target))
         return live & ~held_out, held_out
 

@@ -63,6 +63,8 @@ class Source:
 def open_source(name: str, key: str) -> Source:
     """The source of that name. Raises InputError, naming the configuration's `key`, where there is none."""
     scheme, _, rest = name.partition(":")
+    if not name.strip():
+        raise InputError(f"{key} is empty. Expected {EXPECTED}.")
     if name.startswith("s3://"):
         return Source(name, key, _s3(name, key), name)
     if name.startswith("hub:"):

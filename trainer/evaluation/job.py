@@ -39,12 +39,11 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
         positions = getattr(model.config, "max_position_embeddings", None)
         data = job.prepare_data(config, tokenizer, Path(folder), positions)
         evaluation = Evaluation.of(config.eval, config.seed, data.held_out, data.held_out_digest)
+        evaluation.check(tokenizer, positions)
         base = version.tags.get("base_model", "unknown")
-        tags = {
-            **evaluation.tags(tracking.EVALUATION, base, model.dtype),
-            EVALUATES: f"{version.name}/{version.version}",
-        }
-        experiment_id = mlflow.set_experiment(config.tracking.experiment_name).experiment_id
+        tags = evaluation.tags(tracking.EVALUATION, base, model, tokenizer)
+        tags[EVALUATES] = f"{version.name}/{version.version}"
+        experiment_id = _experiment_of(client, version, config)
         if not again and (earlier := runs.find(client, experiment_id, tags)) is not None:
             return dict(earlier.data.metrics)
         with tracking.run(client, f"version-{version.version}-evaluated", tags) as active:
@@ -54,6 +53,24 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
             _, metrics = evaluation.run(model, tokenizer, name)
             say(f"Run {active.info.run_name}: {active.info.run_id}")
     return metrics
+
+
+def settings_of(uri: str, run_id: str) -> list[str]:
+    """How a run judged, as overrides: who judges the same examples in the same way can be compared with it."""
+    client = tracking.connect(uri)
+    try:
+        params = client.get_run(run_id).data.params
+    except MlflowException as error:
+        raise InputError(f"--data is 'runs:/{run_id}', which is no run: {error.message}") from error
+    return [f"{key}={value}" for key, value in params.items() if key.startswith("eval.") and value != "None"]
+
+
+def _experiment_of(client: MlflowClient, version: ModelVersion, config: Config) -> str:
+    """The experiment of the run that made the version: there the promoter looks for evidence."""
+    if version.run_id:
+        experiment_id = client.get_run(version.run_id).info.experiment_id
+        return str(mlflow.set_experiment(experiment_id=experiment_id).experiment_id)
+    return str(mlflow.set_experiment(config.tracking.experiment_name).experiment_id)
 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion:

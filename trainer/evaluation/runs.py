@@ -1,6 +1,8 @@
 """An evaluation as a run in MLflow: metrics, the table, and the tags by which two evaluations are found comparable."""
 
 import dataclasses
+import hashlib
+import json
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -14,11 +16,14 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from tqdm import tqdm
 
+from serving.model import encode_prompt
 from trainer import tracking
+from trainer.collator import prompt_of
 from trainer.config import EvalConfig
 from trainer.data import benchmarks
 from trainer.data.example import Example
 from trainer.data.rows import parse
+from trainer.errors import InputError
 from trainer.evaluation.sandbox import Sandbox
 from trainer.evaluation.table import evaluate, steps, summarise
 
@@ -52,10 +57,25 @@ class Evaluation:
     def has_tests(self) -> bool:
         return any(example.test is not None for example in (*self.examples, *self.benchmark))
 
-    def tags(self, role: str, base_model: str, dtype: Any) -> dict[str, str]:
+    def check(self, tokenizer: Any, positions: int | None) -> None:
+        """Raise InputError where a prompt and the tokens to come do not fit into the model's positions."""
+        for examples, key in ((self.examples, "max_new_tokens"), (self.benchmark, "benchmark_max_new_tokens")):
+            longest = max((len(encode_prompt(tokenizer, prompt_of(tokenizer, item))) for item in examples), default=0)
+            wanted = longest + getattr(self.config, key)
+            if positions is not None and wanted > positions:
+                raise InputError(
+                    f"The longest prompt has {longest} tokens; with eval.{key}={getattr(self.config, key)} that makes "
+                    f"{wanted}. Expected at most {positions}, the positions that the model has."
+                )
+
+    def tags(self, role: str, base_model: str, model: Any, tokenizer: Any) -> dict[str, str]:
         """What makes two evaluations of one model the same; on runs and on versions."""
         config = self.config
-        settings = ["greedy", f"max_new_tokens={config.max_new_tokens}", str(dtype).removeprefix("torch.")]
+        settings = ["greedy", f"max_new_tokens={config.max_new_tokens}", str(model.dtype).removeprefix("torch.")]
+        settings.append("+".join(sorted({example.language for example in self.examples})))
+        # A token of one tokenizer is not one of another, and so is no figure that counts by tokens.
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+        settings.append(f"tokenizer {hashlib.sha256(vocabulary).hexdigest()[:8]}")
         if self.has_tests:
             settings.append(f"tests within {config.test_timeout_s:g} s and {config.test_memory_mb} MB")
         if self.has_tests and config.samples:

@@ -5,12 +5,14 @@ it is a child of this process, in a cage of Linux namespaces. What either stops,
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -35,36 +37,43 @@ class Sandbox:
         self._limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
 
     def __enter__(self) -> Self:
-        folder = os.environ.get("EVALUATOR_DIR")
-        self._open = contextlib.ExitStack()
         self._child: subprocess.Popen[bytes] | None = None
-        if folder:
-            stream = self._open.enter_context(_accept(Path(folder)))
-            self._requests: IO[bytes] = stream
-            self._replies: IO[bytes] = stream
-        else:
-            self._child = self._open.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-I", "-m", "evaluator"],
-                    env={},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
+        with contextlib.ExitStack() as opened:
+            if folder := os.environ.get("EVALUATOR_DIR"):
+                self._requests: IO[bytes] = opened.enter_context(_meet(Path(folder)))
+                self._replies = self._requests
+            else:
+                self._child = opened.enter_context(
+                    subprocess.Popen(
+                        [sys.executable, "-I", "-m", "evaluator"],
+                        env={},
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                    )
                 )
-            )
-            assert self._child.stdin is not None
-            assert self._child.stdout is not None
-            self._requests, self._replies = self._child.stdin, self._child.stdout
-        self._send(self._limits)
-        # Whether it works at all is found out now, and not after an hour of training.
-        if not (verdict := self.run("assert 1 + 1 == 2")).passed:
-            raise RuntimeError(f"The evaluator cannot run programs: {verdict.outcome} {verdict.detail}")
+                assert self._child.stdin is not None
+                assert self._child.stdout is not None
+                self._requests, self._replies = self._child.stdin, self._child.stdout
+            self._send(self._limits)
+            self._try()
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._child is not None and error[0] is not None:
-            self._child.kill()
-        self._open.close()
+        self._opened.close()  # at the end of its input the evaluator ends
+
+    def _try(self) -> None:
+        """Find out now whether it works at all, and not after an hour of training."""
+        verdict = self.run("assert 1 + 1 == 2")
+        if verdict.outcome in ("timeout", "memory"):
+            raise InputError(
+                f"Within eval.test_timeout_s={self._limits['timeout_s']:g} and "
+                f"eval.test_memory_mb={self._limits['memory_mb']} not even an empty program runs ({verdict.outcome}). "
+                "Expected some seconds, and 64 MB or more."
+            )
+        if not verdict.passed:
+            raise RuntimeError(f"The evaluator cannot run programs: {verdict.detail}")
 
     def run(self, program: str) -> Verdict:
         """The verdict on one program."""
@@ -98,27 +107,34 @@ class Sandbox:
 
 
 @contextlib.contextmanager
-def _accept(folder: Path) -> Any:
-    """Listen in the shared folder until the evaluator connects, and no longer."""
+def _meet(folder: Path) -> Iterator[Any]:
+    """A stream to the evaluator: listen in the shared folder until it connects, and no longer.
+
+    One trainer at a time, which holds a lock: a program that is being run finds nobody who listens.
+    """
     path = folder / f"{uuid.uuid4().hex}.sock"
     try:
-        with socket.socket(socket.AF_UNIX) as listener:
+        with (folder / "lock").open("w") as lock:
             try:
-                listener.bind(str(path))
-                path.chmod(0o666)  # the evaluator is another user
-                listener.listen(1)
-                listener.settimeout(CONNECT_TIMEOUT_S)
-                connection, _ = listener.accept()
-            finally:
-                path.unlink(missing_ok=True)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("Waiting for the evaluator, which another run is using", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with socket.socket(socket.AF_UNIX) as listener:
+                try:
+                    listener.bind(str(path))
+                    path.chmod(0o666)  # the evaluator is another user
+                    listener.listen(1)
+                    listener.settimeout(CONNECT_TIMEOUT_S)
+                    connection, _ = listener.accept()
+                finally:
+                    path.unlink(missing_ok=True)
+            with connection:
+                connection.settimeout(None)
+                with connection.makefile("rwb") as stream:
+                    yield stream
     except TimeoutError:
         raise InputError(
             f"No evaluator came within {CONNECT_TIMEOUT_S} s to run completions against their tests. Start it: "
-            "docker compose --profile jobs up --detach evaluator"
+            "docker compose up --detach evaluator"
         ) from None
-    except OSError as error:
-        raise InputError(f"EVALUATOR_DIR is '{folder}', where nothing can be shared: {error}.") from error
-    with connection:
-        connection.settimeout(None)
-        with connection.makefile("rwb") as stream:
-            yield stream

@@ -8,13 +8,14 @@ many there are (samples) and how many passed (samples_passed).
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from serving.model import GenerationParams, generate
+from serving.model import GenerationParams, decode_completion, encode_prompt, generate
 from trainer.collator import EncodedExample, collate, encode, prompt_of
 from trainer.config import EvalConfig
 from trainer.data import other_languages, python
@@ -97,14 +98,20 @@ def run_test(sandbox: Sandbox, example: Example, completion: str) -> Verdict:
     return sandbox.run(f"{example.prompt}{cut(example, completion)}\n\n{example.test}\n")
 
 
-def first_function(completion: str, language: str) -> str:
-    """A function body up to where the function has ended: at the left margin."""
-    lines = completion.splitlines(keepends=True)
-    if language == "python":
-        end = next((n for n, line in enumerate(lines) if line.strip() and not line[0].isspace()), len(lines))
-    else:
-        end = next((n + 1 for n, line in enumerate(lines) if line.startswith("}")), len(lines))
-    return "".join(lines[:end])
+def first_function(completion: str, language: str, prompt: str = "\n") -> str:
+    """A function body up to where the function has ended: at the left margin, outside strings and comments."""
+    lines = completion.split("\n")
+    if language != "python":
+        end = next((number + 1 for number, line in enumerate(lines) if line.startswith("}")), len(lines))
+        return "\n".join(lines[:end]) + "\n" * (end < len(lines))
+    open_string = ""
+    for number, line in enumerate(lines):
+        begins = number > 0 or prompt.endswith("\n") or not prompt  # else it goes on with the prompt's last line
+        if begins and not open_string and line.strip() and not line[0].isspace() and line[0] != "#":
+            return "\n".join(lines[:number]) + "\n" * (number > 0)
+        for quotes in re.findall(r'"""|\'\'\'', line):
+            open_string = "" if open_string == quotes else open_string or quotes
+    return completion
 
 
 def parses_cut(prompt: str, completion: str, language: str) -> bool:
@@ -115,14 +122,18 @@ def parses_cut(prompt: str, completion: str, language: str) -> bool:
 
 
 def cut(example: Example, completion: str) -> str:
-    """A completion up to where the function that it completes, or stands in, has ended; models write on."""
+    """A completion up to where the function that it completes, or stands in, has ended; models write on.
+
+    Left whole where the reference would not be: it goes on behind a function itself.
+    """
     if example.language == "text":
         return completion
-    last_line = example.prompt.rstrip().rpartition("\n")[2]
-    in_body = last_line[:1].isspace() or last_line.endswith((":", '"""', "'''", "{"))
-    if example.kind == "function" or example.completion[:1].isspace() or (not example.completion and in_body):
-        return first_function(completion, example.language)
-    return completion
+    if example.completion:
+        in_function = first_function(example.completion, example.language, example.prompt) == example.completion
+    else:
+        last_line = example.prompt.rstrip().rpartition("\n")[2]
+        in_function = last_line[:1].isspace() or last_line.endswith((":", '"""', "'''"))
+    return first_function(completion, example.language, example.prompt) if in_function else completion
 
 
 def _parses(code: str, language: str) -> bool:
@@ -167,6 +178,8 @@ def _function_has_ended(tokenizer: Any, examples: Sequence[Example]) -> Any:
     import torch
     from transformers import StoppingCriteria
 
+    prompts = [encode_prompt(tokenizer, prompt_of(tokenizer, example)) for example in examples]
+
     class Ended(StoppingCriteria):  # type: ignore[misc]
         def __init__(self) -> None:
             self.steps = 0
@@ -175,8 +188,9 @@ def _function_has_ended(tokenizer: Any, examples: Sequence[Example]) -> Any:
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:  # (B, T) → (B,)
             self.steps += 1
             if self.steps % LOOK_EVERY == 0:
-                texts = tokenizer.batch_decode(input_ids[:, -self.steps :], skip_special_tokens=True)
-                self.ended = [cut(example, text) != text for example, text in zip(examples, texts, strict=True)]
+                for number, example in enumerate(examples):
+                    text = decode_completion(tokenizer, prompts[number], input_ids[number, -self.steps :].tolist())
+                    self.ended[number] = cut(example, text) != text
             return torch.tensor(self.ended, device=input_ids.device)
 
     return Ended()
@@ -248,6 +262,9 @@ def _summary(table: pd.DataFrame, prefix: str) -> dict[str, float]:
         nll_per_token = float(known["nll"].sum() / known["tokens"].sum())
         metrics |= {
             f"{prefix}/nll_per_token": nll_per_token,
+            f"{prefix}/nll_per_byte": float(
+                known["nll"].sum() / sum(len(text.encode()) for text in known["reference"])
+            ),
             f"{prefix}/perplexity": math.exp(min(nll_per_token, 700)),
             f"{prefix}/exact_match": float(known["exact_match"].astype(float).mean()),
             f"{prefix}/edit_similarity": float(known["edit_similarity"].astype(float).mean()),
