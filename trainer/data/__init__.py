@@ -4,5 +4,5 @@
     files       generated   redacted    the functions of a file     examples    removed        split, written
     and rows    or vendored
 
-Everything streams from one file on disk to the next; memory holds some 50 bytes for each example.
+Everything streams from one file on disk to the next; memory holds about 100 bytes for each example.
 """

@@ -1,7 +1,7 @@
 """Exact and near duplicates among many texts, by MinHash and locality-sensitive hashing, on disk.
 
 `datasketch` makes the signatures. Its index keeps every one of them in memory, 1 GB for a million texts; here they lie
-in files, and memory holds one band's keys at a time: 28 bytes a text.
+in files, and memory holds one band's keys at a time: about 60 bytes a text.
 """
 
 import hashlib
