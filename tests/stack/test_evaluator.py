@@ -91,8 +91,8 @@ def test_container_has_no_network_no_credentials_and_nothing_to_write(platform: 
     names = {entry.partition("=")[0] for entry in container["Config"]["Env"]}
     assert not {name for name in names if any(word in name for word in ("AWS", "URI", "TOKEN", "PASSWORD", "SECRET"))}
     assert [(mount["Destination"], mount["RW"]) for mount in container["Mounts"]] == [("/run/evaluator", False)]
-    assert list(container["HostConfig"]["Tmpfs"]) == ["/tmp"]
-    assert "size=64m" in container["HostConfig"]["Tmpfs"]["/tmp"]
+    assert set(container["HostConfig"]["Tmpfs"]) == {"/dev/shm", "/tmp"}
+    assert all("size=64m,nr_inodes=4096" in options for options in container["HostConfig"]["Tmpfs"].values())
 
 
 def test_without_an_evaluator_the_trainer_says_what_to_do(platform: Platform) -> None:
