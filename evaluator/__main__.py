@@ -76,21 +76,27 @@ def check(user: int | None) -> int:
 def answer_sockets(folder: Path) -> None:
     """Serve whoever listens in the folder, one after the other.
 
-    It is the trainer that listens, and it stops once we are connected; only one does at a time (it holds a lock): no
-    program finds a socket to talk to. Where a program breaks this process it ends, and Docker starts it anew.
+    It is the trainer that listens, and it stops once we are connected; only one does at a time (it holds a lock,
+    and so do we): no program finds a socket to talk to. Where a program breaks this process it ends, and Docker starts
+    it anew.
     """
     print(f"Waiting for trainers in {folder}", flush=True)
     while True:
         for path in sorted(folder.glob("*.sock")):
             with socket.socket(socket.AF_UNIX) as connection:
+                lock: list[int] = []
                 try:
                     connection.connect(str(path))
+                    _, lock, _, _ = socket.recv_fds(connection, 1, 1)
                     with connection.makefile("rwb") as stream:
                         print("Serving a trainer", flush=True)
                         answer(stream, stream)
                 except (OSError, ValueError, TypeError, KeyError) as error:
                     if not isinstance(error, ConnectionRefusedError | FileNotFoundError):  # left by a dead trainer
                         print(f"The trainer is gone: {error}", flush=True)
+                finally:
+                    for descriptor in lock:
+                        os.close(descriptor)
         time.sleep(POLL_S)
 
 

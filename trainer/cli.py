@@ -107,6 +107,7 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
     config = load_config(config_path, overrides)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise click.UsageError(f"--output is '{output}', where nothing can be written: {error}.") from error
     with _interruptible("Nothing was written."):
@@ -147,13 +148,12 @@ def evaluate(
     with _interruptible("Its run is marked KILLED."):
         from trainer.evaluation.job import evaluate_version, settings_of
 
-        if data is not None and data.startswith("runs:/"):
-            settings = settings_of(config.tracking.uri, data.removeprefix("runs:/").strip("/"))
-            config = load_config(config_path, [*settings, *overrides])
         if data is not None:
+            settings = ["data.max_eval_examples=null"]
+            if data.startswith("runs:/"):
+                settings += settings_of(config.tracking.uri, data.removeprefix("runs:/").strip("/"))
+            config = load_config(config_path, [*settings, *overrides])
             config.data.source, config.data.eval_source = [], data
-            if not any(override.startswith("data.max_eval_examples=") for override in overrides):
-                config.data.max_eval_examples = None
         with _to_stderr(output_format == "json"):
             metrics = evaluate_version(config, model_uri, again)
     if output_format == "json":

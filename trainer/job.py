@@ -94,6 +94,8 @@ def prepare_data(config: Config, tokenizer: Any, folder: Path, positions: int | 
     )
     for source in names(config.data.eval_source) + names(config.data.source):
         say(f"Data: {source}")
+        if source.startswith("runs:/"):
+            tracking.connect(config.tracking.uri)
     with tqdm(desc="reading", unit="example", leave=False, disable=not sys.stderr.isatty()) as bar:
         data = data_prepare(config.data, limits, folder, bar.update)
     say("  " + data.report.in_words())
@@ -177,14 +179,18 @@ def _evaluate_incumbent(job: Job, experiment_id: str) -> None:
     version = _in_production(job, name)
     if version is None or (version.tags.get("role"), version.tags.get("base_model")) == ("base", job.base.identity):
         return
-    tags = {**job.tags(tracking.EVALUATION), EVALUATES: f"{name}/{version.version}"}
-    tags["base_model"] = version.tags.get("base_model", "unknown")
-    comparable = all(version.tags.get(key) == tags[key] for key in ("dataset_digest", "eval_settings"))
-    if comparable or runs.find(job.client, experiment_id, tags) is not None:
+    own = job.tags(tracking.EVALUATION)
+    if all(version.tags.get(key) == own[key] for key in ("dataset_digest", "eval_settings")):
+        return
+    model, tokenizer = runs.load_version(version, job.config.model.device, job.config.model.dtype)
+    job.evaluation.check(tokenizer, getattr(model.config, "max_position_embeddings", None))
+    base = version.tags.get("base_model", "unknown")
+    tags = job.evaluation.tags(tracking.EVALUATION, base, model, tokenizer)  # its own tokenizer's
+    tags[EVALUATES] = f"{name}/{version.version}"
+    if runs.find(job.client, experiment_id, tags) is not None:
         return
     with tracking.run(job.client, f"incumbent-version-{version.version}", tags):
         _log_inputs(job)
-        model, tokenizer = runs.load_version(version, job.config.model.device, job.config.model.dtype)
         job.evaluation.run(model, tokenizer, f"version {version.version}, which is in production,")
 
 

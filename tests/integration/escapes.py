@@ -354,20 +354,6 @@ LEGACIES = tuple(
             """,
         ),
         (
-            "files that circle in a socket",
-            """
-            import array, os, socket
-            one, other = socket.socketpair()
-            file = os.memfd_create("x")
-            os.write(file, b"x" * 10_000_000)
-            numbers = array.array("i", [1, 2, file, one.fileno(), other.fileno()])
-            one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
-            """,
-            """
-            assert True
-            """,
-        ),
-        (
             "shared memory",
             """
             import ctypes

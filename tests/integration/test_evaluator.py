@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -40,8 +41,8 @@ def sandbox(request) -> Iterator[Sandbox]:
             start = lambda _, **options: real(command, user="nobody", cwd=folder, **options)  # noqa: E731
             patch.setattr(client.subprocess, "Popen", start)
         # A key that an escape looks for, and must not find.
-        libc = ctypes.CDLL(None)
-        libc.syscall(SYS_ADD_KEY, b"user", b"ratchet:escape", b"secret", 6, SESSION_KEYRING)
+        added = ctypes.CDLL(None).syscall(SYS_ADD_KEY, b"user", b"ratchet:escape", b"secret", 6, SESSION_KEYRING)
+        assert added > 0
         with Sandbox(timeout_s=3, memory_mb=1000) as opened:
             patch.undo()
             yield opened
@@ -113,6 +114,29 @@ def test_memory_of_others_is_nobody_s_fault(sandbox: Sandbox) -> None:
     with Sandbox(timeout_s=5, memory_mb=100) as narrow, tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         threading.Timer(0.5, lambda: file.write(b"x" * 300_000_000)).start()
         assert narrow.run("import time\ntime.sleep(1.5)").passed
+
+
+def test_files_that_circle_in_a_socket_hold_nothing_up_and_are_freed(sandbox: Sandbox) -> None:
+    """Both ends of a pair of sockets, sent through it with a file and the program's output, and never taken out."""
+    program = dedent(
+        """
+        import array, os, socket
+        one, other = socket.socketpair()
+        file = os.memfd_create("x")
+        os.write(file, b"x" * 15_000_000)
+        numbers = array.array("i", [1, 2, file, one.fileno(), other.fileno()])
+        one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+        """
+    )
+
+    def shared_memory_kb() -> int:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Shmem:"))
+
+    before = shared_memory_kb()
+    verdicts = [sandbox.run(program) for _ in range(20)]
+    assert all(verdict.passed and verdict.seconds < 3 for verdict in verdicts), verdicts
+    assert shared_memory_kb() - before < 150_000  # of 300,000 that were written
 
 
 def test_caller_is_not_touched(sandbox: Sandbox) -> None:

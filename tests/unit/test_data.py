@@ -391,6 +391,25 @@ def test_work_tree_gives_what_git_does_not_ignore(repository) -> None:
     assert found.report.file_names["dropped: generated"] == ["gamma.py"]
 
 
+def test_folder_of_a_repository_at_a_commit_runs_nothing_of_the_repository(repository, tmp_path) -> None:
+    inner = repository / "inner"
+    inner.mkdir()
+    write_tree(inner, files=3)
+    (repository / ".gitattributes").write_text("inner/beta.py linguist-generated\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "three")
+    for hook in ("post-index-change", "fsmonitor"):
+        path = repository / ".git" / "hooks" / hook
+        path.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+        path.chmod(0o755)
+    git(repository, "config", "core.fsmonitor", str(repository / ".git" / "hooks" / "fsmonitor"))
+    for source in (f"git:{inner}", str(inner)):
+        found = load_from(source)
+        assert {item.group for item in [*found.train, *found.held_out]} == {"alpha.py", "gamma.py"}
+        assert found.report.file_names["dropped: generated"] == ["beta.py"]
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("bare", [False, True])
 def test_repository_at_a_commit(repository, tmp_path, bare: bool) -> None:
     root = repository

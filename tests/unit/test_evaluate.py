@@ -130,6 +130,13 @@ def test_syntax_but_for_a_cut_last_line(completion: str, expected: bool) -> None
             "def f(): ...\nx",
         ),
         ("def f():", "", "\n    return 1\n\ndef g(): ...", "\n    return 1\n\n"),
+        (
+            "def f():\n",
+            "    x\n",
+            "    q = '\"\"\"'  # it's\n    return q\ny",
+            "    q = '\"\"\"'  # it's\n    return q\n",
+        ),
+        ('def f():\n    """Open', '.\n    """\n    x\n', '.\nmargin\n"""\n    x\ny', '.\nmargin\n"""\n    x\n'),
     ],
 )
 def test_completion_is_cut_where_its_function_ends(prompt: str, reference: str, completion: str, expected: str) -> None:

@@ -36,6 +36,7 @@ def test_token_is_overwritten_whole(name: str, suffix: str) -> None:
         ('u = "https://bob:s3cr3tpw@host/x"', ".py", 'u = "https://bob:REDACTED@host/x"'),
         ('login(password="pass", passwords=1)', ".py", 'login(password="REDACTED", passwords=1)'),
         ('check_password("pw1", password="word")', ".py", 'check_password("pw1", password="REDACTED")'),
+        ('{"password": "password"}', ".py", '{"password": "REDACTED"}'),
         ('\tPassword: "hunter2hunter",', ".go", '\tPassword: "REDACTED",'),
         ('\tpassword := "hunter2hunter"', ".go", '\tpassword := "REDACTED"'),
     ],
@@ -44,7 +45,7 @@ def test_only_the_value_is_overwritten(text: str, suffix: str, expected: str) ->
     assert redact(text, suffix) == expected
 
 
-LINES = "".join(f"MIIEowIBAAKCAQEA{n}x/y+z\n" for n in range(3))
+LINES = "".join(f"MIIEowIBAAKCAQEA{n}x/y+zMIIEowIBAAKCAQEA{n}x/y+z\n" for n in range(3))
 BEGIN, END = "-----BEGIN RSA " + "PRIVATE KEY-----", "-----END RSA PRIVATE KEY-----"
 
 
@@ -52,7 +53,7 @@ BEGIN, END = "-----BEGIN RSA " + "PRIVATE KEY-----", "-----END RSA PRIVATE KEY--
     ("text", "expected"),
     [
         (f'x = 1\nk = """{BEGIN}\n{LINES}short=\n{END}"""\ny = 2\n', 'x = 1\nk = """REDACTED"""\ny = 2\n'),
-        (f'k = "{BEGIN}\\nMIIEowIBAAKCAQEA0x\\n{END}\\n"\ny = 2\n', 'k = "REDACTED\\n"\ny = 2\n'),
+        (f'k = "{BEGIN}\\nMIIEowIBAAKCAQEA0xMIIEowIBAAKCAQEA0x\\n{END}\\n"\ny = 2\n', 'k = "REDACTED\\n"\ny = 2\n'),
         (f"{BEGIN}\nProc-Type: 4,ENCRYPTED\n\n{LINES}", "REDACTED\n"),  # cut off before its end
         (f"{BEGIN}\n{LINES}x = f(1)\n{BEGIN}\n{LINES}{END}\n", "REDACTED\nx = f(1)\nREDACTED\n"),
     ],
@@ -69,6 +70,9 @@ def test_private_key_goes_with_all_its_lines_and_nothing_else(text: str, expecte
         "def get_secret_key(self, name: str) -> str:",
         "some_rather_long_identifier_of_a_function(argument)",
         'address = "192.168.17.4"',
+        f'HEADER = "{BEGIN}"\nFOOTER: str = "{END}"',
+        f'{{begin: "{BEGIN}", end: "{END}"}}',
+        f'h = "{BEGIN}"\n\nsomeFunctionWithLongName(1)',
         f'if text.startswith("{BEGIN}"):\n    return parse_a_private_key(text)',
     ],
 )
@@ -78,3 +82,8 @@ def test_ordinary_code_is_left_alone(line: str) -> None:
 
 def test_odd_line_ends_do_not_move_a_line() -> None:
     assert redact("key a\rkey b\rpassword = 'hunter2hunter'\nc") == "key a\rkey b\rpassword = 'REDACTED'\nc"
+
+
+def test_long_line_takes_no_longer_than_its_length() -> None:
+    text = "x" * 300_000 + " " + SECRETS["AWS"]
+    assert redact(text) == "x" * 300_000 + " REDACTED"

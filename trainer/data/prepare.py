@@ -191,6 +191,7 @@ class _Preparation:
 
     def _read_row(self, example: Example, redactor: Redactor, where: str, source: Source) -> None:
         if not example.completion and source.key == "data.source":
+            self.report.examples["read"] += 1
             self.report.examples["dropped: a test but no completion to learn"] += 1
             return
         if self.config.redact_secrets:
@@ -198,6 +199,7 @@ class _Preparation:
             cut = len(example.prompt)
             secrets = redactor.find(example.prompt + example.completion)
             if any(secret.start < cut < secret.end for secret in secrets):
+                self.report.examples["read"] += 1
                 self.report.examples["dropped: a secret over the end of the prompt"] += 1
                 return
             if secrets:

@@ -26,7 +26,7 @@ ENTROPY_LIMITS = {"Base64HighEntropyString": 4.5, "HexHighEntropyString": 3.0}  
 # Only such lines can hold one: a long run of token characters, or a word that announces it. One line in ten.
 SUSPICIOUS = re.compile(r"[A-Za-z0-9+/=_.-]{16,}|://|PuTTY|key|pass|pwd|secret|token|contrase|auth", re.IGNORECASE)
 # Where on its line a value stands: between quotes, or in a URL; the same word elsewhere is code.
-QUOTED, IN_URL = r"(?<=['\"`]){}(?=['\"`])", r"(?<=:){}(?=@)"
+QUOTED, IN_URL = r"(?<=['\"`]){}(?=['\"`](?!\s*:))", r"(?<=:){}(?=@)"
 PLACES = {
     "Secret Keyword": QUOTED,
     "Base64 High Entropy String": QUOTED,
@@ -34,11 +34,13 @@ PLACES = {
     "Basic Auth Credentials": IN_URL,
 }
 # Of a token, what is reported may be a part (`ghp` of GitHub's): the rest goes with it.
-TOKEN = r"[A-Za-z0-9_-]*{}[A-Za-z0-9_.+/=-]*"
+TOKEN = re.compile(r"[A-Za-z0-9_.+/=-]+")
+TOKEN_START = re.compile(r".*[^A-Za-z0-9_-]", re.DOTALL)  # all that is before it in such a run
 # A private key: its first line, lines of base64 or headers, be they joined in source code, and its last line.
+_HEADER = r"(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset): [^\n\"'\\]*"
 _BETWEEN = r"(?:\\[nrt]|[\s\"'+,()])*"
 KEY_BLOCK = re.compile(
-    rf"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?:{_BETWEEN}(?:[A-Za-z0-9+/=]{{16,}}|[A-Za-z-]+: [^\n]*))+"
+    rf"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?:{_BETWEEN}(?:[A-Za-z0-9+/=]{{32,}}|{_HEADER}))+"
     rf"(?:{_BETWEEN}[A-Za-z0-9+/=]*{_BETWEEN}-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)?"
 )
 
@@ -81,10 +83,9 @@ class Redactor:
         numbers = [number for number, line in enumerate(lines) if SUSPICIOUS.search(line)]
         for number, kind, value in self._scan([lines[number] for number in numbers], suffix) if numbers else ():
             row = numbers[number]
-            place = PLACES.get(kind, TOKEN).format(re.escape(value))
             found += [
-                Secret(starts[row] + match.start(), starts[row] + match.end(), row + 1, kind)
-                for match in re.finditer(place, lines[row])
+                Secret(starts[row] + start, starts[row] + end, row + 1, kind)
+                for start, end in _places(lines[row], value, kind)
             ]
         apart: list[Secret] = []
         for secret in sorted(found, key=lambda secret: (secret.start, -secret.end)):
@@ -104,6 +105,17 @@ class Redactor:
             for secret in scan_file(str(path)):
                 if secret.secret_value:
                     yield secret.line_number - 1, secret.type, secret.secret_value
+
+
+def _places(line: str, value: str, kind: str) -> Iterator[tuple[int, int]]:
+    """Where on a line (start, end) a value stands."""
+    if kind in PLACES:
+        yield from (match.span() for match in re.finditer(PLACES[kind].format(re.escape(value)), line))
+        return
+    for run in TOKEN.finditer(line):
+        if (position := run[0].find(value)) >= 0:
+            before = TOKEN_START.match(run[0], 0, position)
+            yield run.start() + (before.end() if before else 0), run.end()
 
 
 def overwrite(text: str, secrets: Sequence[Secret], offset: int = 0) -> str:

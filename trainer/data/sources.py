@@ -193,10 +193,12 @@ def _git(rest: str, key: str) -> Source:
 
 
 def _git_files(root: Path, commit: str, key: str) -> Iterator[File]:
-    top = _git_output(root, "rev-parse", "--show-prefix").decode().strip()  # a folder inside the repository
+    # A folder inside the repository, or nothing.
+    top = os.fsdecode(_git_output(root, "rev-parse", "--show-prefix")).removesuffix("\n")
     below = ["--", top] if top else []
-    listed = os.fsdecode(_git_output(root, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, *below))
-    entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
+    listed = os.fsdecode(_git_output(root, "ls-tree", "-r", "-z", "--full-tree", commit, *below))
+    split = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
+    entries = [(described, path.removeprefix(top)) for described, path in split]
     with tempfile.TemporaryDirectory(prefix="ratchet-git-") as folder:
         index = str(Path(folder, "index"))
         _git_output(root, "read-tree", commit, index=index)
@@ -206,14 +208,12 @@ def _git_files(root: Path, commit: str, key: str) -> Iterator[File]:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        for described, full_path in entries:
-            mode, _, blob, size = described.split()
-            path = _printable(full_path.removeprefix(top))
+        for described, name in entries:
+            mode, _, blob = described.split()
+            path = _printable(name)
             if not mode.startswith("100") or filters.language_of(path) is None:  # a link or a submodule; no code
                 continue
-            dropped = filters.by_name(path) or generated.get(full_path)
-            if dropped is None and size.isdigit() and int(size) > filters.MAX_BYTES:
-                dropped = filters.TOO_LARGE
+            dropped = filters.by_name(path) or generated.get(name)
             if dropped is not None:
                 yield File(path, dropped=dropped)
                 continue
@@ -225,12 +225,22 @@ def _git_files(root: Path, commit: str, key: str) -> Iterator[File]:
                     f"{key} names {root}, which lacks the content of {path} at {commit}. Expected a whole repository, "
                     "and not a partial clone: git fetch --refetch"
                 )
-            yield File(path, process.stdout.read(int(header[2]) + 1)[:-1])
+            size = int(header[2])
+            if size > filters.MAX_BYTES:
+                for start in range(0, size, filters.MAX_BYTES):  # to what comes after it
+                    process.stdout.read(min(filters.MAX_BYTES, size - start))
+                process.stdout.read(1)
+                yield File(path, dropped=filters.TOO_LARGE)
+                continue
+            yield File(path, process.stdout.read(size + 1)[:-1])
         process.stdin.close()
 
 
 # A mounted source tree belongs to somebody else; no program that its configuration names is started.
-GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
+GIT = (
+    *("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"),
+    *("-c", "protocol.allow=never"),  # nothing is fetched either
+)
 
 
 def _git_output(root: Path, *arguments: str, stdin: bytes = b"", index: str | None = None) -> bytes:
@@ -330,7 +340,10 @@ def _run(run_id: str, key: str) -> Iterator[Row]:
     from mlflow.exceptions import MlflowException
 
     try:
-        table = pd.read_parquet(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/eval/examples.parquet"))
+        with tempfile.TemporaryDirectory() as folder:
+            table = pd.read_parquet(
+                mlflow.artifacts.download_artifacts(f"runs:/{run_id}/eval/examples.parquet", dst_path=folder)
+            )
     except (MlflowException, OSError) as error:
         raise InputError(
             f"{key} is 'runs:/{run_id}', which has no evaluation table: {_first_line(error)}. "

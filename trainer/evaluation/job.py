@@ -17,6 +17,9 @@ from trainer.errors import InputError
 from trainer.evaluation import runs
 from trainer.evaluation.runs import EVALUATES, Evaluation, say
 
+# Besides `eval`, what decides on the examples that a run was judged by, and on how they were read and judged.
+ALSO_AS_IN_RUN = ("seed", "model.dtype", "data.redact_secrets", "data.near_duplicate_threshold")
+
 
 def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, float]:
     """Judge the version on the configured data, and return the metrics. Raises InputError.
@@ -62,7 +65,11 @@ def settings_of(uri: str, run_id: str) -> list[str]:
         params = client.get_run(run_id).data.params
     except MlflowException as error:
         raise InputError(f"--data is 'runs:/{run_id}', which is no run: {error.message}") from error
-    return [f"{key}={value}" for key, value in params.items() if key.startswith("eval.") and value != "None"]
+    return [
+        f"{key}={'null' if value == 'None' else value}"
+        for key, value in params.items()
+        if key.startswith("eval.") or key in ALSO_AS_IN_RUN
+    ]
 
 
 def _experiment_of(client: MlflowClient, version: ModelVersion, config: Config) -> str:
@@ -75,7 +82,7 @@ def _experiment_of(client: MlflowClient, version: ModelVersion, config: Config) 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion:
     """The version that models:/NAME/NUMBER or models:/NAME@ALIAS names. Raises InputError where there is none."""
-    match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([\w-]+))", uri)
+    match = re.fullmatch(r"models:/([^/@'\"]+)(?:/(\d+)|@([\w-]+))", uri)
     if match is None:
         raise InputError(f"--model-uri is '{uri}'. Expected models:/NAME/NUMBER or models:/NAME@ALIAS.")
     name, number, alias = match.groups()

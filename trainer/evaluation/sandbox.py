@@ -61,7 +61,9 @@ class Sandbox:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._opened.close()  # at the end of its input the evaluator ends
+        if self._child is not None and error[0] is not None:
+            self._child.kill()  # and with it whatever it runs; else it ends with its input
+        self._opened.close()
 
     def _try(self) -> None:
         """Find out now whether it works at all, and not after an hour of training."""
@@ -95,10 +97,10 @@ class Sandbox:
 
     def _explain(self) -> None:
         """Raise what the evaluator said when it ended."""
-        if self._child is None:
-            raise RuntimeError("The evaluator ended in the middle: docker compose logs evaluator says why.")
         with contextlib.suppress(OSError):
             self._requests.close()
+        if self._child is None:
+            raise RuntimeError("The evaluator ended in the middle: docker compose logs evaluator says why.")
         assert self._child.stderr is not None
         reason = self._child.stderr.read().decode(errors="replace").strip()
         if self._child.wait() == 2:
@@ -113,8 +115,9 @@ def _meet(folder: Path) -> Iterator[Any]:
     One trainer at a time, which holds a lock: a program that is being run finds nobody who listens.
     """
     path = folder / f"{uuid.uuid4().hex}.sock"
-    try:
-        with (folder / "lock").open("w") as lock:
+    with contextlib.ExitStack() as opened:
+        try:
+            lock = opened.enter_context((folder / "lock").open("w"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -126,15 +129,18 @@ def _meet(folder: Path) -> Iterator[Any]:
                     path.chmod(0o666)  # the evaluator is another user
                     listener.listen(1)
                     listener.settimeout(CONNECT_TIMEOUT_S)
-                    connection, _ = listener.accept()
+                    connection = opened.enter_context(listener.accept()[0])
                 finally:
                     path.unlink(missing_ok=True)
-            with connection:
-                connection.settimeout(None)
-                with connection.makefile("rwb") as stream:
-                    yield stream
-    except TimeoutError:
-        raise InputError(
-            f"No evaluator came within {CONNECT_TIMEOUT_S} s to run completions against their tests. Start it: "
-            "docker compose up --detach evaluator"
-        ) from None
+            connection.settimeout(None)
+            # The evaluator holds the lock too, until it is done: should we be killed, a program of ours may run on.
+            socket.send_fds(connection, [b"L"], [lock.fileno()])
+        except TimeoutError:
+            raise InputError(
+                f"No evaluator came within {CONNECT_TIMEOUT_S} s to run completions against their tests. Start it: "
+                "docker compose up --detach evaluator"
+            ) from None
+        except OSError as error:
+            raise InputError(f"EVALUATOR_DIR is '{folder}', where nothing can be shared: {error}.") from error
+        with contextlib.suppress(BrokenPipeError), connection.makefile("rwb") as stream:
+            yield stream

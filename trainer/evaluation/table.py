@@ -24,6 +24,8 @@ from trainer.evaluation.sandbox import Sandbox, Verdict
 
 Progress = Callable[[int], object]  # called with the number of steps just done; steps() says how many there are
 
+# Triple quotes; else what may hold some that are none: a string of one line, a comment.
+STRINGS_AND_COMMENTS = re.compile(r'"""|\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*')
 LOOK_EVERY = 8  # generated tokens: whether a function has ended
 MAX_BATCH_TOKENS = 8192  # of a forward pass, padding included: long examples go in smaller batches
 
@@ -104,14 +106,31 @@ def first_function(completion: str, language: str, prompt: str = "\n") -> str:
     if language != "python":
         end = next((number + 1 for number, line in enumerate(lines) if line.startswith("}")), len(lines))
         return "\n".join(lines[:end]) + "\n" * (end < len(lines))
-    open_string = ""
+    open_string = _open_string(prompt, "")
     for number, line in enumerate(lines):
         begins = number > 0 or prompt.endswith("\n") or not prompt  # else it goes on with the prompt's last line
         if begins and not open_string and line.strip() and not line[0].isspace() and line[0] != "#":
             return "\n".join(lines[:number]) + "\n" * (number > 0)
-        for quotes in re.findall(r'"""|\'\'\'', line):
-            open_string = "" if open_string == quotes else open_string or quotes
+        open_string = _open_string(line, open_string)
     return completion
+
+
+def _open_string(text: str, before: str) -> str:
+    """The triple quotes of the Python string that is open at the end of a text, or nothing; `before`: at its start."""
+    position = 0
+    while position < len(text):
+        if before:
+            end = text.find(before, position)
+            if end < 0:
+                return before
+            position, before = end + 3, ""
+            continue
+        match = STRINGS_AND_COMMENTS.search(text, position)
+        if match is None:
+            return ""
+        before = match[0] if match[0] in ('"""', "'''") else ""
+        position = match.end()
+    return before
 
 
 def parses_cut(prompt: str, completion: str, language: str) -> bool:
