@@ -59,7 +59,7 @@ ESCAPES = tuple(
             """
             x = []
             while True:
-                x.append(bytearray(10**7))
+                x.append(bytearray(10**8))
             """,
             ("failed",),
             "MemoryError",

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.stack
 RUN = """
 import json, sys
 from trainer.evaluation.sandbox import Sandbox
-with Sandbox(timeout_s=3, memory_mb=1000) as sandbox:
+with Sandbox(timeout_s=5, memory_mb=1000) as sandbox:
     print("VERDICTS", json.dumps([sandbox.run(program)._asdict() for program in json.loads(sys.argv[1])]))
 """
 
