@@ -69,7 +69,7 @@ def main() -> None:
         os.environ["TQDM_DISABLE"] = "1"  # no progress bars in a pipe: plain lines instead
 
 
-@main.command(cls=_ConfigHelp)
+@main.command(cls=_ConfigHelp, short_help="Fine-tune, judge and register a model (the default).")
 @click.option("--dry-run", is_flag=True, help="Check model, data and tracking server, print the configuration, stop.")
 @_config_options
 def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) -> None:
@@ -88,7 +88,7 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
         job.run(prepared)
 
 
-@main.command(cls=_PrepareHelp)
+@main.command(cls=_PrepareHelp, short_help="Show what a run would train on, with a report.")
 @click.option(
     "--output",
     "-o",
@@ -121,7 +121,7 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
         click.echo(f"\n{data.report.to_markdown()}\nWritten to {output}: {', '.join(OUTPUTS)}")
 
 
-@main.command(cls=_EvaluateHelp)
+@main.command(cls=_EvaluateHelp, short_help="Judge a registered version on any data set.")
 @click.option("--model-uri", required=True, help="Which version: models:/NAME/NUMBER or models:/NAME@ALIAS.")
 @click.option(
     "--data",
