@@ -16,6 +16,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainer.data import benchmarks
+from trainer.data.filters import LANGUAGE_NAMES
 from trainer.errors import InputError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -105,7 +107,7 @@ class DataConfig:
     language: str = _option(
         "auto",
         "Language of rows that name none; decides whether their syntax is checked. auto: text.",
-        choices=("auto", "python", "javascript", "typescript", "tsx", "go", "java", "rust", "text"),
+        choices=("auto", *LANGUAGE_NAMES, "text"),
     )
     eval_fraction: float = _option(0.15, "Share of the examples to hold out, by file.", above=0, at_most=0.5)
     max_eval_examples: int | None = _option(
@@ -163,7 +165,7 @@ class EvalConfig:
     max_new_tokens: int = _option(64, "Longest generated completion in tokens.", at_least=1)
     batch_size: int = _option(16, "Examples per forward pass and per generation.", at_least=1)
     benchmark: str | None = _option(
-        None, "Judge by this public benchmark too; its completions are run against its tests.", choices=("humaneval",)
+        None, "Judge by this public benchmark too; its completions are run against its tests.", choices=benchmarks.NAMES
     )
     benchmark_max_new_tokens: int = _option(256, "As max_new_tokens, for the benchmark.", at_least=1)
     samples: int = _option(

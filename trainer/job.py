@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from torch.nn import Linear
 from tqdm import tqdm
 
-from trainer import base_model, plots, register, tracking
+from trainer import base_model, git, plots, register, tracking
 from trainer.base_model import BaseModel
 from trainer.collator import token_counts
 from trainer.config import Config, to_yaml
@@ -64,7 +64,8 @@ def prepare(config: Config, folder: Path) -> Job:
     say(f"Base model: {config.model.name}")
     base = base_model.resolve(config.model)
     tokenizer = base_model.load_tokenizer(base)
-    data = prepare_data(config, tokenizer, folder, base_model.positions(base))
+    positions = base_model.positions(base)
+    data = prepare_data(config, tokenizer, folder, positions)
     if not len(data.train):
         raise InputError(f"data.source is {config.data.source!r}. Expected something to train on.")
     if not any(example.completion for example in data.held_out):
@@ -73,7 +74,7 @@ def prepare(config: Config, folder: Path) -> Job:
             "with one: a candidate has to be better by its likelihood."
         )
     evaluation = Evaluation.of(config.eval, config.seed, data.held_out, data.held_out_digest)
-    evaluation.check(tokenizer, base_model.positions(base))
+    evaluation.check(tokenizer, positions)
     model = base_model.load_model(base, config.model)
     _check_fit(config, model)
     return Job(config, client, base, tokenizer, model, data, evaluation)
@@ -242,7 +243,7 @@ def _log_inputs(job: Job) -> None:
     tracking.log_config(config)
     mlflow.log_text(to_yaml(config), "config.yaml")
     log_dataset(data)
-    commit = tracking.git_commit(Path.cwd()) or os.environ.get("GIT_COMMIT")  # an image knows its own
+    commit = git.commit(Path.cwd()) or os.environ.get("GIT_COMMIT")  # an image knows its own
     mlflow.set_tags({"git_commit": commit} if commit else {})
 
 

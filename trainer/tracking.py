@@ -8,12 +8,10 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -114,25 +112,6 @@ def run(client: MlflowClient, name: str | None, tags: dict[str, str]) -> Iterato
 def log_config(config: Config) -> None:
     """The whole resolved configuration as params of the active run."""
     mlflow.log_params({key: str(value) for key, value in flatten(config).items()})
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit checked out in a folder (with `-dirty`), or None where git knows none."""
-    try:
-        described = subprocess.run(
-            [
-                # A mounted source tree belongs to somebody else; no program that its configuration names is started.
-                *("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false"),
-                *("-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None
 
 
 class MlflowCallback(TrainerCallback):  # type: ignore[misc]

@@ -49,7 +49,7 @@ def prepare_ours(path: Path) -> tuple[int, float]:
 
     config = load_config(None, [f"data.source={path}", "trainer.max_length=1024"])
     tokenizer = base_model.load_tokenizer(base_model.resolve(config.model))
-    limits = Limits("".join, lambda items: token_counts(tokenizer, items), 1024, 1024)  # type: ignore[arg-type]
+    limits = Limits(lambda messages: "", lambda items: token_counts(tokenizer, items), 1024, 1024)
     before = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(config.data, limits, Path(folder))

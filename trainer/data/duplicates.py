@@ -4,7 +4,6 @@
 in files, and memory holds one band's keys at a time: about 60 bytes a text.
 """
 
-import hashlib
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,8 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
+
+from trainer.data.example import hash64
 
 PERMUTATIONS = 128  # of a MinHash: similarities are right to about 0.04
 SHINGLE = 5  # tokens
@@ -43,8 +44,7 @@ class Fingerprints:
     def add(self, text: str) -> None:
         """Take in one more text."""
         tokens = re.findall(r"\w+|[^\w\s]", text)
-        joined = " ".join(tokens).encode("utf-8", "surrogatepass")
-        self._exact.append(int.from_bytes(hashlib.sha256(joined).digest()[:8]))
+        self._exact.append(hash64(" ".join(tokens)))
         starts = range(max(1, len(tokens) - SHINGLE + 1))
         shingles = {" ".join(tokens[start : start + SHINGLE]) for start in starts}
         minhash = self._blank.copy()

@@ -36,7 +36,7 @@ class Example:
     def number(self) -> int:
         """Stable 64-bit hash of prompt, completion and test."""
         test = f"\0{self.test}" if self.test is not None else ""
-        return int.from_bytes(hashlib.sha256(f"{self.prompt}\0{self.completion}{test}".encode()).digest()[:8])
+        return hash64(f"{self.prompt}\0{self.completion}{test}")
 
     @property
     def compared(self) -> str:
@@ -47,6 +47,11 @@ class Example:
     def example_id(self) -> str:
         """The same as 16 hex digits: the evaluation table's key."""
         return f"{self.number:016x}"
+
+
+def hash64(text: str) -> int:
+    """A stable 64-bit hash."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
 def digest(numbers: Any) -> str:

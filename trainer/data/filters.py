@@ -20,6 +20,7 @@ LANGUAGES = {
     ".java": "java",
     ".rs": "rust",
 }
+LANGUAGE_NAMES = tuple(dict.fromkeys(LANGUAGES.values()))
 # Folders that hold no code of the project's own.
 VENDORED_FOLDERS = {
     *("node_modules", "bower_components", "jspm_packages", "vendor", "vendored", "_vendor", "third_party"),

@@ -4,12 +4,11 @@ Which of the three is drawn by weight, by a hash of the function: the choice is 
 as it is while other code comes and goes.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
 from trainer.data import fim
-from trainer.data.example import Example
+from trainer.data.example import Example, hash64
 from trainer.data.functions import Function, moved
 
 MIN_CHARACTERS = 8  # of a gap or block: less is a brace or a `pass`
@@ -35,15 +34,14 @@ def example_of(
     if function.movable and (function.documented or not require_docstring):
         possible.append("function")
     if runs:
-        possible.append("next_block")
-        possible.append("fim")
+        possible += ["next_block", "fim"]
     kind = _draw(possible, weights, text)
     if kind is None:
         return None
     if kind == "function":
         prompt, completion = _whole(function, lines)
     else:
-        start, end = runs[_hash(f"run\0{text}") % len(runs)]
+        start, end = runs[hash64(f"run\0{text}") % len(runs)]
         completion = "\n".join(lines[start:end]) + "\n"
         room = max(0, context - len(completion))
         if kind == "fim":
@@ -65,7 +63,7 @@ def _whole(function: Function, lines: Sequence[str]) -> tuple[str, str]:
 def _draw(possible: Sequence[str], weights: Mapping[str, float], text: str) -> str | None:
     """One of the kinds, each with a chance in proportion to its weight: the first arrival of exponential clocks."""
     arrivals = {
-        kind: -math.log((_hash(f"{kind}\0{text}") + 1) / (2**64 + 1)) / weights[kind]
+        kind: -math.log((hash64(f"{kind}\0{text}") + 1) / (2**64 + 1)) / weights[kind]
         for kind in possible
         if weights[kind] > 0
     }
@@ -81,7 +79,3 @@ def _nearest(lines: Sequence[str], room: int) -> list[str]:
             break
         taken.append(line)
     return taken
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8])

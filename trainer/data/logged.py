@@ -12,7 +12,7 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 
-from trainer import tracking
+from trainer import git
 from trainer.data.prepare import REPORTS, Dataset
 
 
@@ -43,7 +43,7 @@ def log_dataset(data: Dataset) -> None:
             mlflow.log_input(_Logged(_source(location), name, digest, rows), context=context)
     for name in REPORTS:
         mlflow.log_artifact(str(data.train.path.with_name(name)), "data")
-    commits = [tracking.git_commit(folder) for folder in data.folders] + data.commits
+    commits = [git.commit(folder) for folder in data.folders] + data.commits
     if known := [commit for commit in commits if commit]:
         mlflow.set_tag("data_git_commit", ", ".join(dict.fromkeys(known)))
 

@@ -8,7 +8,6 @@ second writes those that are kept to their side of the split. No file of code is
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import tempfile
@@ -25,7 +24,7 @@ import numpy.typing as npt
 from trainer.config import DataConfig
 from trainer.data import filters, fim, kinds, other_languages, python
 from trainer.data.duplicates import Fingerprints
-from trainer.data.example import KINDS, Example, ExampleFile, digest, from_line, to_line
+from trainer.data.example import KINDS, Example, ExampleFile, digest, from_line, hash64, to_line
 from trainer.data.report import Report, histogram
 from trainer.data.rows import ChatTemplate, continuation, parse
 from trainer.data.secrets import Redactor, overwrite
@@ -108,7 +107,7 @@ class _Candidates:
         self.prints.add(example.compared)
         self.lengths.append(length)
         self.numbers.append(example.number)
-        self.groups.append(int.from_bytes(hashlib.sha256(example.group.encode()).digest()[:8]))
+        self.groups.append(hash64(example.group))
         self.files.append(file)
         self.kinds.append(KINDS.index(example.kind) if example.kind in KINDS else -1)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from trainer.data import fim
 from trainer.data.example import KINDS, ROW, Example
-from trainer.data.filters import LANGUAGES
+from trainer.data.filters import LANGUAGE_NAMES
 from trainer.data.sources import File, Row
 from trainer.errors import InputError
 
@@ -107,7 +107,7 @@ def _test(values: dict[str, Any], where: str) -> str | None:
 
 
 def _language(values: dict[str, Any], default: str, where: str) -> str:
-    return _one_of(values, "language", (*dict.fromkeys(LANGUAGES.values()), "text"), default, where)
+    return _one_of(values, "language", (*LANGUAGE_NAMES, "text"), default, where)
 
 
 def _one_of(values: dict[str, Any], key: str, allowed: tuple[str, ...], default: str, where: str) -> str:

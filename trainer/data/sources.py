@@ -18,10 +18,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import git
 from trainer.data import filters
 from trainer.errors import InputError
 
@@ -57,7 +58,7 @@ class Source:
     items: Iterator[File | Row]
     location: str  # where that is
     folder: Path | None = None  # where git may know the commit
-    commit: str | None = field(default=None)
+    commit: str | None = None
 
 
 def open_source(name: str, key: str) -> Source:
@@ -119,7 +120,7 @@ def _package_folder(name: str, key: str) -> Path:
 
 def _folder(root: Path) -> Iterator[File]:
     """The files of code below a folder, by path; of a git work tree those that it does not ignore."""
-    listed = _git_output(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = git.output(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed:
         paths: Iterable[str] = sorted(set(os.fsdecode(listed).split("\0")) - {""})
     else:
@@ -167,7 +168,7 @@ def _linguist_attributes(root: Path, paths: Iterable[str], index: str | None = N
     command = ["check-attr", "-z", "--stdin", "linguist-generated", "linguist-vendored"]
     if index is not None:
         command.insert(1, "--cached")
-    words = os.fsdecode(_git_output(root, *command, stdin=names, index=index)).split("\0")
+    words = os.fsdecode(git.output(root, *command, stdin=names, index=index)).split("\0")
     return {
         path: attribute.removeprefix("linguist-")
         for path, attribute, value in zip(words[0::3], words[1::3], words[2::3], strict=False)
@@ -181,9 +182,9 @@ def _git(rest: str, key: str) -> Source:
     if not path or _exists(_path(rest, key)):  # no revision, or an @ in the path
         path, revision = rest, "HEAD"
     root = _path(path, key)
-    if not _exists(root) or not _git_output(root, "rev-parse", "--git-dir"):
+    if not _exists(root) or not git.output(root, "rev-parse", "--git-dir"):
         raise InputError(f"{key} is 'git:{rest}', where there is no git repository. Expected git:PATH[@REVISION].")
-    commit = _git_output(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
+    commit = git.output(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
     if not commit:
         raise InputError(
             f"{key} is 'git:{rest}', but {root} has no commit '{revision}'. "
@@ -194,17 +195,17 @@ def _git(rest: str, key: str) -> Source:
 
 def _git_files(root: Path, commit: str, key: str) -> Iterator[File]:
     # A folder inside the repository, or nothing.
-    top = os.fsdecode(_git_output(root, "rev-parse", "--show-prefix")).removesuffix("\n")
+    top = os.fsdecode(git.output(root, "rev-parse", "--show-prefix")).removesuffix("\n")
     below = ["--", top] if top else []
-    listed = os.fsdecode(_git_output(root, "ls-tree", "-r", "-z", "--full-tree", commit, *below))
+    listed = os.fsdecode(git.output(root, "ls-tree", "-r", "-z", "--full-tree", commit, *below))
     split = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
     entries = [(described, path.removeprefix(top)) for described, path in split]
     with tempfile.TemporaryDirectory(prefix="ratchet-git-") as folder:
         index = str(Path(folder, "index"))
-        _git_output(root, "read-tree", commit, index=index)
+        git.output(root, "read-tree", commit, index=index)
         generated = _linguist_attributes(root, (path for _, path in entries), index)
     with subprocess.Popen(
-        [*GIT, "-C", str(root), "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*git.COMMAND, "-C", str(root), "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -234,23 +235,6 @@ def _git_files(root: Path, commit: str, key: str) -> Iterator[File]:
                 continue
             yield File(path, process.stdout.read(size + 1)[:-1])
         process.stdin.close()
-
-
-# A mounted source tree belongs to somebody else; no program that its configuration names is started.
-GIT = (
-    *("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"),
-    *("-c", "protocol.allow=never"),  # nothing is fetched either
-)
-
-
-def _git_output(root: Path, *arguments: str, stdin: bytes = b"", index: str | None = None) -> bytes:
-    """What a git command prints; nothing where it fails or there is no git."""
-    command = [*GIT, "-C", str(root), *arguments]
-    environment = os.environ | ({"GIT_INDEX_FILE": index} if index is not None else {})
-    try:
-        return subprocess.run(command, input=stdin, capture_output=True, check=True, env=environment).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return b""
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -335,15 +319,13 @@ def _hub(rest: str, key: str) -> Iterator[Row]:
 
 def _run(run_id: str, key: str) -> Iterator[Row]:
     """Prompt and reference of a run's evaluation table."""
-    import mlflow
-    import pandas as pd
+    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from trainer.evaluation import runs
+
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            table = pd.read_parquet(
-                mlflow.artifacts.download_artifacts(f"runs:/{run_id}/eval/examples.parquet", dst_path=folder)
-            )
+        table = runs.read_table(MlflowClient(), run_id)
     except (MlflowException, OSError) as error:
         raise InputError(
             f"{key} is 'runs:/{run_id}', which has no evaluation table: {_first_line(error)}. "

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from serving.model import GenerationParams, decode_completion, encode_prompt, generate
+from serving.model import GenerationParams, decode_completion, generate
 from trainer.collator import EncodedExample, collate, encode, prompt_of
 from trainer.config import EvalConfig
 from trainer.data import other_languages, python
@@ -97,7 +97,7 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 
 def run_test(sandbox: Sandbox, example: Example, completion: str) -> Verdict:
     """Whether prompt, completion and test together run to their end."""
-    return sandbox.run(f"{example.prompt}{cut(example, completion)}\n\n{example.test}\n")
+    return sandbox.run(f"{example.prompt}{completion}\n\n{example.test}\n")
 
 
 def first_function(completion: str, language: str, prompt: str = "\n") -> str:
@@ -181,23 +181,25 @@ def _complete(
     batch_size: int,
     progress: Progress,
 ) -> list[str]:
+    """The completions, each cut where its function has ended."""
     completions = [""] * len(examples)
     for batch in _batches(encoded, batch_size, params.max_new_tokens):
         chosen = [examples[number] for number in batch]
         prompts = [prompt_of(tokenizer, example) for example in chosen]
-        texts = generate(model, tokenizer, prompts, params, _function_has_ended(tokenizer, chosen))
+        ended = _function_has_ended(tokenizer, chosen, [encoded[number] for number in batch])
+        texts = generate(model, tokenizer, prompts, params, ended)
         for number, text in zip(batch, texts, strict=True):
-            completions[number] = text
+            completions[number] = cut(examples[number], text)
         progress(len(batch))
     return completions
 
 
-def _function_has_ended(tokenizer: Any, examples: Sequence[Example]) -> Any:
+def _function_has_ended(tokenizer: Any, examples: Sequence[Example], encoded: Sequence[EncodedExample]) -> Any:
     """Stops a completion that writes on behind its function, which would be cut off; chat models do."""
     import torch
     from transformers import StoppingCriteria
 
-    prompts = [encode_prompt(tokenizer, prompt_of(tokenizer, example)) for example in examples]
+    prompts = [item.input_ids[: item.prompt_length] for item in encoded]
 
     class Ended(StoppingCriteria):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -251,7 +253,7 @@ def _nll(model: Any, tokenizer: Any, batch: Sequence[EncodedExample]) -> list[fl
 
 def _row(example: Example, encoded: EncodedExample, nll: float, completion: str) -> dict[str, Any]:
     prompt, reference, language = example.prompt, example.completion, example.language
-    completion, syntax_ok = cut(example, completion), None
+    syntax_ok = None
     # A gap or a block stands in code that begins and ends anywhere: by itself it does not parse.
     if language != "text" and example.kind in ("function", ROW):
         syntax_ok = bool(completion.strip()) and parses_cut(prompt, completion, language)
