@@ -71,8 +71,11 @@ def load_tokenizer(base: BaseModel) -> Any:
     return tokenizer
 
 
-def load_model(base: BaseModel, config: ModelConfig) -> Any:
-    """The model on its device, in its dtype. Raises InputError where no causal language model loads."""
+def load_model(base: BaseModel, config: ModelConfig, in_4bit: bool = False) -> Any:
+    """The model on its device, in its dtype, its linear layers in NF4 if wanted (on a GPU, for QLoRA).
+
+    Raises InputError where no causal language model loads.
+    """
     from mlflow.exceptions import MlflowException
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -81,13 +84,21 @@ def load_model(base: BaseModel, config: ModelConfig) -> Any:
         device = choose_device(config.device)
     except MlflowException as error:
         raise InputError(f"model.{error.message}") from error
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base.folder, dtype=choose_dtype(config.dtype, device), use_safetensors=True
+    dtype = choose_dtype(config.dtype, device)
+    options: dict[str, Any] = {}
+    if in_4bit:
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
+        options["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model.name: no model loads from '{base.folder}': {_first_line(error)}") from error
-    return model.to(device)
+    return model if in_4bit else model.to(device)
 
 
 def positions(base: BaseModel) -> int | None:

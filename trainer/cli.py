@@ -62,7 +62,7 @@ def _config_options(command: Any) -> Any:
 @click.version_option(package_name="ratchet")
 def main() -> None:
     """Fine-tune a code model on your code, and register it in MLflow. With overrides alone: train."""
-    for variable in ("DATA_SOURCE", "MLFLOW_TRACKING_URI", "RATCHET_HOME", "EVALUATOR_DIR"):
+    for variable in ("CHECKPOINTS_DIR", "DATA_SOURCE", "MLFLOW_TRACKING_URI", "RATCHET_HOME", "EVALUATOR_DIR"):
         if not os.environ.get(variable):
             os.environ.pop(variable, None)  # empty counts as unset, as the env files say
     if not sys.stderr.isatty():
@@ -78,7 +78,8 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
     Example: trainer train --config demo data.source=src trainer.epochs=2
     """
     config = load_config(config_path, overrides)
-    with _interruptible("A run that had not finished is marked KILLED and has registered nothing.") as folder:
+    left = "A run that had not finished is marked KILLED and has registered nothing; the same command goes on with it."
+    with _interruptible(left) as folder:
         from trainer import job  # torch and transformers take seconds to import
 
         prepared = job.prepare(config, folder)

@@ -1,4 +1,8 @@
-"""From examples to batches: prompt and completion tokenised apart, loss on the completion only."""
+"""From examples to batches: prompt and completion tokenised apart, loss on the completion only.
+
+A batch names the targets as `shift_labels`: at each place where the model is asked for its logits (`logits_to_keep`),
+the token that comes next, or -100 where it bears no loss. So no logits are computed for prompts.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,15 +39,43 @@ def token_counts(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
 
 
 def collate(batch: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Any]:
-    """Tensors input_ids, attention_mask, labels: each (B, T), padded on the right; labels -100 without loss."""
+    """One example a row: input_ids and attention_mask (B, T), padded on the right; targets (B, kept places)."""
     import torch
 
     longest = max(len(item.input_ids) for item in batch)
     input_ids = torch.full((len(batch), longest), pad_token_id)
     attention_mask = torch.zeros((len(batch), longest), dtype=torch.long)
-    labels = torch.full((len(batch), longest), -100)
+    targets = torch.full((len(batch), longest), -100)
     for row, (ids, prompt_length) in enumerate(batch):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         attention_mask[row, : len(ids)] = 1
-        labels[row, prompt_length : len(ids)] = torch.tensor(ids[prompt_length:])
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        targets[row, prompt_length - 1 : len(ids) - 1] = torch.tensor(ids[prompt_length:])
+    kept = (targets != -100).any(dim=0).nonzero()[:, 0]
+    return {"input_ids": input_ids, "attention_mask": attention_mask} | _with_targets(kept, targets[:, kept])
+
+
+def collate_flat(batch: Sequence[EncodedExample]) -> dict[str, Any]:
+    """All in one row, one after another: input_ids and position_ids (1, total), targets (1, completion tokens).
+
+    `sequence_lengths` tells `padding_free.attention` where each ends; without it one example would see the others.
+    """
+    import torch
+
+    ids = [token for item in batch for token in item.input_ids]
+    lengths = [len(item.input_ids) for item in batch]
+    kept: list[int] = []
+    start = 0
+    for item, length in zip(batch, lengths, strict=True):
+        kept += range(start + item.prompt_length - 1, start + length - 1)
+        start += length
+    input_ids = torch.tensor([ids])
+    return {
+        "input_ids": input_ids,
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "sequence_lengths": lengths,
+    } | _with_targets(torch.tensor(kept), input_ids[:, [place + 1 for place in kept]])
+
+
+def _with_targets(kept: Any, targets: Any) -> dict[str, Any]:
+    # transformers counts the tokens that bear loss in `shift_labels`, but only where there are `labels` too.
+    return {"logits_to_keep": kept, "shift_labels": targets, "labels": targets}

@@ -134,16 +134,24 @@ class LoraConfig:
     target_modules: str = _option(
         "all-linear", "`all-linear`, or module names separated by commas, e.g. q_proj,v_proj."
     )
+    use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(r): keeps high ranks from learning less (rsLoRA).")
+    use_dora: bool = _option(False, "Learn the size of each weight apart from its direction (DoRA); slower.")
+    load_in_4bit: bool = _option(
+        False, "Hold the frozen weights in 4 bits, NF4 (QLoRA): an NVIDIA GPU and the package bitsandbytes."
+    )
 
 
 @dataclass
 class TrainerConfig:
-    """Parameters that control training."""
+    """Parameters that control training (names as in transformers' TrainingArguments where it has them)."""
 
+    method: str = _option(
+        "lora", "Train an adapter, or all weights (needs about 16 bytes of memory for each).", choices=("lora", "full")
+    )
     lr: float = _option(5e-4, "Peak learning rate (AdamW).", above=0, below=1)
     epochs: float = _option(1.0, "Passes over the training examples.", above=0)
     max_steps: int | None = _option(None, "Stop after this many optimizer steps; overrides epochs.", at_least=1)
-    batch_size: int = _option(8, "Examples per forward pass.", at_least=1)
+    batch_size: int = _option(8, "Examples per forward pass, in each process.", at_least=1)
     gradient_accumulation_steps: int = _option(1, "Forward passes per optimizer step.", at_least=1)
     max_length: int = _option(
         256,
@@ -155,7 +163,83 @@ class TrainerConfig:
         "cosine", "Course of the learning rate.", choices=("constant_with_warmup", "linear", "cosine")
     )
     weight_decay: float = _option(0.0, "AdamW weight decay.", at_least=0)
-    logging_steps: int = _option(5, "Log metrics every so many optimizer steps.", at_least=1)
+    max_grad_norm: float = _option(1.0, "Scale gradients down to this norm; 0: never.", at_least=0)
+    optim: str = _option(
+        "adamw_torch_fused",
+        "Optimizer. adafactor needs less memory, for full fine-tuning.",
+        choices=("adamw_torch_fused", "adamw_torch", "adafactor", "sgd"),
+    )
+    batching: str = _option(
+        "auto",
+        "padding_free: the examples of a batch one after another in one row, none seeing another, nothing padded. "
+        "padded: one a row. auto: padding-free where the model gives the same results so.",
+        choices=("auto", "padding_free", "padded"),
+    )
+    group_by_length: bool = _option(True, "Put examples of like length into one batch.")
+    gradient_checkpointing: bool = _option(
+        False, "Compute activations anew in the backward pass: less memory, a third slower."
+    )
+    full_determinism: bool = _option(
+        False, "On a GPU too, the same numbers in each run; slower. A CPU gives them anyway, with as many threads."
+    )
+    torch_compile: bool = _option(
+        False, "Compile the model: minutes at the start, which a long run on a GPU earns back."
+    )
+    dataloader_num_workers: int = _option(0, "Processes that read and tokenise ahead of the training.", at_least=0)
+    logging_steps: int = _option(5, "Send metrics every so many optimizer steps; each step has its own.", at_least=1)
+    validation_fraction: float = _option(
+        0.0,
+        "Share of the training examples to set aside, by file, for a loss by which to stop early.",
+        at_least=0,
+        at_most=0.5,
+    )
+    eval_steps: int = _option(25, "Take the validation loss every so many optimizer steps.", at_least=1)
+    early_stopping_patience: int | None = _option(
+        None,
+        "Stop when so many validations in a row brought no lower loss, and keep the best weights.",
+        at_least=1,
+    )
+
+
+@dataclass
+class CheckpointConfig:
+    """Parameters that control checkpoints, from which the same command goes on after a crash."""
+
+    folder: str = _option(
+        "${oc.env:CHECKPOINTS_DIR,${oc.env:RATCHET_HOME,var}/checkpoints}",
+        "Where checkpoints are, and metrics on their way to the tracking server; a folder for each job.",
+    )
+    save_steps: int = _option(50, "Save every so many optimizer steps; also at Ctrl-C and at the end.", at_least=1)
+    save_total_limit: int = _option(2, "Keep the newest so many.", at_least=2)
+    to_tracking: bool = _option(
+        False,
+        "Store each also in the tracking server's artifact store (S3 in the stack), for another machine to go on from.",
+    )
+    resume: bool = _option(True, "Go on with the unfinished run of the same job. false: start a new one.")
+
+
+@dataclass
+class DistributedConfig:
+    """Parameters that spread training over GPUs and machines (by torchrun)."""
+
+    processes: int = _option(0, "Processes on this machine. 0: one for each GPU, one without any.", at_least=0)
+    strategy: str = _option(
+        "ddp",
+        "ddp: each process has the whole model. fsdp: weights, gradients and optimizer are split among them.",
+        choices=("ddp", "fsdp"),
+    )
+    machines: int = _option(
+        1, "Machines that train together; the same command on each, but for machine_rank.", at_least=1
+    )
+    machine_rank: int = _option(0, "Which of them this is; 0 evaluates, tracks and registers.", at_least=0)
+    rendezvous: str | None = _option(
+        None,
+        "Where they meet: address and free port of machine 0, e.g. 10.0.0.5:29500.",
+        pattern=(r"[\w.-]+:\d{1,5}", "HOST:PORT"),
+    )
+    timeout_s: int = _option(
+        1800, "Seconds to wait for the other machines, and for a process that is silent.", at_least=10
+    )
 
 
 @dataclass
@@ -199,6 +283,14 @@ class TrackingConfig:
         pattern=(r"[\w. -]+", "letters, digits, and any of _ - . and space"),
     )
     run_name: str | None = _option(None, "Name of the run. Default: MLflow makes one.")
+    patience_s: int = _option(
+        3600,
+        "Seconds to wait, when all is trained, for a tracking server that is down. Training itself never waits for it.",
+        at_least=0,
+    )
+    system_metrics_interval_s: float = _option(
+        10.0, "Log CPU, memory, GPU, disk and network every so many seconds; 0: never.", at_least=0
+    )
 
 
 @dataclass
@@ -210,6 +302,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -321,3 +415,30 @@ def _check_values(config: Config) -> None:
     for key, value, option in walk(config):
         if not option["allowed"](value):
             raise InputError(f"{key} is {value!r}. Expected {option['expected']}.")
+    _check_together(config)
+
+
+def _check_together(config: Config) -> None:
+    """Raise InputError for values that are fine alone and contradict each other."""
+    options, distributed = config.trainer, config.distributed
+    if options.method == "full":
+        for name in ("use_dora", "use_rslora", "load_in_4bit"):
+            if getattr(config.lora, name):
+                raise InputError(f"lora.{name} is true with trainer.method=full, which trains no adapter. Drop one.")
+    if options.early_stopping_patience is not None and not options.validation_fraction:
+        raise InputError(
+            "trainer.early_stopping_patience needs a validation loss. Expected trainer.validation_fraction above 0, "
+            "e.g. 0.1: the held-out examples judge the result, and so must not choose it."
+        )
+    if distributed.machine_rank >= distributed.machines:
+        raise InputError(
+            f"distributed.machine_rank is {distributed.machine_rank} with distributed.machines={distributed.machines}. "
+            f"Expected 0 to {distributed.machines - 1}."
+        )
+    if distributed.machines > 1 and distributed.rendezvous is None:
+        raise InputError(
+            f"distributed.machines is {distributed.machines}, and distributed.rendezvous is not set. "
+            "Expected HOST:PORT of machine 0, the same on each machine, e.g. 10.0.0.5:29500."
+        )
+    if config.lora.load_in_4bit and distributed.strategy == "fsdp":
+        raise InputError("lora.load_in_4bit works with distributed.strategy=ddp only; fsdp splits 16-bit weights.")

@@ -1,6 +1,10 @@
 """One training job from start to end: base model, data, baseline, fine-tuning, evaluation, registration."""
 
+import gc
+import importlib.util
+import json
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -9,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
+import torch
 import transformers
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -17,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from torch.nn import Linear
 from tqdm import tqdm
 
-from trainer import base_model, git, plots, register, tracking
+from trainer import base_model, checkpoints, distributed, git, plots, register, tracking
 from trainer.base_model import BaseModel
 from trainer.collator import token_counts
 from trainer.config import Config, to_yaml
@@ -27,10 +33,13 @@ from trainer.data.prepare import prepare as data_prepare
 from trainer.errors import InputError
 from trainer.evaluation import runs
 from trainer.evaluation.runs import EVALUATES, Evaluation, say
-from trainer.train import add_adapter, target_modules, train
+from trainer.liveness import mark_dead, unfinished
+from trainer.recorder import LOSS, Recorder
+from trainer.spool import Spool
+from trainer.train import RESULT, TOTALS, TrainingData, chooses_padding_free, split, target_modules, train
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
     """A checked job: everything that can be wrong with the input has been found by now."""
 
@@ -38,13 +47,26 @@ class Job:
     client: MlflowClient
     base: BaseModel
     tokenizer: Any
-    model: Any
+    model: Any  # None while somebody else needs its memory
+    dtype: str
     data: Dataset
     evaluation: Evaluation
 
+    @property
+    def key(self) -> str:
+        """The same for two commands that would train the same model on the same data in the same way."""
+        return checkpoints.job_key(self.config, self.base.identity, self.data.train_digest, self.data.held_out_digest)
+
     def tags(self, role: str) -> dict[str, str]:
         """The tags of a run, and of the version that it makes."""
-        return self.evaluation.tags(role, self.base.identity, self.model, self.tokenizer)
+        return self.evaluation.tags(role, self.base.identity, self.dtype, self.tokenizer)
+
+    def release_model(self) -> None:
+        """Free the memory that the model takes."""
+        self.model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def quiet() -> None:
@@ -60,7 +82,11 @@ def prepare(config: Config, folder: Path) -> Job:
     The prepared data lie in `folder`, as long as the job is used.
     """
     quiet()
-    client = tracking.connect(config.tracking.uri)
+    if config.distributed.machine_rank == 0:
+        client = tracking.connect(config.tracking.uri)
+    else:  # only the first machine talks to the tracking server
+        client = MlflowClient(config.tracking.uri)
+    checkpoints.root(config)
     say(f"Base model: {config.model.name}")
     base = base_model.resolve(config.model)
     tokenizer = base_model.load_tokenizer(base)
@@ -77,7 +103,11 @@ def prepare(config: Config, folder: Path) -> Job:
     evaluation.check(tokenizer, positions)
     model = base_model.load_model(base, config.model)
     _check_fit(config, model)
-    return Job(config, client, base, tokenizer, model, data, evaluation)
+    distributed.processes(config, model.device.type)
+    split(_training_data(data), config.trainer.validation_fraction, config.seed)
+    if config.trainer.batching == "padding_free":
+        chooses_padding_free(model, config)
+    return Job(config, client, base, tokenizer, model, str(model.dtype), data, evaluation)
 
 
 def prepare_data(config: Config, tokenizer: Any, folder: Path, positions: int | None) -> Dataset:
@@ -103,36 +133,144 @@ def prepare_data(config: Config, tokenizer: Any, folder: Path, positions: int | 
     return data
 
 
-def run(job: Job) -> register.Registered:
-    """Evaluate base model and incumbent unless that was done before, fine-tune, evaluate, log and register."""
-    experiment_id = mlflow.set_experiment(job.config.tracking.experiment_name).experiment_id
-    base_run_id, base_table, base_metrics = _evaluate_base(job, experiment_id)
-    _evaluate_incumbent(job, experiment_id)
+def run(job: Job) -> register.Registered | None:
+    """Evaluate base model and incumbent unless that was done before, fine-tune, evaluate, log and register.
 
-    with (
-        tracking.run(job.client, job.config.tracking.run_name, job.tags(tracking.CANDIDATE)) as active,
-        tempfile.TemporaryDirectory() as temporary,
-    ):
-        folder = Path(temporary)
-        _log_inputs(job)
-        mlflow.set_tag("base_run_id", base_run_id)
-        say(f"Fine-tuning {job.base.short_name} with LoRA (rank {job.config.lora.r}), run {active.info.run_name}")
-        transformers.set_seed(job.config.seed)  # here, so that what was evaluated before makes no difference
-        model = add_adapter(job.model, job.config)
-        callback = tracking.MlflowCallback(job.client, active.info.run_id)
-        totals = train(model, job.tokenizer, job.data, job.config, callback, str(folder / "trainer"))
-        mlflow.log_metrics(totals)
-        plots.loss_curve(callback.losses, folder / "loss.png")
-        model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
-        table, metrics = job.evaluation.run(model, job.tokenizer, "the fine-tuned model")
-        plots.base_against_candidate(base_table, table, folder / "base_against_candidate.png")
-        for picture in folder.glob("*.png"):
-            mlflow.log_artifact(str(picture), "plots")
-        mlflow.log_artifacts(str(folder / "adapter"), "adapter")
-        registered = _register(job, active.info.run_id, model, tracking.CANDIDATE, metrics, base_metrics)
+    Goes on with the run of the same job that did not finish, if there is one. None on all machines but the first.
+    """
+    if job.config.distributed.machine_rank > 0:
+        with checkpoints.job_folder(job.config, f"{job.key}-{job.config.distributed.machine_rank}") as folder:
+            _train(job, folder, None)
+            checkpoints.empty(folder)
+        return None
+    root = checkpoints.root(job.config)
+    experiment_id = mlflow.set_experiment(job.config.tracking.experiment_name).experiment_id
+    with checkpoints.job_folder(job.config, job.key) as folder:
+        for dead in mark_dead(job.client, experiment_id, root):
+            say(f"Run {dead.info.run_name} was left RUNNING by a trainer that died: marked KILLED")
+        earlier = unfinished(job.client, experiment_id, job.key, root) if job.config.checkpoint.resume else None
+        base_run_id, base_table, base_metrics = _evaluate_base(job, experiment_id)
+        _evaluate_incumbent(job, experiment_id)
+        resume = earlier.info.run_id if earlier is not None else None
+        tags = {**job.tags(tracking.CANDIDATE), "job": job.key}
+        name = job.config.tracking.run_name
+        with tracking.run(job.client, experiment_id, name, tags, root, resume) as active:
+            run_id = active.info.run_id
+            checkpoints.belongs_to(folder, run_id)
+            if earlier is not None:
+                resumes = int(earlier.data.tags.get("resumes", "0")) + 1
+                mlflow.set_tags({"resumes": resumes, f"resume_{resumes}/git_commit": _commit() or "unknown"})
+                _fetch_checkpoint(job, run_id, folder)
+            if "config.yaml" not in [item.path for item in job.client.list_artifacts(run_id)]:
+                _log_inputs(job)
+            mlflow.set_tag("base_run_id", base_run_id)
+            method = f"LoRA (rank {job.config.lora.r})" if job.config.trainer.method == "lora" else "all weights"
+            word = "Going on with" if earlier is not None else "Fine-tuning"
+            say(f"{word} {job.base.short_name}, {method}, run {active.info.run_name}")
+            if not (folder / RESULT / TOTALS).exists():
+                _train(job, folder, run_id)
+            registered, metrics = _finish(job, folder, run_id, base_table, base_metrics)
+        checkpoints.empty(folder)
+        if job.config.checkpoint.to_tracking:
+            checkpoints.delete_remote(job.client, run_id)
     say(_comparison(base_metrics, metrics))
     return registered
+
+
+def _train(job: Job, folder: Path, run_id: str | None) -> None:
+    """Train until the job's folder holds the result. Raises KeyboardInterrupt where it was asked to stop before."""
+    config = job.config
+    count = distributed.processes(config, job.model.device.type)
+    with tracking.stop_file(folder / "stop") as signals:
+        if count * config.distributed.machines > 1:
+            np.save(folder / "lengths.npy", job.data.train_lengths)
+            job.release_model()
+            base = job.base
+            task = distributed.Task(
+                *(job.key, base.name, str(base.folder), base.revision, str(job.data.train.path.absolute())),
+                *(config.tracking.uri, run_id),
+            )
+            done = distributed.train_together(folder, config, task, count)
+        else:
+            assert run_id is not None
+            if config.lora.load_in_4bit:
+                job.release_model()
+                job.model = base_model.load_model(job.base, config.model, in_4bit=True)
+            recorder = Recorder(job.client, run_id, folder / "spool", config.tracking.system_metrics_interval_s)
+            try:
+                checkpoint = checkpoints.newest(folder / "checkpoints")
+                done = train(job.model, job.tokenizer, _training_data(job.data), config, folder, recorder, checkpoint)
+            finally:
+                recorder.close()
+    if not done:
+        raise tracking.Terminated("SIGTERM") if signal.SIGTERM in signals else KeyboardInterrupt
+
+
+def _finish(
+    job: Job, folder: Path, run_id: str, base_table: pd.DataFrame, base_metrics: dict[str, float]
+) -> tuple[register.Registered, dict[str, float]]:
+    """Evaluate, log and register what the job's folder holds as the result."""
+    _deliver_metrics(job, folder, run_id)
+    totals = json.loads((folder / RESULT / TOTALS).read_text())
+    losses = {item.step: item.value for item in job.client.get_metric_history(run_id, LOSS)}
+    mlflow.log_metrics({**totals, "run/mean_loss": sum(losses.values()) / len(losses)})
+    model = _tuned(job, folder / RESULT)
+    table, metrics = job.evaluation.run(model, job.tokenizer, "the fine-tuned model")
+    with tempfile.TemporaryDirectory() as temporary:
+        plots.loss_curve(sorted(losses.items()), Path(temporary, "loss.png"))
+        plots.base_against_candidate(base_table, table, Path(temporary, "base_against_candidate.png"))
+        mlflow.log_artifacts(temporary, "plots")
+    if job.config.trainer.method == "lora":
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            mlflow.log_artifact(str(folder / RESULT / name), "adapter")
+    return _register(job, run_id, model, tracking.CANDIDATE, metrics, base_metrics), metrics
+
+
+def _deliver_metrics(job: Job, folder: Path, run_id: str) -> None:
+    """Wait until all metrics have arrived. Raises ProcessDied when the server stays away too long."""
+    spool = Spool(job.client, run_id, folder / "spool", say)
+    try:
+        if spool.wait(5.0):
+            return
+        patience = job.config.tracking.patience_s
+        say(f"Trained; waiting up to {patience} s for the tracking server")
+        if not spool.wait(patience):
+            raise tracking.ServerAway(
+                f"The tracking server at {job.config.tracking.uri} did not come back within {patience} s "
+                "(tracking.patience_s). Nothing is lost: the same command evaluates and registers what was trained."
+            )
+    finally:
+        spool.close()
+
+
+def _tuned(job: Job, result: Path) -> Any:
+    """The fine-tuned model as one that stands alone: the adapter merged into the base model's own weights."""
+    from peft import PeftModel
+
+    if job.config.trainer.method == "full":
+        job.release_model()
+        return base_model.load_model(BaseModel("the result", result, ""), job.config.model)
+    if job.config.lora.load_in_4bit:
+        job.release_model()  # merged in 4 bits, what was learnt would be rounded away
+    if job.model is None:
+        job.model = base_model.load_model(job.base, job.config.model)
+    model = PeftModel.from_pretrained(job.model, result, torch_device=str(job.model.device))
+    return model.merge_and_unload().eval()
+
+
+def _fetch_checkpoint(job: Job, run_id: str, folder: Path) -> None:
+    """Get the newest checkpoint from the run's artifacts, where it is newer than what is here."""
+    saved = folder / "checkpoints"
+    saved.mkdir(exist_ok=True)
+    here = checkpoints.newest(saved)
+    there = checkpoints.remote(job.client, run_id)
+    if there and not (folder / RESULT / TOTALS).exists() and (here is None or checkpoints.step_of(here) < there[-1]):
+        say(f"Fetching checkpoint {there[-1]} from the tracking server")
+        checkpoints.download(job.client, run_id, there[-1], saved)
+
+
+def _training_data(data: Dataset) -> TrainingData:
+    return TrainingData(data.train, data.train_lengths.tolist())
 
 
 def _check_fit(config: Config, model: Any) -> None:
@@ -144,6 +282,14 @@ def _check_fit(config: Config, model: Any) -> None:
             f"trainer.max_length and eval.max_new_tokens come to {wanted} tokens. "
             f"Expected at most {positions}: the positions that {config.model.name} has."
         )
+    if config.lora.load_in_4bit:
+        if model.device.type != "cuda":
+            raise InputError(
+                f"lora.load_in_4bit is true, and the model is on the {model.device.type}. Expected an NVIDIA GPU: "
+                "QLoRA's 4-bit layers run there only. Drop it, or choose a smaller base model."
+            )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError("lora.load_in_4bit is true, and bitsandbytes is missing. Do: pip install bitsandbytes")
     if config.lora.target_modules != "all-linear":
         linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
         for name in target_modules(config):
@@ -163,7 +309,8 @@ def _evaluate_base(job: Job, experiment_id: str) -> tuple[str, pd.DataFrame, dic
         run_id, table = earlier.info.run_id, runs.read_table(job.client, earlier.info.run_id)
         metrics = dict(earlier.data.metrics)
     else:
-        with tracking.run(job.client, f"base-{job.base.short_name}", tags) as active:
+        root = checkpoints.root(job.config)
+        with tracking.run(job.client, experiment_id, f"base-{job.base.short_name}", tags, root) as active:
             run_id = active.info.run_id
             _log_inputs(job)
             table, metrics = job.evaluation.run(job.model, job.tokenizer, "the base model")
@@ -186,11 +333,12 @@ def _evaluate_incumbent(job: Job, experiment_id: str) -> None:
     model, tokenizer = runs.load_version(version, job.config.model.device, job.config.model.dtype)
     job.evaluation.check(tokenizer, getattr(model.config, "max_position_embeddings", None))
     base = version.tags.get("base_model", "unknown")
-    tags = job.evaluation.tags(tracking.EVALUATION, base, model, tokenizer)  # its own tokenizer's
+    tags = job.evaluation.tags(tracking.EVALUATION, base, str(model.dtype), tokenizer)  # its own tokenizer's
     tags[EVALUATES] = f"{name}/{version.version}"
     if runs.find(job.client, experiment_id, tags) is not None:
         return
-    with tracking.run(job.client, f"incumbent-version-{version.version}", tags):
+    root = checkpoints.root(job.config)
+    with tracking.run(job.client, experiment_id, f"incumbent-version-{version.version}", tags, root):
         _log_inputs(job)
         job.evaluation.run(model, tokenizer, f"version {version.version}, which is in production,")
 
@@ -227,10 +375,12 @@ def _register(
     with tempfile.TemporaryDirectory() as folder:
         register.save_model(model, job.tokenizer, job.config, card, Path(folder))
         nll = metrics["eval/nll_per_token"]
+        # A base model is registered once, whichever run does it; a fine-tuned one once by its run.
+        key = f"base {job.base.identity}" if role == tracking.BASE else run_id
         what = "unchanged" if role == tracking.BASE else f"fine-tuned on {job.config.data.source}"
         description = f"{job.base.name}, {what}; held-out nll {nll:.4f} per token"
         registered = register.log_and_register(
-            job.client, run_id, job.config, model, job.tokenizer, Path(folder), description, tags
+            job.client, run_id, job.config, model, job.tokenizer, Path(folder), description, tags, key
         )
     for version in (registered.pyfunc, registered.pytorch):
         say(f"  {version.name} version {version.version}")
@@ -241,10 +391,14 @@ def _log_inputs(job: Job) -> None:
     """Config, data sets, their report, and commits of the active run."""
     config, data = job.config, job.data
     tracking.log_config(config)
-    mlflow.log_text(to_yaml(config), "config.yaml")
     log_dataset(data)
-    commit = git.commit(Path.cwd()) or os.environ.get("GIT_COMMIT")  # an image knows its own
+    commit = _commit()
     mlflow.set_tags({"git_commit": commit} if commit else {})
+    mlflow.log_text(to_yaml(config), "config.yaml")  # last: with it, all of this is there
+
+
+def _commit() -> str | None:
+    return git.commit(Path.cwd()) or os.environ.get("GIT_COMMIT")  # an image knows its own
 
 
 def _comparison(base: dict[str, float], candidate: dict[str, float]) -> str:

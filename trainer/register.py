@@ -17,6 +17,8 @@ import serving.model
 from trainer import tracking
 from trainer.config import Config
 
+KEY = "idempotency_key"  # tag of a version
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -52,38 +54,47 @@ def log_and_register(
     folder: Path,
     description: str,
     tags: dict[str, str],
+    key: str,
 ) -> Registered:
     """Log a model, and the folder where it was saved, to the active run and register both forms, or none.
 
-    Interrupted or failed half-way, it takes back the version that it had made. The run ends with it.
+    Interrupted or failed half-way, it takes back the version that it had made; killed, the next call with the same
+    `key` finds it, and makes no second one. The run ends with it.
     """
     # No input example: MLflow would load the model once more to try it, 4 s of a laptop; `promoter validate` does.
     warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
     requirements = _requirements("mlflow", "torch", "transformers", "peft", "accelerate")
     generation = serving.model.read_defaults(folder)
     mlflow.log_artifact(str(folder / "generation_config.json"))
-    pytorch = mlflow.transformers.log_model(
-        {"model": model, "tokenizer": tokenizer},
-        name="pytorch_model",
-        task="text-generation",
-        pip_requirements=requirements,
-        signature=mlflow.models.infer_signature(["def add(a, b):\n"], ["    return a + b\n"]),
-    )
-    pyfunc = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=serving.model.__file__,
-        artifacts={"model": str(folder)},
-        model_config={"device": "auto", "dtype": "auto"},
-        pip_requirements=requirements,
-        signature=serving.model.signature(generation),
-    )
+
+    def log_pytorch() -> Any:
+        return mlflow.transformers.log_model(
+            {"model": model, "tokenizer": tokenizer},
+            name="pytorch_model",
+            task="text-generation",
+            pip_requirements=requirements,
+            signature=mlflow.models.infer_signature(["def add(a, b):\n"], ["    return a + b\n"]),
+        )
+
+    def log_pyfunc() -> Any:
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=serving.model.__file__,
+            artifacts={"model": str(folder)},
+            model_config={"device": "auto", "dtype": "auto"},
+            pip_requirements=requirements,
+            signature=serving.model.signature(generation),
+        )
+
     names = model_names(config)
+    # The PyFunc comes last: it is the version that the promoter looks at.
+    forms = [(name, f"{key}/{name}", log) for name, log in ((names[1], log_pytorch), (names[0], log_pyfunc))]
+    logged = [log() if find_version(client, name, own) is None else None for name, own, log in forms]
     try:
         with tracking.deferred_interrupts():
-            # The PyFunc comes last: it is the version that the promoter looks at.
             versions = [
-                _create_version(client, name, info, run_id, description, tags)
-                for name, info in ((names[1], pytorch), (names[0], pyfunc))
+                _create_version(client, name, own, info, run_id, description, tags)
+                for (name, own, _), info in zip(forms, logged, strict=True)
             ]
             mlflow.end_run("FINISHED")
     except BaseException:
@@ -94,13 +105,30 @@ def log_and_register(
     return Registered(pyfunc=versions[1], pytorch=versions[0])
 
 
+def find_version(client: MlflowClient, name: str, key: str) -> ModelVersion | None:
+    """The version that was made with this key, if it was."""
+    return next(iter(client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")), None)
+
+
 def _create_version(
-    client: MlflowClient, name: str, info: ModelInfo, run_id: str, description: str, tags: dict[str, str]
+    client: MlflowClient,
+    name: str,
+    key: str,
+    info: ModelInfo | None,
+    run_id: str,
+    description: str,
+    tags: dict[str, str],
 ) -> ModelVersion:
+    """Register a logged model, or find the version that an earlier try made, whose reply was lost."""
     _ensure_registered_model(client, name)
-    return client.create_model_version(
-        name, info.model_uri, run_id, tags=tags, description=description, model_id=info.model_id
-    )
+
+    def create() -> ModelVersion:
+        assert info is not None
+        return client.create_model_version(
+            name, info.model_uri, run_id, tags={**tags, KEY: key}, description=description, model_id=info.model_id
+        )
+
+    return tracking.once(lambda: find_version(client, name, key), create)
 
 
 def _take_back(client: MlflowClient, names: tuple[str, str], run_id: str) -> None:

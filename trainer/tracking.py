@@ -1,7 +1,6 @@
-"""Runs in MLflow: connecting, a run's lifecycle with the right end, and metrics by step.
+"""Runs in MLflow: connecting, things made once, a run's lifecycle with the right end.
 
-Our own callback instead of transformers': that one ends a run as FINISHED after an exception and leaves
-it RUNNING after SIGTERM.
+What is logged by step while a model trains goes through recorder.py.
 """
 
 import logging
@@ -10,19 +9,26 @@ import re
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
 
+import click
 import mlflow
-import requests
 from mlflow import MlflowClient
-from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
-from transformers import TrainerCallback
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context import registry as context_registry
 
 from trainer.config import Config, flatten
 from trainer.errors import InputError
+from trainer.liveness import alive
+from trainer.spool import FINAL, reachable
+
+T = TypeVar("T")
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 # Tag on the base model's run and version, on a fine-tuned one's, and on a run that evaluates a version made elsewhere.
 ROLE = "role"
@@ -33,21 +39,21 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, treated as Ctrl-C is: the run ends as KILLED."""
 
 
+class ServerAway(click.ClickException):
+    """The tracking server did not come back in time."""
+
+    exit_code = 1
+
+
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server. Raises InputError, within seconds, where none answers."""
     if not re.match(r"(https?|file|sqlite|postgresql\+psycopg2)://?", uri):
         raise InputError(f"tracking.uri is '{uri}'. Expected a URL such as http://127.0.0.1:5000.")
-    if uri.startswith("http"):
-        try:
-            answer = requests.get(f"{uri.rstrip('/')}/health", timeout=5)
-            reason = "" if answer.ok else f"it answers {answer.status_code} to /health"
-        except requests.RequestException as error:
-            reason = type(error).__name__
-        if reason:
-            raise InputError(
-                f"No tracking server at {uri} ({reason}). Start it with `make start-mlflow`, or name another with "
-                "tracking.uri=… or MLFLOW_TRACKING_URI."
-            )
+    if reason := reachable(uri):
+        raise InputError(
+            f"No tracking server at {uri} ({reason}). Start it with `make start-mlflow`, or name another with "
+            "tracking.uri=… or MLFLOW_TRACKING_URI."
+        )
     mlflow.set_tracking_uri(uri)
     # What MLflow says beside the point: links after each run, progress bars of copies, missing Hub pages.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -88,15 +94,88 @@ def _handling(handler: Callable[[int, Any], Any], *numbers: signal.Signals) -> I
 
 
 @contextmanager
-def run(client: MlflowClient, name: str | None, tags: dict[str, str]) -> Iterator[MlflowRun]:
+def stop_file(path: Path) -> Iterator[list[int]]:
+    """Answer Ctrl-C or SIGTERM with a file at `path`, by which training knows to end; a second one interrupts.
+
+    Gives the signals that came.
+    """
+    came: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+        path.touch()
+        print("\nSaving a checkpoint; once more to end at once.", file=sys.stderr, flush=True)
+
+    with _handling(ask, signal.SIGINT, signal.SIGTERM):
+        yield came
+
+
+def once(look: Callable[[], T | None], create: Callable[[], T], tries: int = 6) -> T:
+    """Create what must not be there twice. After each failure it looks whether only the reply was lost.
+
+    MLflow's own retries would send the request again without looking, so they are off while it creates.
+    """
+    found = look()
+    for attempt in range(tries):
+        if found is not None:
+            return found
+        before = os.environ.get(RETRIES)
+        os.environ[RETRIES] = "0"
+        try:
+            return create()
+        except Exception as error:
+            final = isinstance(error, MlflowException) and error.error_code in FINAL
+            if final or attempt == tries - 1:
+                raise
+        finally:
+            os.environ.pop(RETRIES)
+            if before is not None:
+                os.environ[RETRIES] = before
+        time.sleep(2**attempt / 4)
+        found = look()
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def run(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str | None,
+    tags: dict[str, str],
+    root: Path,
+    resume: str | None = None,
+) -> Iterator[MlflowRun]:
     """An MLflow run that ends as FINISHED, FAILED or KILLED, with the reason in the tag `ended_because`.
 
-    A run that was ended inside (with its registration, say) stays as it is.
+    It is a new one, or goes on with the one whose id is `resume`. A run that was ended inside (with its registration,
+    say) stays as it is. In `root`, the folder of checkpoints, others see that it has a trainer.
     """
-    active = mlflow.start_run(run_name=name, tags=tags)
-    run_id = active.info.run_id
-    try:
+    run_id = resume or _create_run(client, experiment_id, name, tags)
+    if resume:
+        with suppress(MlflowException):  # a run that was left RUNNING has no such tag
+            client.delete_tag(run_id, "ended_because")
+    active = mlflow.start_run(run_id=run_id)
+    with _ending(client, run_id), alive(client, run_id, root):
         yield active
+
+
+def _create_run(client: MlflowClient, experiment_id: str, name: str | None, tags: dict[str, str]) -> str:
+    key = uuid.uuid4().hex
+    tags = {**context_registry.resolve_tags(), **tags, "idempotency_key": key}
+
+    def look() -> MlflowRun | None:
+        return next(iter(client.search_runs([experiment_id], f"tags.idempotency_key = '{key}'")), None)
+
+    return str(once(look, lambda: client.create_run(experiment_id, tags=tags, run_name=name)).info.run_id)
+
+
+@contextmanager
+def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """End the active run with the status that it deserves."""
+    try:
+        yield
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         reason = (str(error) or "Ctrl-C") if interrupted else f"{type(error).__name__}: {error}"
@@ -112,55 +191,3 @@ def run(client: MlflowClient, name: str | None, tags: dict[str, str]) -> Iterato
 def log_config(config: Config) -> None:
     """The whole resolved configuration as params of the active run."""
     mlflow.log_params({key: str(value) for key, value in flatten(config).items()})
-
-
-class MlflowCallback(TrainerCallback):  # type: ignore[misc]
-    """Logs loss, learning rate, gradient norm, tokens and tokens/s by step to the active run.
-
-    Without a terminal it prints a plain line every so many seconds instead of a progress bar.
-    """
-
-    def __init__(self, client: MlflowClient, run_id: str, line_every_s: float = 5.0) -> None:
-        self.client = client
-        self.run_id = run_id
-        self.line_every_s = line_every_s
-        self.losses: list[tuple[int, float]] = []  # (step, training loss)
-        self.plain = not sys.stderr.isatty()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = self.last_line = self.last_time = time.monotonic()
-        self.last_tokens = 0
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        now = time.monotonic()
-        tokens = int(state.num_input_tokens_seen)
-        values = {
-            "train/loss": float(logs["loss"]),
-            "train/learning_rate": float(logs["learning_rate"]),
-            "train/grad_norm": float(logs.get("grad_norm", 0.0)),
-            "train/epoch": float(state.epoch or 0.0),
-            "train/tokens": float(tokens),
-            "train/tokens_per_second": (tokens - self.last_tokens) / max(now - self.last_time, 1e-9),
-        }
-        self.last_tokens, self.last_time = tokens, now
-        self.losses.append((state.global_step, values["train/loss"]))
-        at = int(time.time() * 1000)
-        metrics = [Metric(key, value, at, state.global_step) for key, value in values.items()]
-        self.client.log_batch(self.run_id, metrics=metrics)
-        if self.plain and now - self.last_line >= self.line_every_s:
-            self.last_line = now
-            self._print_line(state)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.plain and self.losses:
-            self._print_line(state)
-
-    def _print_line(self, state: Any) -> None:
-        seconds = time.monotonic() - self.started
-        print(
-            f"  step {state.global_step}/{state.max_steps}  loss {self.losses[-1][1]:.3f}  "
-            f"{state.num_input_tokens_seen / seconds:.0f} tokens/s  {seconds:.0f} s",
-            flush=True,
-        )

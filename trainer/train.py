@@ -1,45 +1,197 @@
-"""LoRA fine-tuning with transformers.Trainer and peft."""
+"""Fine-tuning with transformers.Trainer and peft: one process of it, alone or one of several.
 
+`train` takes a model and leaves in the job's folder `result/`: an adapter, or all weights, and the run's totals. Called
+again with the same folder after whatever ended it, it goes on from the last whole checkpoint there, and what it leaves
+is the same.
+"""
+
+import os
 import resource
+import shutil
 import sys
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+import transformers
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.utils.data import Dataset as TorchDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from trainer.collator import EncodedExample, collate, encode
+from trainer import checkpoints, flops, fused_lora, padding_free
+from trainer.collator import EncodedExample, collate, collate_flat, encode
 from trainer.config import Config
-from trainer.data.example import Example
-from trainer.data.prepare import Dataset
+from trainer.data.example import Example, hash64
+from trainer.errors import InputError
+from trainer.recorder import Recorder
+
+RESULT, TOTALS = "result", "totals.json"
+
+
+class TrainingData(NamedTuple):
+    """Examples with their lengths in tokens, (len(examples),)."""
+
+    examples: Sequence[Example]
+    lengths: Sequence[int]
 
 
 class _Examples(TorchDataset[dict[str, Any]]):
-    """Examples, read from disk and encoded when it is their turn."""
+    """Some of the examples, read from disk and encoded when it is their turn."""
 
-    def __init__(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        self.examples, self.tokenizer = examples, tokenizer
+    def __init__(self, data: TrainingData, tokenizer: Any, numbers: Sequence[int]) -> None:
+        self.examples, self.tokenizer, self.numbers = data.examples, tokenizer, numbers
+        self.lengths = [int(data.lengths[number]) for number in numbers]
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return encode(self.tokenizer, self.examples[index])._asdict()
+        return encode(self.tokenizer, self.examples[self.numbers[index]])._asdict()
+
+
+class _Order(Sampler[int]):
+    """The examples in an order that only seed and epoch decide, so that a resumed run finds its place in it."""
+
+    def __init__(self, lengths: Sequence[int], group: int, seed: int) -> None:
+        self.lengths, self.group, self.seed, self.epoch = lengths, group, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if not self.group:
+            yield from torch.randperm(len(self.lengths), generator=generator).tolist()
+        else:
+            yield from get_length_grouped_indices(list(self.lengths), self.group, generator=generator)
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer, told the lengths by which to group: it would encode every example to see them."""
+    """transformers' Trainer with our order of examples, our loss, and the loss of every step."""
 
-    lengths: list[int]
+    recorder: Recorder | None  # of the first process
+    cost: flops.Cost
+    order: _Order
+
+    def begin(self, recorder: Recorder | None) -> None:
+        self.recorder = recorder
+        self.cost = flops.cost_of(self.model)
+        self.step_losses: dict[int, torch.Tensor] = {}  # since the last record, by step
+        self.counted = [0, 0, 0]  # tokens, tokens that bear loss, pairs in attention; of this process
+        self.total_counted = np.zeros(3)  # of all processes in this session
+        self.last_time = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        arguments = self.args
-        return LengthGroupedSampler(
-            arguments.train_batch_size * arguments.gradient_accumulation_steps, lengths=self.lengths
-        )
+        return self.order
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy per token in nats, over the tokens of the whole step where their number is given."""
+        targets = inputs["shift_labels"].flatten()
+        passed = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels", "lengths")}
+        outputs = model(**passed, use_cache=False)
+        logits = outputs.logits.flatten(0, 1).float()  # (places, vocab)
+        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        if num_items_in_batch is None:
+            loss = loss / (targets != -100).sum()
+        else:  # of all processes, whose gradients are averaged
+            loss = loss / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        lengths, prompts = inputs.pop("lengths")
+        self.counted[0] += sum(lengths)
+        self.counted[1] += sum(lengths) - sum(prompts)
+        self.counted[2] += sum(length * (length + 1) // 2 for length in lengths)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        step = self.state.global_step + 1
+        self.step_losses[step] = self.step_losses.get(step, 0.0) + loss
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" not in logs or not self.step_losses:
+            return
+        first = min(self.step_losses)
+        mine = torch.stack([*self.step_losses.values()]).double()
+        counted = torch.tensor(self.counted, dtype=torch.float64, device=mine.device)
+        everyones = self.accelerator.gather(torch.cat([mine, counted])[None])  # (processes, steps + 3)
+        losses, counts = everyones[:, :-3].mean(dim=0).tolist(), everyones[:, -3:].sum(dim=0).cpu().numpy()
+        self.step_losses, self.counted = {}, [0, 0, 0]
+        self.total_counted += counts
+        now = time.monotonic()
+        values = {
+            "train/learning_rate": float(logs["learning_rate"]),
+            "train/grad_norm": float(logs.get("grad_norm", 0.0)),
+            "train/epoch": float(self.state.epoch or 0.0),
+            "train/tokens_per_second": counts[0] / max(now - self.last_time, 1e-9),
+        }
+        self.last_time = now
+        if self.recorder is not None:
+            self.recorder.record(first, losses, values)
+
+
+class _Course(TrainerCallback):  # type: ignore[misc]
+    """What happens between steps: the order of an epoch, a request to stop, marks on checkpoints."""
+
+    def __init__(self, trainer: _Trainer, folder: Path, upload: checkpoints.Upload | None, before: "_Before") -> None:
+        self.trainer, self.stop, self.upload, self.before = trainer, folder / "stop", upload, before
+        self.stopped = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.order.epoch = int(state.epoch or 0)
+        self.before.clock = self.before.clock or time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps and self._asked_to_stop(args, state):
+            self.stopped = control.should_save = control.should_training_stop = True
+        if control.should_save:
+            control.should_log = True  # first the losses up to here, then the checkpoint
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        assert self.trainer.recorder is not None
+        self.trainer.recorder.spool.to_disk()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        checkpoints.mark_whole(checkpoint, **self.totals())
+        if self.upload is not None:
+            self.upload.add(checkpoint)
+
+    def totals(self) -> dict[str, Any]:
+        """Of this session and those before it."""
+        seconds = time.monotonic() - (self.before.clock or time.monotonic())
+        counted = (self.before.counted + self.trainer.total_counted).tolist()
+        return {"seconds": self.before.seconds + seconds, "counted": counted}
+
+    def _asked_to_stop(self, args: Any, state: Any) -> bool:
+        asked = self.stop.exists()
+        if args.world_size == 1:
+            return asked
+        # All processes have to leave at the same step. On a GPU asking means waiting for it: not at each step.
+        if args.device.type == "cuda" and state.global_step % args.logging_steps:
+            return False
+        flag = torch.tensor(int(asked), device=args.device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag.item())
+
+
+class _Before:
+    """What earlier sessions of the run have spent, by the checkpoint that we go on from."""
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        facts: dict[str, Any] = {"seconds": 0.0, "counted": [0, 0, 0]}
+        if checkpoint is not None:
+            facts = checkpoints.facts_of(checkpoint)
+        self.seconds, self.counted = float(facts["seconds"]), np.array(facts["counted"], dtype=float)
+        self.clock: float | None = None  # when this session's first epoch began
 
 
 class _ProgressBar(ProgressCallback):  # type: ignore[misc]
@@ -52,6 +204,10 @@ class _ProgressBar(ProgressCallback):  # type: ignore[misc]
 
 def add_adapter(model: Any, config: Config) -> Any:
     """The model with a LoRA adapter to train; the adapter is float32 whatever the base is."""
+    if config.lora.load_in_4bit:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.trainer.gradient_checkpointing)
     return get_peft_model(
         model,
         LoraConfig(
@@ -60,6 +216,8 @@ def add_adapter(model: Any, config: Config) -> Any:
             lora_alpha=config.lora.lora_alpha,
             lora_dropout=config.lora.lora_dropout,
             target_modules=target_modules(config),
+            use_rslora=config.lora.use_rslora,
+            use_dora=config.lora.use_dora,
         ),
     )
 
@@ -70,20 +228,125 @@ def target_modules(config: Config) -> str | list[str]:
     return targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
 
 
+def split(data: TrainingData, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """(numbers to train on, numbers to validate by): a share of the files, chosen by hash."""
+    everything = list(range(len(data.examples)))
+    if not fraction:
+        return everything, []
+    chosen = [hash64(f"{seed}\0{data.examples[number].group}") < fraction * 2**64 for number in everything]
+    train = [number for number in everything if not chosen[number]]
+    validation = [number for number in everything if chosen[number]]
+    if not train or not validation:
+        raise InputError(
+            f"trainer.validation_fraction is {fraction}, which leaves {len(train)} examples to train on and "
+            f"{len(validation)} to validate by. Expected some of each: give more files, or another fraction."
+        )
+    return train, validation
+
+
+def chooses_padding_free(model: Any, config: Config) -> bool:
+    """Whether batches are padding-free. Raises InputError where they are asked for and the model cannot."""
+    wanted = config.trainer.batching
+    if wanted == "padded":
+        return False
+    exact = padding_free.is_exact(model)
+    if not exact and wanted == "padding_free":
+        raise InputError(
+            f"trainer.batching is padding_free, and {config.model.name} gives other results so: examples would see "
+            "each other. Expected padded, or auto."
+        )
+    return exact
+
+
 def train(
     model: Any,
     tokenizer: Any,
-    data: Dataset,
+    data: TrainingData,
     config: Config,
-    callback: TrainerCallback,
-    folder: str,
-) -> dict[str, float]:
-    """Train the model in place. Returns the run's totals: seconds, tokens, tokens/s and peak memory."""
+    folder: Path,
+    recorder: Recorder | None,
+    checkpoint: Path | None,
+) -> bool:
+    """Train in this process. False where it was asked to stop before the end, and a checkpoint is there.
+
+    `folder` is the job's, `checkpoint` the one to go on from; `recorder` is None in all processes but the first.
+    Alone, it leaves the model as it was before, but for full fine-tuning. Raises InputError for what cannot be.
+    """
+    before, attention = model, model.config._attn_implementation
+    lora = config.trainer.method == "lora"
+    flat = chooses_padding_free(model, config)
+    if flat:
+        model.set_attn_implementation(padding_free.NAME)
+    half = model.dtype == torch.bfloat16
+    transformers.set_seed(config.seed)  # here, so that what was evaluated before makes no difference
+    if lora:
+        model = add_adapter(model, config)
+    else:
+        model.float().requires_grad_(True)  # in bfloat16 small updates would be lost
+    fused = lora and fused_lora.fuse(model) > 0
+    trainer = _make_trainer(model, tokenizer, data, config, folder, flat, autocast=half and not fused)
+    trainer.begin(recorder)
+    upload = None
+    if recorder is not None and config.checkpoint.to_tracking:
+        spool = recorder.spool
+        upload = checkpoints.Upload(spool.client, spool.run_id, config.checkpoint.save_total_limit, spool.wait)
+    course = _Course(trainer, folder, upload, _Before(checkpoint))
+    if recorder is not None:
+        trainer.add_callback(recorder)
+        if checkpoint is not None:
+            print(f"Going on from step {checkpoints.step_of(checkpoint)}", flush=True)
+    trainer.add_callback(course)
+    rate = flops.matmul_flops(model) if recorder is not None else 0.0
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    if upload is not None:
+        upload.close(60.0)
+    if not course.stopped:
+        _save_result(trainer, folder / RESULT, course, rate)
+    if lora and trainer.args.world_size == 1:
+        trainer.model.unload()
+        before.set_attn_implementation(attention)
+    return not course.stopped
+
+
+def _make_trainer(
+    model: Any, tokenizer: Any, data: TrainingData, config: Config, folder: Path, flat: bool, autocast: bool
+) -> _Trainer:
     options = config.trainer
+    train_numbers, validation_numbers = split(data, options.validation_fraction, config.seed)
+    examples = _Examples(data, tokenizer, train_numbers)
+    arguments = _arguments(config, model, folder / "checkpoints", autocast, bool(validation_numbers))
+
+    def batch_of(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        encoded = [EncodedExample(**item) for item in items]
+        batch = collate_flat(encoded) if flat else collate(encoded, tokenizer.pad_token_id)
+        return batch | {"lengths": ([len(ids) for ids, _ in encoded], [prompt for _, prompt in encoded])}
+
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        eval_dataset=_Examples(data, tokenizer, validation_numbers) if validation_numbers else None,
+        data_collator=batch_of,
+    )
+    step = options.batch_size * options.gradient_accumulation_steps * arguments.world_size  # examples
+    trainer.order = _Order(examples.lengths, step if options.group_by_length else 0, config.seed)
+    # Both print raw dicts. Ours: a bar in a terminal, the recorder's plain lines in a pipe.
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(_ProgressBar)
+    trainer.remove_callback(PrinterCallback)
+    if options.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
+    return trainer
+
+
+def _arguments(config: Config, model: Any, folder: Path, autocast: bool, validates: bool) -> TrainingArguments:
+    options, on_cpu = config.trainer, model.device.type == "cpu"
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     arguments = TrainingArguments(
-        output_dir=folder,
+        output_dir=str(folder),
         seed=config.seed,
         per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         learning_rate=options.lr,
         num_train_epochs=options.epochs,
@@ -91,45 +354,68 @@ def train(
         warmup_steps=options.warmup_steps,
         lr_scheduler_type=options.lr_scheduler_type,
         weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        optim=options.optim,
+        bf16=autocast,
+        gradient_checkpointing=options.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        torch_compile=options.torch_compile,
+        full_determinism=options.full_determinism,
         logging_steps=options.logging_steps,
-        logging_first_step=True,
-        include_num_input_tokens_seen="non_padding",
-        use_cpu=model.device.type == "cpu",
-        save_strategy="no",
+        logging_nan_inf_filter=False,  # a loss that is no number is to be seen
+        use_cpu=on_cpu,
+        save_strategy="steps",
+        # The best weights are those of a checkpoint: with validation there is one at each.
+        save_steps=options.eval_steps if validates else config.checkpoint.save_steps,
+        save_total_limit=config.checkpoint.save_total_limit,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=options.eval_steps if validates else None,
+        prediction_loss_only=True,
+        load_best_model_at_end=validates,
+        metric_for_best_model="eval_loss" if validates else None,
+        greater_is_better=False if validates else None,
+        dataloader_num_workers=options.dataloader_num_workers,
+        dataloader_pin_memory=not on_cpu,
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
-        dataloader_pin_memory=model.device.type == "cuda",
+        label_names=["labels"],
+        ddp_backend="gloo" if on_cpu and together else None,
+        ddp_find_unused_parameters=False if together else None,
+        ddp_timeout=config.distributed.timeout_s,
+        fsdp=together and config.distributed.strategy == "fsdp",
     )
-    trainer = _Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=_Examples(data.train, tokenizer),
-        data_collator=lambda batch: collate([EncodedExample(**item) for item in batch], tokenizer.pad_token_id),
-        callbacks=[callback],
-    )
-    trainer.lengths = data.train_lengths.tolist()
-    # Both print raw dicts. Ours: a bar in a terminal, the tracking callback's plain lines in a pipe.
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(_ProgressBar)
-    trainer.remove_callback(PrinterCallback)
-    result = trainer.train()
-    seconds = float(result.metrics["train_runtime"])
-    tokens = float(trainer.state.num_input_tokens_seen)
-    return {
-        "run/seconds": seconds,
-        "run/tokens": tokens,
-        "run/tokens_per_second": tokens / seconds,
-        "run/mean_loss": float(result.metrics["train_loss"]),
-        "run/peak_memory_mb": peak_memory_mb(model.device.type),
-    }
+    if not together:
+        arguments._n_gpu = min(1, arguments.n_gpu)  # else one process would copy the model to each GPU (DataParallel)
+    return arguments
+
+
+def _save_result(trainer: _Trainer, result: Path, course: _Course, rate: float) -> None:
+    if trainer.args.process_index == 0:
+        shutil.rmtree(result, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(result))
+    if trainer.recorder is not None:
+        spent = course.totals()
+        tokens, loss_tokens, pairs = spent["counted"]
+        seconds = spent["seconds"]
+        needed = trainer.cost.of(tokens, loss_tokens, pairs) / seconds / trainer.args.world_size
+        totals = {
+            "run/seconds": seconds,
+            "run/tokens": tokens,
+            "run/tokens_per_second": tokens / seconds,
+            "run/tflops": needed / 1e12,
+            "run/matmul_tflops": rate / 1e12,
+            "run/mfu": needed / rate,
+            "run/tracking_share": trainer.recorder.seconds / seconds,
+            "run/peak_memory_mb": peak_memory_mb(trainer.args.device.type),
+        }
+        checkpoints.write_json(result / TOTALS, totals)  # last: with it, the result is whole
 
 
 def peak_memory_mb(device: str) -> float:
     """Highest memory use so far in MB (10^6 bytes): of the GPU's allocator, or of this process."""
     if device == "cuda":
-        import torch
-
         return torch.cuda.max_memory_allocated() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

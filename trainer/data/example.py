@@ -72,6 +72,17 @@ class ExampleFile(Sequence[Example]):
         self._starts = array("Q")
         self._file: IO[bytes] | None = None
 
+    @classmethod
+    def open(cls, path: Path) -> "ExampleFile":
+        """A file that was written before."""
+        found = cls(path)
+        with path.open("rb") as file:
+            start = 0
+            for line in file:
+                found._starts.append(start)
+                start += len(line)
+        return found
+
     def append_to(self, file: IO[bytes], example: Example) -> None:
         """Write an example at the end of this file, which the caller has open for writing."""
         self._starts.append(file.tell())

@@ -10,12 +10,13 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from trainer import job, tracking
+from trainer import checkpoints, job, tracking
 from trainer.config import Config, to_yaml
 from trainer.data.logged import log_dataset
 from trainer.errors import InputError
 from trainer.evaluation import runs
 from trainer.evaluation.runs import EVALUATES, Evaluation, say
+from trainer.liveness import mark_dead
 
 # Besides `eval`, what decides on the examples that a run was judged by, and on how they were read and judged.
 ALSO_AS_IN_RUN = ("seed", "model.dtype", "data.redact_secrets", "data.near_duplicate_threshold")
@@ -44,12 +45,14 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
         evaluation = Evaluation.of(config.eval, config.seed, data.held_out, data.held_out_digest)
         evaluation.check(tokenizer, positions)
         base = version.tags.get("base_model", "unknown")
-        tags = evaluation.tags(tracking.EVALUATION, base, model, tokenizer)
+        tags = evaluation.tags(tracking.EVALUATION, base, str(model.dtype), tokenizer)
         tags[EVALUATES] = f"{version.name}/{version.version}"
         experiment_id = _experiment_of(client, version, config)
         if not again and (earlier := runs.find(client, experiment_id, tags)) is not None:
             return dict(earlier.data.metrics)
-        with tracking.run(client, f"version-{version.version}-evaluated", tags) as active:
+        root = checkpoints.root(config)
+        mark_dead(client, experiment_id, root)
+        with tracking.run(client, experiment_id, f"version-{version.version}-evaluated", tags, root) as active:
             tracking.log_config(config)
             mlflow.log_text(to_yaml(config), "config.yaml")
             log_dataset(data)

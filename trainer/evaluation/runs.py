@@ -68,10 +68,10 @@ class Evaluation:
                     f"{wanted}. Expected at most {positions}, the positions that the model has."
                 )
 
-    def tags(self, role: str, base_model: str, model: Any, tokenizer: Any) -> dict[str, str]:
+    def tags(self, role: str, base_model: str, dtype: str, tokenizer: Any) -> dict[str, str]:
         """What makes two evaluations of one model the same; on runs and on versions."""
         config = self.config
-        settings = ["greedy", f"max_new_tokens={config.max_new_tokens}", str(model.dtype).removeprefix("torch.")]
+        settings = ["greedy", f"max_new_tokens={config.max_new_tokens}", dtype.removeprefix("torch.")]
         settings.append("+".join(sorted({example.language for example in self.examples})))
         # A token of one tokenizer is not one of another, and so is no figure that counts by tokens.
         vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()

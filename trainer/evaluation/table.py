@@ -242,12 +242,11 @@ def _nll(model: Any, tokenizer: Any, batch: Sequence[EncodedExample]) -> list[fl
     from torch.nn.functional import cross_entropy
 
     inputs = {name: tensor.to(model.device) for name, tensor in collate(batch, tokenizer.pad_token_id).items()}
-    labels = inputs.pop("labels")  # (B, T), -100 on prompt and padding
-    first = min(item.prompt_length for item in batch)
-    kept = labels.shape[1] - first + 1  # positions whose next token is part of some completion
+    targets = inputs.pop("shift_labels")  # (B, kept places), -100 on prompt and padding
+    del inputs["labels"]
     with torch.inference_mode():
-        logits = model(**inputs, logits_to_keep=kept).logits[:, :-1].float()  # (B, kept - 1, vocab)
-        losses = cross_entropy(logits.transpose(1, 2), labels[:, first:], ignore_index=-100, reduction="none")
+        logits = model(**inputs).logits.float()  # (B, kept places, vocab)
+        losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
     return [float(value) for value in losses.sum(dim=1)]  # (B,)
 
 

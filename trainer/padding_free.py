@@ -1,0 +1,102 @@
+"""Batches without padding: examples one after another in a row, each attending to itself alone.
+
+Works with every model of transformers that takes its attention from the library's interface and mixes tokens nowhere
+else; whether one does is not guessed but tried (`is_exact`), before training.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import AttentionInterface
+
+from trainer.collator import EncodedExample, collate_flat
+
+NAME = "ratchet_padding_free"
+
+
+def attention(
+    module: Any,
+    query: torch.Tensor,  # (1, heads, total, head size)
+    key: torch.Tensor,  # (1, key-value heads, total, head size)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sequence_lengths: list[int] | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sequence; (1, total, heads, head size). No square of the whole row is computed."""
+    unknown = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"attention with {unknown[0]}")
+    lengths = sequence_lengths or [query.shape[2]]
+    outputs = []
+    for one_query, one_key, one_value in zip(
+        *(part.split(lengths, dim=2) for part in (query, key, value)), strict=True
+    ):
+        length = one_query.shape[2]
+        mask = None
+        if sliding_window is not None and length > sliding_window:
+            places = torch.arange(length, device=query.device)
+            distance = places[:, None] - places[None]
+            mask = (distance >= 0) & (distance < sliding_window)
+        outputs.append(
+            scaled_dot_product_attention(
+                one_query,
+                one_key,
+                one_value,
+                attn_mask=mask,
+                dropout_p=dropout if module.training else 0.0,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attention)
+
+
+def is_exact(model: Any) -> bool:
+    """Whether two sequences in one row give the logits that each gives alone; leaves the model as it was."""
+    before = model.config._attn_implementation
+    size = model.get_input_embeddings().num_embeddings
+    first, second = ([(start + 7 * place) % size for place in range(length)] for start, length in ((3, 9), (5, 6)))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            alone = [
+                model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+                for ids in (first, second)
+            ]
+            model.set_attn_implementation(NAME)
+            batch = collate_flat([EncodedExample(first, 1), EncodedExample(second, 1)])
+            row = model(
+                input_ids=batch["input_ids"].to(model.device),
+                position_ids=batch["position_ids"].to(model.device),
+                sequence_lengths=batch["sequence_lengths"],
+                use_cache=False,
+            ).logits[0]
+            one = model(
+                input_ids=batch["input_ids"].to(model.device),
+                position_ids=batch["position_ids"].to(model.device),
+                sequence_lengths=batch["sequence_lengths"],
+                logits_to_keep=torch.tensor([2, 12], device=model.device),
+                use_cache=False,
+            ).logits[0]
+    except (NotImplementedError, TypeError, ValueError, KeyError, RuntimeError):
+        return False
+    finally:
+        model.set_attn_implementation(before)
+        model.train(was_training)
+    expected = torch.cat(alone).float()
+    close = 0.02 if model.dtype == torch.bfloat16 else 1e-4
+    spread = float(expected.std())
+    return (
+        float((row.float() - expected).abs().mean()) < close * spread
+        and float((one.float() - expected[[2, 12]]).abs().mean()) < close * spread
+    )

@@ -1,0 +1,149 @@
+"""Metrics on their way to the tracking server: written to disk at once, sent by a thread that training never waits for.
+
+A folder holds `metrics.jsonl`, one batch of metrics a line, and `sent`, how many of its bytes have arrived. A server
+that is down is asked again until it answers; a trainer that died goes on where the file ends. Sending a line twice
+does no harm: MLflow keeps one of two metrics that agree in key, step, time and value.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+# What no second try will change: the run is gone, or the server will not have these metrics.
+FINAL = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED")
+BATCH = 1000  # metrics in one request: the server's limit
+RETRY_S = 2.0
+
+
+class Spool:
+    """The metrics of one run. `add` from any thread; `close` leaves what has not arrived on disk."""
+
+    def __init__(self, client: MlflowClient, run_id: str, folder: Path, say: Callable[[str], None] = print) -> None:
+        self.client, self.run_id, self.say = client, run_id, say
+        self.path, self.sent_path = folder / "metrics.jsonl", folder / "sent"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._cut_half_written_line()
+        self.file = self.path.open("ab")
+        self.sent = int(self.sent_path.read_text()) if self.sent_path.exists() else 0
+        self.lock, self.changed = threading.Lock(), threading.Condition()
+        self.closed = False
+        self.down_since: float | None = None
+        self.thread = threading.Thread(target=self._send_all, name="metrics", daemon=True)
+        self.thread.start()
+
+    def add(self, metrics: Sequence[Metric]) -> None:
+        """Write metrics down; they are with the operating system afterwards, and on their way."""
+        with self.lock:
+            for start in range(0, len(metrics), BATCH):
+                batch = [(item.key, item.value, item.timestamp, item.step) for item in metrics[start : start + BATCH]]
+                self.file.write(json.dumps(batch).encode() + b"\n")
+            self.file.flush()
+        with self.changed:
+            self.changed.notify_all()
+
+    def to_disk(self) -> None:
+        """Have all that was added on the disk itself: it survives a power cut."""
+        with self.lock:
+            os.fsync(self.file.fileno())
+
+    def last_step(self, key: str) -> int:
+        """The last step of a metric that was ever added, -1 for none."""
+        steps = [-1]
+        with self.path.open("rb") as file:
+            for line in file:
+                steps += [step for name, _, _, step in json.loads(line) if name == key]
+        return max(steps)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until everything has arrived; whether it has."""
+        deadline = time.monotonic() + timeout_s
+        with self.changed:
+            while self.sent < self.path.stat().st_size:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self.changed.notify_all()
+                self.changed.wait(min(left, 0.2))
+        return True
+
+    def close(self) -> None:
+        """Stop sending."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+        self.thread.join(timeout=5)
+        self.file.close()
+
+    def _cut_half_written_line(self) -> None:
+        if self.path.exists():
+            content = self.path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                with self.path.open("r+b") as file:
+                    file.truncate(whole)
+
+    def _send_all(self) -> None:
+        with self.path.open("rb") as file:
+            file.seek(self.sent)
+            while not self.closed:
+                line = file.readline()
+                if not line.endswith(b"\n"):
+                    file.seek(self.sent)
+                    with self.changed:
+                        self.changed.wait(1.0)
+                elif self._send(line):
+                    self.sent = file.tell()
+                    _write(self.sent_path, str(self.sent))
+                    with self.changed:
+                        self.changed.notify_all()
+                else:
+                    file.seek(self.sent)
+                    with self.changed:
+                        self.changed.wait(RETRY_S)
+
+    def _send(self, line: bytes) -> bool:
+        """Whether a line is done with: it arrived, or never will."""
+        metrics = [Metric(key, value, timestamp, step) for key, value, timestamp, step in json.loads(line)]
+        trouble = reachable(self.client.tracking_uri)  # asked first: MLflow's own retries would hold us for minutes
+        if not trouble:
+            try:
+                self.client.log_batch(self.run_id, metrics=metrics)
+            except MlflowException as error:
+                if error.error_code in FINAL:
+                    self.say(f"The tracking server refuses metrics of steps up to {metrics[-1].step}: {error.message}")
+                    return True
+                trouble = error.message
+            except Exception as error:  # whatever it is, training goes on
+                trouble = f"{type(error).__name__}: {error}"
+        if trouble and self.down_since is None:
+            self.down_since = time.monotonic()
+            self.say(f"No metric gets through to the tracking server ({trouble[:200]}). They wait in {self.path}.")
+        if not trouble and self.down_since is not None:
+            self.say(f"The tracking server is back after {time.monotonic() - self.down_since:.0f} s.")
+            self.down_since = None
+        return not trouble
+
+
+def reachable(uri: str) -> str:
+    """Why the tracking server does not answer, in words; empty where it does, or is no server."""
+    if not uri.startswith("http"):
+        return ""
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=5)
+    except requests.RequestException as error:
+        return type(error).__name__
+    return "" if answer.ok else f"it answers {answer.status_code} to /health"
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_suffix(".new")
+    aside.write_text(text)
+    aside.replace(path)

@@ -1,0 +1,120 @@
+"""One of several processes that train together; `trainer.distributed` starts it: `python -m trainer.worker FOLDER`.
+
+Its first process logs metrics and writes checkpoints; everything before and after the training stays with the command.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mlflow import MlflowClient
+
+from trainer import base_model, checkpoints, job
+from trainer.base_model import BaseModel
+from trainer.config import Config, load_config
+from trainer.data.example import ExampleFile
+from trainer.distributed import CONFIG, Task
+from trainer.errors import InputError
+from trainer.recorder import Recorder
+from trainer.train import TrainingData, train
+
+CHUNK = 64 * 2**20  # bytes of a file that are sent at a time
+
+
+def work(folder: Path, rank: int) -> None:
+    """Train as the task in the job's folder says."""
+    job.quiet()
+    task, config = Task.read(folder), load_config(str(folder / CONFIG), [])
+    base = BaseModel(task.base_name, Path(task.base_folder), task.base_revision)
+    if torch.cuda.is_available() and config.model.device != "cpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    model = base_model.load_model(base, config.model, in_4bit=config.lora.load_in_4bit)
+    dist.init_process_group("nccl" if model.device.type == "cuda" else "gloo")
+    _check_same_job(task, config)
+    data = TrainingData(ExampleFile.open(Path(task.train)), np.load(folder / "lengths.npy").tolist())
+    recorder = None
+    if rank == 0:
+        assert task.run_id is not None
+        client = MlflowClient(task.uri)
+        recorder = Recorder(client, task.run_id, folder / "spool", config.tracking.system_metrics_interval_s)
+    checkpoint = _agree_on_checkpoint(folder / "checkpoints", rank)
+    done = train(model, base_model.load_tokenizer(base), data, config, folder, recorder, checkpoint)
+    if recorder is not None:
+        recorder.close()
+    if not done:
+        (folder / "stopped").touch()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _check_same_job(task: Task, config: Config) -> None:
+    """Raise InputError where a machine would train on other data, or with other settings, than the first."""
+    keys: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(keys, task.key)
+    if task.key != keys[0]:
+        raise InputError(
+            f"Machine {config.distributed.machine_rank} has other settings, model or data than machine 0. "
+            "Expected the same command on the same code, but for distributed.* and checkpoint.*."
+        )
+
+
+def _agree_on_checkpoint(folder: Path, rank: int) -> Path | None:
+    """The first process's newest checkpoint, copied to the machines that do not have it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = checkpoints.newest(folder) if rank == 0 else None
+    names = [mine.name if mine is not None else None]
+    dist.broadcast_object_list(names, src=0)
+    if names[0] is None:
+        return None
+    path = folder / names[0]
+    has: list[bool] = [False] * dist.get_world_size()
+    dist.all_gather_object(has, checkpoints.is_whole(path))
+    if not all(has):
+        receives = not has[rank] and os.environ["LOCAL_RANK"] == "0"
+        files = [[*checkpoints.facts_of(path)["files"], checkpoints.MARK] if rank == 0 else None]
+        dist.broadcast_object_list(files, src=0)
+        assert files[0] is not None
+        path.mkdir(exist_ok=True)
+        for name in files[0]:
+            _send(path / name, rank == 0, receives)
+        dist.barrier()
+    return path
+
+
+def _send(path: Path, sends: bool, receives: bool) -> None:
+    """Copy one file from the first process, in pieces."""
+    source = path.open("rb") if sends else None
+    target = path.open("wb") if receives else None
+    while True:
+        piece = [source.read(CHUNK) if source else None]
+        dist.broadcast_object_list(piece, src=0)
+        if not piece[0]:
+            break
+        if target:
+            target.write(piece[0])
+    for file in (source, target):
+        if file:
+            file.close()
+
+
+def main() -> None:
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    try:
+        work(folder, rank)
+    except Exception as error:
+        wrong_input = isinstance(error, InputError)
+        message = error.message if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        checkpoints.write_json(folder / f"failure-{rank}.json", {"message": message[:2000], "input": wrong_input})
+        if not wrong_input:
+            traceback.print_exc()
+        # At once: closing the process group would wait for processes that are no more.
+        sys.stderr.flush()
+        os._exit(2 if wrong_input else 1)
+
+
+if __name__ == "__main__":
+    main()
