@@ -152,7 +152,8 @@ def _agent(folder: Path, count: int) -> int:
 
 
 def _end_with_the_command() -> None:
-    sys.stdin.buffer.read()  # until nobody holds the other end
+    while os.read(0, 1):  # ends when nobody holds the pipe's other end
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
+from accelerate import DistributedType, PartialState
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
@@ -385,6 +386,9 @@ def _arguments(config: Config, model: Any, folder: Path, autocast: bool, validat
         ddp_timeout=config.distributed.timeout_s,
         fsdp=together and config.distributed.strategy == "fsdp",
     )
+    if arguments.fsdp and on_cpu:
+        # accelerate shards on GPUs alone; torch does so over gloo too, once accelerate no longer asks what it is on.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     if not together:
         arguments._n_gpu = min(1, arguments.n_gpu)  # else one process would copy the model to each GPU (DataParallel)
     return arguments
