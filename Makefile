@@ -22,7 +22,7 @@ with = @if command -v $1 >/dev/null; then echo '$2'; $2; else echo 'Left out, si
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo down env engine offline-images images test lint doctor setup-mlflow start-mlflow prepare-data \
-        train-model evaluate-model compare-models promote-model serve-model screenshots lock
+        train-model evaluate-model compare-models promote-model serve-model screenshots docs lock
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,7 +57,7 @@ lint: .venv/.dev ## Check style, types, Dockerfiles, Compose file, workflows and
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile infra/offline/s3/Dockerfile
 	.venv/bin/zizmor --offline --quiet .github/workflows
-	$(call with,npm,npm exec --yes --package=dclint@3.1.0 -- dclint --max-warnings 0 docker-compose.yml)
+	$(call with,npm,npm exec --yes --package=dclint@3.1.0 -- dclint --max-warnings 0 docker-compose.yml docker-compose.hosts.yml)
 	$(call with,shellcheck,shellcheck --severity=warning .ci/run infra/offline/*.sh infra/offline/*/entrypoint.sh)
 
 doctor: .venv/.runtime ## Check this machine, and say what to do about each failure
@@ -89,6 +89,9 @@ serve-model: .venv/.runtime ## Serve the version in production in the foreground
 
 screenshots: .venv/.dev ## Look at the running demo's MLflow UI in a headless browser, and take its pictures for docs/
 	@$(RUN) .venv/bin/python -m infra.screenshots $(SCREENSHOTS)
+
+docs: .venv/.dev ## Write the table of settings in docs/training.md anew from the trainer's dataclasses
+	@.venv/bin/python -m infra.settings_table
 
 lock: .venv/.dev ## Write constraints.txt anew from what is installed
 	@{ echo '# Every package of every part at one version; pip reads it with -c.'; \

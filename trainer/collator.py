@@ -69,11 +69,12 @@ def collate_flat(batch: Sequence[EncodedExample]) -> dict[str, Any]:
         kept += range(start + item.prompt_length - 1, start + length - 1)
         start += length
     input_ids = torch.tensor([ids])
+    places = torch.tensor(kept, dtype=torch.long)
     return {
         "input_ids": input_ids,
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "sequence_lengths": lengths,
-    } | _with_targets(torch.tensor(kept), input_ids[:, [place + 1 for place in kept]])
+    } | _with_targets(places, input_ids[:, places + 1])
 
 
 def _with_targets(kept: Any, targets: Any) -> dict[str, Any]:

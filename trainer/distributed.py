@@ -102,6 +102,7 @@ def _failure(folder: Path, config: Config, code: int) -> click.ClickException:
         said = json.loads(what.read_text())
     if said["input"]:
         return InputError(said["message"])
+    print(said.get("traceback", ""), end="", file=sys.stderr, flush=True)
     code = first["exit_code"]
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     if code == -signal.SIGKILL:
@@ -137,8 +138,11 @@ def _agent(folder: Path, count: int) -> int:
     try:
         elastic_launch(launch, sys.executable)("-u", "-m", "trainer.worker", str(folder))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        checkpoints.write_json(folder / FAILURE, {"rank": rank, "exit_code": failure.exitcode})
+        # Who was killed comes before those that then missed it, though the agent may have seen them in one look.
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        killed = [rank for rank, code in codes.items() if code < 0]
+        rank = killed[0] if killed else error.get_first_failure()[0]
+        checkpoints.write_json(folder / FAILURE, {"rank": rank, "exit_code": codes[rank]})
         return 1
     except SignalException:
         return 1

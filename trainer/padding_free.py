@@ -33,9 +33,8 @@ def attention(
         raise NotImplementedError(f"attention with {unknown[0]}")
     lengths = sequence_lengths or [query.shape[2]]
     outputs = []
-    for one_query, one_key, one_value in zip(
-        *(part.split(lengths, dim=2) for part in (query, key, value)), strict=True
-    ):
+    parts: list[Any] = [query, key, value]
+    for one_query, one_key, one_value in zip(*(part.split(lengths, dim=2) for part in parts), strict=True):
         length = one_query.shape[2]
         mask = None
         if sliding_window is not None and length > sliding_window:

@@ -19,8 +19,8 @@ import torch
 import transformers
 from accelerate import DistributedType, PartialState
 from peft import LoraConfig, TaskType, get_peft_model
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -42,7 +42,7 @@ class TrainingData(NamedTuple):
     lengths: Sequence[int]
 
 
-class _Examples(TorchDataset[dict[str, Any]]):
+class _Examples(TorchDataset[EncodedExample]):
     """Some of the examples, read from disk and encoded when it is their turn."""
 
     def __init__(self, data: TrainingData, tokenizer: Any, numbers: Sequence[int]) -> None:
@@ -52,25 +52,37 @@ class _Examples(TorchDataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return encode(self.tokenizer, self.examples[self.numbers[index]])._asdict()
+    def __getitem__(self, index: int) -> EncodedExample:
+        number = self.numbers[index if index >= 0 else -1 - index]
+        encoded = encode(self.tokenizer, self.examples[number])
+        return encoded if index >= 0 else encoded._replace(prompt_length=len(encoded.input_ids))  # bears no loss
 
 
-class _Order(Sampler[int]):
-    """The examples in an order that only seed and epoch decide, so that a resumed run finds its place in it."""
+class _Batches(Sampler[list[int]]):
+    """The batches of one of several processes, in an order that only seed and epoch decide.
 
-    def __init__(self, lengths: Sequence[int], group: int, seed: int) -> None:
-        self.lengths, self.group, self.seed, self.epoch = lengths, group, seed, 0
+    So a resumed run finds its place, and each step has the same examples whatever the number of processes. Where there
+    are too few for all, at the end of an epoch, a process gets one as -1 - index: to go through, and to learn nothing.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, steps: int, seed: int, rank: int, world: int) -> None:
+        self.lengths, self.batch, self.seed, self.rank, self.world = lengths, batch * world, seed, rank, world
+        self.group = self.batch * steps  # examples of like length that are put together; 0: in any order
+        self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return -(-len(self.lengths) // self.batch)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if not self.group:
-            yield from torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.group:
+            order = get_length_grouped_indices(list(self.lengths), self.group, generator=generator)
         else:
-            yield from get_length_grouped_indices(list(self.lengths), self.group, generator=generator)
+            order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for start in range(0, len(order), self.batch):
+            everyones = order[start : start + self.batch]
+            mine = np.array_split(everyones, self.world)[self.rank].tolist()
+            yield mine or [-1 - everyones[0]]
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -78,7 +90,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     recorder: Recorder | None  # of the first process
     cost: flops.Cost
-    order: _Order
+    batches: _Batches
 
     def begin(self, recorder: Recorder | None) -> None:
         self.recorder = recorder
@@ -88,8 +100,15 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self.total_counted = np.zeros(3)  # of all processes in this session
         self.last_time = time.monotonic()
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.order
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # Not accelerate's: at the end of an epoch it repeats examples where they do not come out even.
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -107,10 +126,10 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        lengths, prompts = inputs.pop("lengths")
-        self.counted[0] += sum(lengths)
-        self.counted[1] += sum(lengths) - sum(prompts)
-        self.counted[2] += sum(length * (length + 1) // 2 for length in lengths)
+        for length, prompt in inputs.pop("lengths"):
+            self.counted[0] += length
+            self.counted[1] += length - prompt
+            self.counted[2] += length * (length + 1) // 2
         loss = super().training_step(model, inputs, num_items_in_batch)
         step = self.state.global_step + 1
         self.step_losses[step] = self.step_losses.get(step, 0.0) + loss
@@ -147,7 +166,7 @@ class _Course(TrainerCallback):  # type: ignore[misc]
         self.stopped = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.order.epoch = int(state.epoch or 0)
+        self.trainer.batches.epoch = int(state.epoch or 0)
         self.before.clock = self.before.clock or time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -317,10 +336,10 @@ def _make_trainer(
     examples = _Examples(data, tokenizer, train_numbers)
     arguments = _arguments(config, model, folder / "checkpoints", autocast, bool(validation_numbers))
 
-    def batch_of(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        encoded = [EncodedExample(**item) for item in items]
-        batch = collate_flat(encoded) if flat else collate(encoded, tokenizer.pad_token_id)
-        return batch | {"lengths": ([len(ids) for ids, _ in encoded], [prompt for _, prompt in encoded])}
+    def batch_of(items: Sequence[EncodedExample]) -> dict[str, Any]:
+        batch = collate_flat(items) if flat else collate(items, tokenizer.pad_token_id)
+        counted = [(len(ids), prompt) for ids, prompt in items if prompt < len(ids)]
+        return batch | {"lengths": counted}
 
     trainer = _Trainer(
         model=model,
@@ -329,8 +348,9 @@ def _make_trainer(
         eval_dataset=_Examples(data, tokenizer, validation_numbers) if validation_numbers else None,
         data_collator=batch_of,
     )
-    step = options.batch_size * options.gradient_accumulation_steps * arguments.world_size  # examples
-    trainer.order = _Order(examples.lengths, step if options.group_by_length else 0, config.seed)
+    steps = options.gradient_accumulation_steps if options.group_by_length else 0
+    rank, world = arguments.process_index, arguments.world_size
+    trainer.batches = _Batches(examples.lengths, options.batch_size, steps, config.seed, rank, world)
     # Both print raw dicts. Ours: a bar in a terminal, the recorder's plain lines in a pipe.
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_ProgressBar)

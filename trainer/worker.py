@@ -108,11 +108,10 @@ def main() -> None:
     except Exception as error:
         wrong_input = isinstance(error, InputError)
         message = error.message if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        checkpoints.write_json(folder / f"failure-{rank}.json", {"message": message[:2000], "input": wrong_input})
-        if not wrong_input:
-            traceback.print_exc()
+        # For the command to print, if this is the process that failed first: the others only miss it.
+        said = {"message": message[:2000], "input": wrong_input, "traceback": traceback.format_exc()}
+        checkpoints.write_json(folder / f"failure-{rank}.json", said)
         # At once: closing the process group would wait for processes that are no more.
-        sys.stderr.flush()
         os._exit(2 if wrong_input else 1)
 
 

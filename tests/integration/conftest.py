@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,21 +56,33 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory, tiny):
-    home = tmp_path_factory.mktemp("home")
+def stack(tmp_path_factory, tiny) -> Iterator[Stack]:
+    stack = make_stack(tmp_path_factory.mktemp("home"))
+    with server(stack):
+        yield stack
+
+
+def make_stack(home: Path) -> Stack:
+    """A folder and a free port for a tracking server."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     env = os.environ | {"RATCHET_HOME": str(home), "TRACKING_PORT": str(port), "MLFLOW_TRACKING_URI": url}
-    log = (home / "tracking.log").open("w")
-    server = subprocess.Popen([sys.executable, "-m", "services.tracking"], env=env, stdout=log, stderr=log)
-    try:
-        ready = wait_until(lambda: is_ready(url), 60, lambda: server.poll() is None)
-        assert ready, (home / "tracking.log").read_text()
-        yield Stack(url, home, env)
-    finally:
-        server.terminate()
-        server.wait(20)
-        log.close()
+    return Stack(url, home, env)
+
+
+@contextmanager
+def server(stack: Stack) -> Iterator["subprocess.Popen[bytes]"]:
+    """Its tracking server, up until the end; on data that an earlier one left, where there are any."""
+    log_path = stack.home / "tracking.log"
+    with log_path.open("a") as log:
+        process = subprocess.Popen([sys.executable, "-m", "services.tracking"], env=stack.env, stdout=log, stderr=log)
+        try:
+            ready = wait_until(lambda: is_ready(stack.url), 60, lambda: process.poll() is None)
+            assert ready, log_path.read_text()
+            yield process
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from mlflow.entities import Run
 
 from services.tracking.readiness import wait_until
-from tests.integration.conftest import Stack
+from tests.integration.conftest import Stack, make_stack, server
 from tests.integration.test_when_things_go_wrong import wait_for_line
 
 pytestmark = pytest.mark.integration
@@ -112,3 +111,117 @@ def test_killed_ten_times_at_random_steps_it_ends_as_if_nothing_had_happened(
     for name in ("killed_model", "killed_pytorch_model"):
         versions = stack.client.search_model_versions(f"name = '{name}'")
         assert sorted(version.tags["role"] for version in versions) == ["base", "candidate"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_save_first(stack: Stack, tiny, uninterrupted, tmp_path, number: int, code: int) -> None:
+    command = settings(tiny, f"stopped_{number}", "checkpoint.save_steps=1000")
+    job = stack.popen("trainer", *command)
+    assert wait_until(lambda: steps_in_spool(stack) >= 6, 90, lambda: job.poll() is None), job.communicate()
+    job.send_signal(number)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert "Saving a checkpoint" in output
+    stopped = candidate(stack, f"stopped_{number}")
+    assert stopped.info.status == "KILLED"
+    last = losses(stack, stopped)[-1][0]
+    assert f"Going on from step {last}" in finish(stack, *command)
+    run = candidate(stack, f"stopped_{number}")
+    assert "ended_because" not in run.data.tags
+    assert losses(stack, run) == uninterrupted[0]
+    assert weights(stack, run, tmp_path) == uninterrupted[1]
+
+
+def test_another_machine_goes_on_from_the_copy_in_the_artifact_store(
+    stack: Stack, tiny, uninterrupted, tmp_path
+) -> None:
+    command = settings(tiny, "moved", "checkpoint.to_tracking=true")
+    job = stack.popen("trainer", *command, CHECKPOINTS_DIR=str(tmp_path / "here"))
+    wait_for_line(job, "Fine-tuning")
+
+    def stored() -> bool:
+        path = stack.home / "artifacts"
+        return any(path.glob("**/checkpoints/checkpoint-*/complete.json"))
+
+    assert wait_until(stored, 90, lambda: job.poll() is None), job.communicate()
+    job.terminate()
+    job.communicate(timeout=60)
+    output = finish(stack, *command, CHECKPOINTS_DIR=str(tmp_path / "there"))
+    assert "Fetching checkpoint" in output
+    assert "Going on from step" in output
+    run = candidate(stack, "moved")
+    assert losses(stack, run) == uninterrupted[0]
+    assert weights(stack, run, tmp_path) == uninterrupted[1]
+    assert "checkpoints" not in [item.path for item in stack.client.list_artifacts(run.info.run_id)]
+    assert not list((tmp_path / "there" / "jobs").glob("*/checkpoints"))  # nothing takes up room when all is done
+
+
+def test_the_same_job_twice_at_once_is_refused_and_a_new_run_is_made_where_wanted(stack: Stack, tiny) -> None:
+    command = settings(tiny, "twice", "trainer.max_steps=100000")
+    job = stack.popen("trainer", *command)
+    try:
+        wait_for_line(job, "  step ")
+        second = stack.popen("trainer", *command)
+        output, _ = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert "This job is being trained already" in output
+        elsewhere = stack.popen("trainer", *command, CHECKPOINTS_DIR=str(stack.home / "elsewhere"))
+        output, _ = elsewhere.communicate(timeout=60)
+        assert elsewhere.returncode == 2
+        assert "is this very job, and a trainer on" in output
+    finally:
+        job.kill()
+        job.communicate(timeout=30)
+    short = settings(tiny, "twice", "trainer.max_steps=3")  # another job
+    output = finish(stack, *short)
+    assert "was left RUNNING by a trainer that died: marked KILLED" in output
+    finish(stack, *short)  # the earlier one is finished: nothing to go on with
+    found = stack.client.get_experiment_by_name("twice")
+    assert found is not None
+    runs = stack.client.search_runs([found.experiment_id], "tags.role = 'candidate'")
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "FINISHED", "KILLED"]
+    assert any("died" in run.data.tags.get("ended_because", "") for run in runs)
+
+
+# Five minutes in CI; less where somebody waits for it.
+OUTAGE_S = float(os.environ.get("OUTAGE_S", "300" if os.environ.get("CI") else "20"))
+
+
+def test_training_goes_on_without_the_tracking_server(tiny, tmp_path_factory) -> None:
+    stack = make_stack(tmp_path_factory.mktemp("outage"))
+    steps = 100_000
+    with server(stack):
+        job = stack.popen("trainer", *settings(tiny, "outage", f"trainer.max_steps={steps}"))
+        assert wait_until(lambda: steps_in_spool(stack) >= 6, 90, lambda: job.poll() is None), job.communicate()
+    before = steps_in_spool(stack)
+    time.sleep(OUTAGE_S)  # this is what is tested: so long without it
+    after = steps_in_spool(stack)
+    assert after > before + OUTAGE_S  # a step takes far less than a second
+    assert job.poll() is None
+    with server(stack):
+        run = candidate(stack, "outage")
+        arrived = lambda: (losses(stack, run) or [(0, 0.0)])[-1][0] >= after  # noqa: E731
+        assert wait_until(arrived, 120, lambda: job.poll() is None), job.communicate()
+        job.send_signal(signal.SIGINT)
+        output, _ = job.communicate(timeout=120)
+        assert "No metric gets through to the tracking server" in output
+        assert "The tracking server is back after" in output
+        seen = [step for step, _ in losses(stack, run)]
+        assert seen == list(range(1, len(seen) + 1))  # once each, in order
+        assert len(seen) >= after
+        assert stack.client.get_run(run.info.run_id).info.status == "KILLED"
+
+
+def test_a_server_that_is_away_at_the_end_is_waited_for(tiny, tmp_path_factory) -> None:
+    stack = make_stack(tmp_path_factory.mktemp("late"))
+    command = settings(tiny, "late")
+    with server(stack):
+        job = stack.popen("trainer", *command, "tracking.patience_s=2")
+        wait_for_line(job, "Fine-tuning")
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 1
+    assert "did not come back within 2 s" in output
+    with server(stack):
+        output = finish(stack, *command)
+        assert candidate(stack, "late").info.status == "FINISHED"
+        assert [step for step, _ in losses(stack, candidate(stack, "late"))] == list(range(1, STEPS + 1))
