@@ -12,9 +12,7 @@ def table() -> str:
     """All settings in Markdown: name, default, what it does."""
     rows = ["| setting | default | |", "|---|---|---|"]
     for key, value, option in walk(Config()):
-        default = (
-            {None: "none", True: "true", False: "false"}.get(value, value) if not isinstance(value, float) else value
-        )
+        default = "none" if value is None else str(value).lower() if isinstance(value, bool) else value
         expected = f" *{option['expected']}*" if option["expected"] else ""
         text = f"{option['help']}{expected}".replace("|", "\\|")
         rows.append(f"| `{key}` | `{default}` | {text} |")

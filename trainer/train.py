@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from trainer import checkpoints, flops, fused_lora, padding_free
+from trainer import checkpoints, flops, fused_lora, head_loss, padding_free
 from trainer.collator import EncodedExample, collate, collate_flat, encode
 from trainer.config import Config
 from trainer.data.example import Example, hash64
@@ -92,8 +92,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
     cost: flops.Cost
     batches: _Batches
 
-    def begin(self, recorder: Recorder | None) -> None:
-        self.recorder = recorder
+    def begin(self, recorder: Recorder | None, loss: head_loss.HeadLoss | None) -> None:
+        self.recorder, self.head_loss = recorder, loss
         self.cost = flops.cost_of(self.model)
         self.step_losses: dict[int, torch.Tensor] = {}  # since the last record, by step
         self.counted = [0, 0, 0]  # tokens, tokens that bear loss, pairs in attention; of this process
@@ -117,8 +117,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
         targets = inputs["shift_labels"].flatten()
         passed = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels", "lengths")}
         outputs = model(**passed, use_cache=False)
-        logits = outputs.logits.flatten(0, 1).float()  # (places, vocab)
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        logits = outputs.logits.flatten(0, 1)  # (places, vocab), or (places, width)
+        if self.head_loss is not None:
+            loss = self.head_loss(logits, targets)
+        else:
+            loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         if num_items_in_batch is None:
             loss = loss / (targets != -100).sum()
         else:  # of all processes, whose gradients are averaged
@@ -305,7 +308,9 @@ def train(
         model.float().requires_grad_(True)  # in bfloat16 small updates would be lost
     fused = lora and fused_lora.fuse(model) > 0
     trainer = _make_trainer(model, tokenizer, data, config, folder, flat, autocast=half and not fused)
-    trainer.begin(recorder)
+    # FSDP has the output layer's weights together only while the model runs.
+    loss = head_loss.install(model) if lora and not trainer.args.fsdp else None
+    trainer.begin(recorder, loss)
     upload = None
     if recorder is not None and config.checkpoint.to_tracking:
         spool = recorder.spool
@@ -322,6 +327,8 @@ def train(
         upload.close(60.0)
     if not course.stopped:
         _save_result(trainer, folder / RESULT, course, rate)
+    if loss is not None:
+        loss.remove()
     if lora and trainer.args.world_size == 1:
         trainer.model.unload()
         before.set_attn_implementation(attention)
@@ -378,8 +385,8 @@ def _arguments(config: Config, model: Any, folder: Path, autocast: bool, validat
         max_grad_norm=options.max_grad_norm,
         optim=options.optim,
         bf16=autocast,
-        gradient_checkpointing=options.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=options.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         torch_compile=options.torch_compile,
         full_determinism=options.full_determinism,
         logging_steps=options.logging_steps,

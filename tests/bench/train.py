@@ -72,31 +72,33 @@ def training_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def ratchet(settings: Settings, folder: Path, watch: Any = None, more: Sequence[str] = ()) -> float:
-    """Ratchet, as trainer/job.py calls it, with further overrides; `watch` is entered for the training alone."""
-    from types import SimpleNamespace
-
-    import numpy as np
-    import transformers
+    """Ratchet as trainer/job.py calls it, tracking included (MLflow on SQLite); `watch` is entered for the training."""
+    from mlflow import MlflowClient
 
     from trainer import base_model
     from trainer.collator import token_counts
     from trainer.config import load_config
     from trainer.job import quiet
-    from trainer.train import add_adapter, train
+    from trainer.recorder import Recorder
+    from trainer.train import RESULT, TOTALS, TrainingData, train
 
     quiet()
     config = load_config(None, [*settings["overrides"], *more])
     base = base_model.resolve(config.model)
     tokenizer = base_model.load_tokenizer(base)
     rows = read_examples(Path(settings["train"]))
-    data: Any = SimpleNamespace(train=rows, train_lengths=np.asarray(token_counts(tokenizer, rows)))
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    recorder = Recorder(client, client.create_run("0").info.run_id, folder / "spool", 10.0)
     model = base_model.load_model(base, config.model)
-    transformers.set_seed(config.seed)
-    model = add_adapter(model, config)
+    data = TrainingData(rows, token_counts(tokenizer, rows))
     with watch or contextlib.nullcontext():
-        totals = train(model, tokenizer, data, config, transformers.TrainerCallback(), str(folder / "trainer"))
-    model.save_pretrained(folder)
-    return totals["run/seconds"]
+        train(model, tokenizer, data, config, folder, recorder, None)
+    recorder.close()
+    totals = json.loads((folder / RESULT / TOTALS).read_text())
+    print(f"tracking: {totals['run/tracking_share']:.3%} of the time of training")
+    for file in (folder / RESULT).glob("adapter*"):
+        file.rename(folder / file.name)
+    return float(totals["run/seconds"])
 
 
 def trl(settings: Settings, folder: Path, **options: Any) -> float:
