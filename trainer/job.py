@@ -289,7 +289,10 @@ def _check_fit(config: Config, model: Any) -> None:
                 "QLoRA's 4-bit layers run there only. Drop it, or choose a smaller base model."
             )
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError("lora.load_in_4bit is true, and bitsandbytes is missing. Do: pip install bitsandbytes")
+            raise InputError(
+                "lora.load_in_4bit is true, and bitsandbytes is missing. Do: pip install -e '.[gpu]', or in the stack "
+                "set TRAINER_EXTRA=gpu in .env and build its images again."
+            )
     if config.lora.target_modules != "all-linear":
         linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
         for name in target_modules(config):

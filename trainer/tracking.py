@@ -180,7 +180,10 @@ def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
         interrupted = isinstance(error, KeyboardInterrupt)
         reason = (str(error) or "Ctrl-C") if interrupted else f"{type(error).__name__}: {error}"
         with deferred_interrupts():
-            if mlflow.active_run() is not None:
+            if away := reachable(client.tracking_uri):
+                print(f"The tracking server is away ({away}): the run stays RUNNING until the next trainer sees it.")
+                os.environ[RETRIES] = "0"  # nor let MLflow end it at exit, which would take minutes
+            elif mlflow.active_run() is not None:
                 client.set_tag(run_id, "ended_because", reason[:5000])
                 mlflow.end_run("KILLED" if interrupted else "FAILED")
         raise

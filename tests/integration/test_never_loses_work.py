@@ -225,3 +225,18 @@ def test_a_server_that_is_away_at_the_end_is_waited_for(tiny, tmp_path_factory) 
         output = finish(stack, *command)
         assert candidate(stack, "late").info.status == "FINISHED"
         assert [step for step, _ in losses(stack, candidate(stack, "late"))] == list(range(1, STEPS + 1))
+
+
+def test_ctrl_c_without_the_tracking_server_saves_and_ends(tiny, tmp_path_factory, uninterrupted) -> None:
+    stack = make_stack(tmp_path_factory.mktemp("away"))
+    command = settings(tiny, "away")
+    with server(stack):
+        job = stack.popen("trainer", *command)
+        assert wait_until(lambda: steps_in_spool(stack) >= 6, 90, lambda: job.poll() is None), job.communicate()
+    job.send_signal(signal.SIGINT)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 130, output
+    assert "The tracking server is away" in output
+    with server(stack):
+        assert "Going on from step" in finish(stack, *command)
+        assert losses(stack, candidate(stack, "away")) == uninterrupted[0]

@@ -39,7 +39,8 @@ def test_loss_is_on_the_completion_only() -> None:
     batch = collate([EncodedExample([5, 6, 7], 1), EncodedExample([5, 6, 7, 8, 9], 3)], pad_token_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0, 0], [5, 6, 7, 8, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch["labels"].tolist() == [[-100, 6, 7, -100, -100], [-100, -100, -100, 8, 9]]
+    assert batch["logits_to_keep"].tolist() == [0, 1, 2, 3]  # what is asked there is the token after
+    assert batch["shift_labels"].tolist() == [[6, 7, -100, -100], [-100, -100, 8, 9]]
 
 
 def test_nll_is_that_of_each_example_by_itself(model, tokenizer) -> None:
