@@ -67,6 +67,7 @@ def job_folder(config: Config, key: str) -> Iterator[Path]:
                 f"This job is being trained already, by another process on {folder}. Wait for it, or change something, "
                 "e.g. seed=43, for another one."
             )
+        os.set_inheritable(lock.fileno(), True)  # for the agent of several processes
         (folder / "stop").unlink(missing_ok=True)
         yield folder
 
@@ -199,24 +200,29 @@ class Upload:
     def _upload(self, checkpoint: Path) -> None:
         if not self.metrics_arrived(30.0):  # who goes on from it elsewhere does not have our spool
             raise TimeoutError
-        path = f"{REMOTE}/{checkpoint.name}"
-        for name in [*facts_of(checkpoint)["files"], MARK]:  # the mark last
-            self.client.log_artifact(self.run_id, str(checkpoint / name), str(Path(path, name).parent))
-        for old in remote(self.client, self.run_id)[: -self.keep]:
-            delete_remote(self.client, self.run_id, f"{REMOTE}/checkpoint-{old}")
+        there = remote(self.client, self.run_id)
+        best = best_of(checkpoint)
+        for wanted in (best, checkpoint):
+            if wanted is not None and step_of(wanted) not in there:
+                path = f"{REMOTE}/{wanted.name}"
+                for name in [*facts_of(wanted)["files"], MARK]:  # the mark last
+                    self.client.log_artifact(self.run_id, str(wanted / name), str(Path(path, name).parent))
+        for old in there[: 1 - self.keep]:
+            if best is None or old != step_of(best):
+                delete_remote(self.client, self.run_id, f"{REMOTE}/checkpoint-{old}")
+
+
+def best_of(checkpoint: Path) -> Path | None:
+    """The checkpoint beside this one that had the lowest validation loss by then, if there was any validation."""
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["best_global_step"]
+    best = checkpoint.with_name(f"checkpoint-{step}")
+    return best if step and best.is_dir() else None
 
 
 def remote(client: MlflowClient, run_id: str) -> list[int]:
     """The steps of the whole checkpoints among a run's artifacts, in order."""
-    try:
-        folders = [item.path for item in client.list_artifacts(run_id, REMOTE) if item.is_dir]
-        whole = [
-            path
-            for path in folders
-            if any(Path(item.path).name == MARK for item in client.list_artifacts(run_id, path))
-        ]
-    except MlflowException:
-        return []
+    folders = [item.path for item in client.list_artifacts(run_id, REMOTE) if item.is_dir]
+    whole = [path for path in folders if MARK in {Path(item.path).name for item in client.list_artifacts(run_id, path)}]
     return sorted(step_of(path) for path in whole)
 
 

@@ -182,9 +182,6 @@ class TrainerConfig:
     full_determinism: bool = _option(
         False, "On a GPU too, the same numbers in each run; slower. A CPU gives them anyway, with as many threads."
     )
-    torch_compile: bool = _option(
-        False, "Compile the model: minutes at the start, which a long run on a GPU earns back."
-    )
     dataloader_num_workers: int = _option(0, "Processes that read and tokenise ahead of the training.", at_least=0)
     logging_steps: int = _option(5, "Send metrics every so many optimizer steps; each step has its own.", at_least=1)
     validation_fraction: float = _option(
@@ -209,7 +206,11 @@ class CheckpointConfig:
         "${oc.env:CHECKPOINTS_DIR,${oc.env:RATCHET_HOME,var}/checkpoints}",
         "Where checkpoints are, and metrics on their way to the tracking server; a folder for each job.",
     )
-    save_steps: int = _option(50, "Save every so many optimizer steps; also at Ctrl-C and at the end.", at_least=1)
+    save_steps: int = _option(
+        50,
+        "Save every so many optimizer steps (with validation: at each one instead); also at Ctrl-C and at the end.",
+        at_least=1,
+    )
     save_total_limit: int = _option(2, "Keep the newest so many.", at_least=2)
     to_tracking: bool = _option(
         False,
@@ -306,6 +307,14 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def method_in_words(self) -> str:
+        """How the model is trained, for people."""
+        if self.trainer.method == "full":
+            return "all weights"
+        kind = "DoRA" if self.lora.use_dora else "rsLoRA" if self.lora.use_rslora else "LoRA"
+        return f"{'4-bit ' if self.lora.load_in_4bit else ''}{kind}, rank {self.lora.r}"
 
 
 def load_config(path: str | None, overrides: Sequence[str]) -> Config:

@@ -80,6 +80,7 @@ def train_together(folder: Path, config: Config, task: Task, count: int) -> bool
         stdin=subprocess.PIPE,
         env=env,
         start_new_session=True,
+        close_fds=False,  # the job's lock is the agent's too: no second command begins before all have ended
     )
     try:
         code = agent.wait()

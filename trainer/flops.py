@@ -41,14 +41,13 @@ def cost_of(model: Any) -> Cost:
     return Cost(layers, of_head, 2 * 2 * 3 * heads * size * getattr(config, "num_hidden_layers", 0))
 
 
-def matmul_flops(model: Any, tokens: int = 1024, seconds: float = 0.3) -> float:
-    """Floating-point operations per second of a matrix product in the shape and format of this model's layers."""
+def matmul_flops(model: Any, dtype: Any, tokens: int = 1024, seconds: float = 0.3) -> float:
+    """Floating-point operations per second of a matrix product in the shape of this model's layers."""
     import torch
 
     config = model.config
     width = getattr(config, "hidden_size", 1024)
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float32
     a = torch.ones((tokens, width), dtype=dtype, device=model.device)
     b = torch.ones((width, inner), dtype=dtype, device=model.device)
 

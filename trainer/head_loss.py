@@ -35,7 +35,8 @@ class _Pieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        gradient = torch.zeros_like(hidden)
+        wants_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wants_gradient else hidden[:0]
         for start in range(0, len(targets), PIECE):
             piece = slice(start, start + PIECE)
             counts = targets[piece] != -100
@@ -47,6 +48,8 @@ class _Pieces(torch.autograd.Function):
             logits.exp_()
             sums = logits.sum(dim=1)
             total += ((sums.log() - of_wanted) * counts).sum()
+            if not wants_gradient:
+                continue
             logits /= sums[:, None]  # now probabilities, and with the next line the gradient
             logits[rows, wanted] -= 1
             logits *= counts[:, None]
@@ -56,7 +59,7 @@ class _Pieces(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return ctx.saved_tensors[0] * gradients[0].to(ctx.saved_tensors[0].dtype), None, None
+        return ctx.saved_tensors[0] * gradients[0], None, None  # a number: the product keeps its 16 bits
 
 
 def install(model: Any) -> HeadLoss | None:

@@ -22,6 +22,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from torch.nn import Linear
 from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
 
 from trainer import base_model, checkpoints, distributed, git, plots, register, tracking
 from trainer.base_model import BaseModel
@@ -32,11 +33,12 @@ from trainer.data.prepare import Dataset, Limits, names
 from trainer.data.prepare import prepare as data_prepare
 from trainer.errors import InputError
 from trainer.evaluation import runs
-from trainer.evaluation.runs import EVALUATES, Evaluation, say
+from trainer.evaluation.runs import EVALUATES, Evaluation
 from trainer.liveness import mark_dead, unfinished
 from trainer.recorder import LOSS, Recorder
 from trainer.spool import Spool
-from trainer.train import RESULT, TOTALS, TrainingData, chooses_padding_free, split, target_modules, train
+from trainer.tracking import say
+from trainer.train import RESULT, TrainingData, chooses_padding_free, split, target_modules, train
 
 
 @dataclass
@@ -164,10 +166,9 @@ def run(job: Job) -> register.Registered | None:
             if "config.yaml" not in [item.path for item in job.client.list_artifacts(run_id)]:
                 _log_inputs(job)
             mlflow.set_tag("base_run_id", base_run_id)
-            method = f"LoRA (rank {job.config.lora.r})" if job.config.trainer.method == "lora" else "all weights"
             word = "Going on with" if earlier is not None else "Fine-tuning"
-            say(f"{word} {job.base.short_name}, {method}, run {active.info.run_name}")
-            if not (folder / RESULT / TOTALS).exists():
+            say(f"{word} {job.base.short_name} ({job.config.method_in_words}), run {active.info.run_name}")
+            if not checkpoints.is_whole(folder / RESULT):
                 _train(job, folder, run_id)
             registered, metrics = _finish(job, folder, run_id, base_table, base_metrics)
         checkpoints.empty(folder)
@@ -202,7 +203,7 @@ def _train(job: Job, folder: Path, run_id: str | None) -> None:
                 done = train(job.model, job.tokenizer, _training_data(job.data), config, folder, recorder, checkpoint)
             finally:
                 recorder.close()
-    if not done:
+    if not done or signals:  # after the last step too: what is there is not lost
         raise tracking.Terminated("SIGTERM") if signal.SIGTERM in signals else KeyboardInterrupt
 
 
@@ -211,7 +212,7 @@ def _finish(
 ) -> tuple[register.Registered, dict[str, float]]:
     """Evaluate, log and register what the job's folder holds as the result."""
     _deliver_metrics(job, folder, run_id)
-    totals = json.loads((folder / RESULT / TOTALS).read_text())
+    totals = checkpoints.facts_of(folder / RESULT)["totals"]
     losses = {item.step: item.value for item in job.client.get_metric_history(run_id, LOSS)}
     mlflow.log_metrics({**totals, "run/mean_loss": sum(losses.values()) / len(losses)})
     model = _tuned(job, folder / RESULT)
@@ -263,10 +264,18 @@ def _fetch_checkpoint(job: Job, run_id: str, folder: Path) -> None:
     saved = folder / "checkpoints"
     saved.mkdir(exist_ok=True)
     here = checkpoints.newest(saved)
-    there = checkpoints.remote(job.client, run_id)
-    if there and not (folder / RESULT / TOTALS).exists() and (here is None or checkpoints.step_of(here) < there[-1]):
-        say(f"Fetching checkpoint {there[-1]} from the tracking server")
-        checkpoints.download(job.client, run_id, there[-1], saved)
+    if checkpoints.is_whole(folder / RESULT):
+        return
+    for step in reversed(checkpoints.remote(job.client, run_id)):
+        if here is not None and checkpoints.step_of(here) >= step:
+            return
+        say(f"Fetching checkpoint {step} from the tracking server")
+        fetched = checkpoints.download(job.client, run_id, step, saved)
+        if fetched is not None:
+            best = json.loads((fetched / "trainer_state.json").read_text())["best_global_step"]
+            if best and best != step:
+                checkpoints.download(job.client, run_id, best, saved)
+            return
 
 
 def _training_data(data: Dataset) -> TrainingData:
@@ -294,7 +303,8 @@ def _check_fit(config: Config, model: Any) -> None:
                 "set TRAINER_EXTRA=gpu in .env and build its images again."
             )
     if config.lora.target_modules != "all-linear":
-        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
+        modules = [name for name, module in model.named_modules() if isinstance(module, (Linear, Conv1D))]
+        linear = {name.rpartition(".")[2] for name in modules}
         for name in target_modules(config):
             if name not in linear:
                 raise InputError(

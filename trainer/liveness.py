@@ -6,6 +6,7 @@ heartbeat for those elsewhere.
 """
 
 import contextlib
+import fcntl
 import socket
 import threading
 import time
@@ -37,7 +38,7 @@ def alive(client: MlflowClient, run_id: str, root: Path) -> Iterator[None]:
                 client.set_tag(run_id, HEARTBEAT, str(time.time()))
 
     with path.open("a") as lock:
-        take(lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another trainer may be looking just now
         for key, value in ((VOLUME, volume(root)), (HOST, socket.gethostname()), (HEARTBEAT, str(time.time()))):
             client.set_tag(run_id, key, value)
         threading.Thread(target=beat, name="heartbeat", daemon=True).start()

@@ -129,9 +129,10 @@ class _SystemMetrics:
         while not self.ended.wait(self.interval_s):
             values: dict[str, float] = {}
             for monitor in self.monitors:
-                monitor.collect_metrics()
-                values |= monitor.aggregate_metrics()
-                monitor.clear_metrics()
+                with contextlib.suppress(Exception):  # of one: the others go on
+                    monitor.collect_metrics()
+                    values |= monitor.aggregate_metrics()
+                    monitor.clear_metrics()
             at = int(time.time() * 1000)
             self.spool.add([Metric(f"system/{key}", float(value), at, self.step) for key, value in values.items()])
             self.step += 1

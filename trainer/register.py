@@ -167,7 +167,7 @@ def model_card(
     )
     header = "| metric | base | this model |\n|---|---|---|" if tuned else "| metric | value |\n|---|---|"
     what = (
-        f"`{base_name}`, fine-tuned with LoRA (rank {config.lora.r}) on {data['train']} examples, and merged."
+        f"`{base_name}`, fine-tuned ({config.method_in_words}) on {data['train']} examples."
         if tuned
         else f"`{base_name}`, unchanged: the model that a fine-tuned one has to beat."
     )

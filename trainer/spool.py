@@ -5,6 +5,7 @@ that is down is asked again until it answers; a trainer that died goes on where 
 does no harm: MLflow keeps one of two metrics that agree in key, step, time and value.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -32,7 +33,9 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._cut_half_written_line()
         self.file = self.path.open("ab")
-        self.sent = int(self.sent_path.read_text()) if self.sent_path.exists() else 0
+        # What a power cut left of the two may not agree. To send twice does no harm.
+        noted = self.sent_path.read_text() if self.sent_path.exists() else ""
+        self.sent = min(int(noted or 0), self.path.stat().st_size)
         self.lock, self.changed = threading.Lock(), threading.Condition()
         self.closed = False
         self.down_since: float | None = None
@@ -59,7 +62,8 @@ class Spool:
         steps = [-1]
         with self.path.open("rb") as file:
             for line in file:
-                steps += [step for name, _, _, step in json.loads(line) if name == key]
+                with contextlib.suppress(ValueError):
+                    steps += [step for name, _, _, step in json.loads(line) if name == key]
         return max(steps)
 
     def wait(self, timeout_s: float) -> bool:
@@ -92,26 +96,27 @@ class Spool:
 
     def _send_all(self) -> None:
         with self.path.open("rb") as file:
-            file.seek(self.sent)
             while not self.closed:
-                line = file.readline()
-                if not line.endswith(b"\n"):
-                    file.seek(self.sent)
-                    with self.changed:
-                        self.changed.wait(1.0)
-                elif self._send(line):
-                    self.sent = file.tell()
-                    _write(self.sent_path, str(self.sent))
-                    with self.changed:
+                file.seek(self.sent)
+                line, pause = file.readline(), 1.0
+                if line.endswith(b"\n"):
+                    pause = 0.0 if self._send(line) else RETRY_S
+                with self.changed:
+                    if pause:
+                        self.changed.wait(pause)
+                    else:
+                        self.sent = file.tell()
                         self.changed.notify_all()
-                else:
-                    file.seek(self.sent)
-                    with self.changed:
-                        self.changed.wait(RETRY_S)
+                if not pause:
+                    with contextlib.suppress(OSError):  # a full disk: it is sent once more after a restart
+                        _write(self.sent_path, str(self.sent))
 
     def _send(self, line: bytes) -> bool:
         """Whether a line is done with: it arrived, or never will."""
-        metrics = [Metric(key, value, timestamp, step) for key, value, timestamp, step in json.loads(line)]
+        try:
+            metrics = [Metric(key, value, timestamp, step) for key, value, timestamp, step in json.loads(line)]
+        except ValueError:  # a power cut left it so
+            return True
         trouble = reachable(self.client.tracking_uri)  # asked first: MLflow's own retries would hold us for minutes
         if not trouble:
             try:
@@ -144,6 +149,6 @@ def reachable(uri: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    aside = path.with_suffix(".new")
+    aside = path.with_suffix(f".{threading.get_ident()}")
     aside.write_text(text)
     aside.replace(path)

@@ -3,6 +3,7 @@
 What is logged by step while a model trains goes through recorder.py.
 """
 
+import atexit
 import logging
 import os
 import re
@@ -39,6 +40,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, treated as Ctrl-C is: the run ends as KILLED."""
 
 
+def say(line: str) -> None:
+    """Print a line of progress at once, also where the output is piped."""
+    print(line, flush=True)
+
+
 class ServerAway(click.ClickException):
     """The tracking server did not come back in time."""
 
@@ -55,6 +61,8 @@ def connect(uri: str) -> MlflowClient:
             "tracking.uri=… or MLFLOW_TRACKING_URI."
         )
     mlflow.set_tracking_uri(uri)
+    # At exit MLflow ends a run that is still active as FINISHED. `run` ends ours, as they deserve.
+    atexit.unregister(mlflow.tracking.fluent._safe_end_run)
     # What MLflow says beside the point: links after each run, progress bars of copies, missing Hub pages.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -112,6 +120,19 @@ def stop_file(path: Path) -> Iterator[list[int]]:
         yield came
 
 
+@contextmanager
+def _no_retries() -> Iterator[None]:
+    """Have MLflow's client try each request once."""
+    before = os.environ.get(RETRIES)
+    os.environ[RETRIES] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(RETRIES)
+        if before is not None:
+            os.environ[RETRIES] = before
+
+
 def once(look: Callable[[], T | None], create: Callable[[], T], tries: int = 6) -> T:
     """Create what must not be there twice. After each failure it looks whether only the reply was lost.
 
@@ -121,18 +142,13 @@ def once(look: Callable[[], T | None], create: Callable[[], T], tries: int = 6) 
     for attempt in range(tries):
         if found is not None:
             return found
-        before = os.environ.get(RETRIES)
-        os.environ[RETRIES] = "0"
         try:
-            return create()
+            with _no_retries():
+                return create()
         except Exception as error:
             final = isinstance(error, MlflowException) and error.error_code in FINAL
             if final or attempt == tries - 1:
                 raise
-        finally:
-            os.environ.pop(RETRIES)
-            if before is not None:
-                os.environ[RETRIES] = before
         time.sleep(2**attempt / 4)
         found = look()
     raise AssertionError("unreachable")
@@ -156,9 +172,10 @@ def run(
     if resume:
         with suppress(MlflowException):  # a run that was left RUNNING has no such tag
             client.delete_tag(run_id, "ended_because")
-    active = mlflow.start_run(run_id=run_id)
-    with _ending(client, run_id), alive(client, run_id, root):
-        yield active
+    with alive(client, run_id, root):
+        active = mlflow.start_run(run_id=run_id)
+        with _ending(client, run_id):
+            yield active
 
 
 def _create_run(client: MlflowClient, experiment_id: str, name: str | None, tags: dict[str, str]) -> str:
@@ -179,11 +196,10 @@ def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         reason = (str(error) or "Ctrl-C") if interrupted else f"{type(error).__name__}: {error}"
-        with deferred_interrupts():
+        with deferred_interrupts(), _no_retries(), suppress(Exception):  # the error that brought us here goes out
             if away := reachable(client.tracking_uri):
-                print(f"The tracking server is away ({away}): the run stays RUNNING until the next trainer sees it.")
-                os.environ[RETRIES] = "0"  # nor let MLflow end it at exit, which would take minutes
-            elif mlflow.active_run() is not None:
+                say(f"The tracking server is away ({away}): the run stays RUNNING until the next trainer sees it.")
+            if mlflow.active_run() is not None:
                 client.set_tag(run_id, "ended_because", reason[:5000])
                 mlflow.end_run("KILLED" if interrupted else "FAILED")
         raise

@@ -32,7 +32,7 @@ from trainer.data.example import Example, hash64
 from trainer.errors import InputError
 from trainer.recorder import Recorder
 
-RESULT, TOTALS = "result", "totals.json"
+RESULT = "result"
 
 
 class TrainingData(NamedTuple):
@@ -89,6 +89,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer with our order of examples, our loss, and the loss of every step."""
 
     recorder: Recorder | None  # of the first process
+    control: Any
     cost: flops.Cost
     batches: _Batches
 
@@ -122,11 +123,32 @@ class _Trainer(Trainer):  # type: ignore[misc]
             loss = self.head_loss(logits, targets)
         else:
             loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        if num_items_in_batch is None:
-            loss = loss / (targets != -100).sum()
+        if num_items_in_batch is None:  # validation
+            loss = loss / (targets != -100).sum().clamp(min=1)
         else:  # of all processes, whose gradients are averaged
             loss = loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The loss per token over all validation examples; transformers' own is a mean of batches' means."""
+        dataset, arguments = self.eval_dataset, self.args
+        batches = _Batches(
+            dataset.lengths, arguments.eval_batch_size, 1, 0, arguments.process_index, arguments.world_size
+        )
+        sums = torch.zeros(2, dtype=torch.float64)  # nats, tokens
+        self.model_wrapped.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for inputs in DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator):
+                count = int((inputs["shift_labels"] != -100).sum())
+                loss = self.compute_loss(self.model_wrapped, self._prepare_inputs(inputs))
+                sums += torch.tensor([float(loss) * count, count])
+        nats, tokens = self.accelerator.gather(sums.to(arguments.device)[None]).sum(dim=0).tolist()
+        metrics = {f"{metric_key_prefix}_loss": nats / tokens}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(arguments, self.state, self.control, metrics)
+        return metrics
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         for length, prompt in inputs.pop("lengths"):
@@ -164,13 +186,21 @@ class _Trainer(Trainer):  # type: ignore[misc]
 class _Course(TrainerCallback):  # type: ignore[misc]
     """What happens between steps: the order of an epoch, a request to stop, marks on checkpoints."""
 
-    def __init__(self, trainer: _Trainer, folder: Path, upload: checkpoints.Upload | None, before: "_Before") -> None:
+    def __init__(
+        self, trainer: _Trainer, folder: Path, upload: checkpoints.Upload | None, before: "_Before", strategy: str
+    ) -> None:
         self.trainer, self.stop, self.upload, self.before = trainer, folder / "stop", upload, before
+        self.strategy = strategy
         self.stopped = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.batches.epoch = int(state.epoch or 0)
         self.before.clock = self.before.clock or time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step:  # on another machine, or in a folder that was moved, it has another path
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step < state.max_steps and self._asked_to_stop(args, state):
@@ -179,12 +209,13 @@ class _Course(TrainerCallback):  # type: ignore[misc]
             control.should_log = True  # first the losses up to here, then the checkpoint
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
+        self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own there
+        if self.trainer.recorder is None:
             return
-        assert self.trainer.recorder is not None
         self.trainer.recorder.spool.to_disk()
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        checkpoints.mark_whole(checkpoint, **self.totals())
+        facts = {"processes": args.world_size, "strategy": self.strategy, "ended": self._ended(state, control)}
+        checkpoints.mark_whole(checkpoint, **facts, **self.totals())
         if self.upload is not None:
             self.upload.add(checkpoint)
 
@@ -193,6 +224,10 @@ class _Course(TrainerCallback):  # type: ignore[misc]
         seconds = time.monotonic() - (self.before.clock or time.monotonic())
         counted = (self.before.counted + self.trainer.total_counted).tolist()
         return {"seconds": self.before.seconds + seconds, "counted": counted}
+
+    def _ended(self, state: Any, control: Any) -> bool:
+        """Whether nothing is left to train: all steps are done, or the validation loss has stopped falling."""
+        return bool(state.global_step >= state.max_steps or (control.should_training_stop and not self.stopped))
 
     def _asked_to_stop(self, args: Any, state: Any) -> bool:
         asked = self.stop.exists()
@@ -214,6 +249,7 @@ class _Before:
         if checkpoint is not None:
             facts = checkpoints.facts_of(checkpoint)
         self.seconds, self.counted = float(facts["seconds"]), np.array(facts["counted"], dtype=float)
+        self.ended = bool(facts.get("ended"))
         self.clock: float | None = None  # when this session's first epoch began
 
 
@@ -295,7 +331,7 @@ def train(
     `folder` is the job's, `checkpoint` the one to go on from; `recorder` is None in all processes but the first.
     Alone, it leaves the model as it was before, but for full fine-tuning. Raises InputError for what cannot be.
     """
-    before, attention = model, model.config._attn_implementation
+    untrained, attention = model, model.config._attn_implementation
     lora = config.trainer.method == "lora"
     flat = chooses_padding_free(model, config)
     if flat:
@@ -308,6 +344,7 @@ def train(
         model.float().requires_grad_(True)  # in bfloat16 small updates would be lost
     fused = lora and fused_lora.fuse(model) > 0
     trainer = _make_trainer(model, tokenizer, data, config, folder, flat, autocast=half and not fused)
+    _check_same_processes(checkpoint, trainer.args.world_size, config.distributed.strategy)
     # FSDP has the output layer's weights together only while the model runs.
     loss = head_loss.install(model) if lora and not trainer.args.fsdp else None
     trainer.begin(recorder, loss)
@@ -315,24 +352,44 @@ def train(
     if recorder is not None and config.checkpoint.to_tracking:
         spool = recorder.spool
         upload = checkpoints.Upload(spool.client, spool.run_id, config.checkpoint.save_total_limit, spool.wait)
-    course = _Course(trainer, folder, upload, _Before(checkpoint))
+    before = _Before(checkpoint)
+    course = _Course(trainer, folder, upload, before, config.distributed.strategy)
     if recorder is not None:
         trainer.add_callback(recorder)
         if checkpoint is not None:
             print(f"Going on from step {checkpoints.step_of(checkpoint)}", flush=True)
     trainer.add_callback(course)
-    rate = flops.matmul_flops(model) if recorder is not None else 0.0
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    rate = 0.0
+    if recorder is not None:
+        rate = flops.matmul_flops(model, torch.bfloat16 if half else torch.float32)
+        if untrained.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+    if not before.ended:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     if upload is not None:
         upload.close(60.0)
-    if not course.stopped:
-        _save_result(trainer, folder / RESULT, course, rate)
+    if recorder is not None and not course.stopped:
+        _save_result(trainer, folder, course, rate)
     if loss is not None:
         loss.remove()
     if lora and trainer.args.world_size == 1:
         trainer.model.unload()
-        before.set_attn_implementation(attention)
+        untrained.set_attn_implementation(attention)
     return not course.stopped
+
+
+def _check_same_processes(checkpoint: Path | None, count: int, strategy: str) -> None:
+    """Raise InputError where other processes wrote the checkpoint: with as many examples each, steps would differ."""
+    if checkpoint is None:
+        return
+    facts = checkpoints.facts_of(checkpoint)
+    was, now = (facts["processes"], facts["strategy"]), (count, strategy)
+    if was[0] != now[0] or (count > 1 and was != now):
+        raise InputError(
+            f"The run to go on with was trained by {was[0]} processes ({was[1]}); now there are {count} ({strategy}). "
+            "Expected as many: set distributed.processes, distributed.machines and distributed.strategy as they were, "
+            "or start anew with checkpoint.resume=false."
+        )
 
 
 def _make_trainer(
@@ -355,6 +412,7 @@ def _make_trainer(
         eval_dataset=_Examples(data, tokenizer, validation_numbers) if validation_numbers else None,
         data_collator=batch_of,
     )
+    trainer.model_accepts_loss_kwargs = True  # the loss is ours: it takes the number of tokens of the whole step
     steps = options.gradient_accumulation_steps if options.group_by_length else 0
     rank, world = arguments.process_index, arguments.world_size
     trainer.batches = _Batches(examples.lengths, options.batch_size, steps, config.seed, rank, world)
@@ -387,7 +445,6 @@ def _arguments(config: Config, model: Any, folder: Path, autocast: bool, validat
         bf16=autocast,
         activation_checkpointing=options.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
-        torch_compile=options.torch_compile,
         full_determinism=options.full_determinism,
         logging_steps=options.logging_steps,
         logging_nan_inf_filter=False,  # a loss that is no number is to be seen
@@ -399,7 +456,7 @@ def _arguments(config: Config, model: Any, folder: Path, autocast: bool, validat
         eval_strategy="steps" if validates else "no",
         eval_steps=options.eval_steps if validates else None,
         prediction_loss_only=True,
-        load_best_model_at_end=validates,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has been patient
         metric_for_best_model="eval_loss" if validates else None,
         greater_is_better=False if validates else None,
         dataloader_num_workers=options.dataloader_num_workers,
@@ -408,9 +465,7 @@ def _arguments(config: Config, model: Any, folder: Path, autocast: bool, validat
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         label_names=["labels"],
-        ddp_backend="gloo" if on_cpu and together else None,
         ddp_find_unused_parameters=False if together else None,
-        ddp_timeout=config.distributed.timeout_s,
         fsdp=together and config.distributed.strategy == "fsdp",
     )
     if arguments.fsdp and on_cpu:
@@ -421,27 +476,34 @@ def _arguments(config: Config, model: Any, folder: Path, autocast: bool, validat
     return arguments
 
 
-def _save_result(trainer: _Trainer, result: Path, course: _Course, rate: float) -> None:
-    if trainer.args.process_index == 0:
-        shutil.rmtree(result, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(result))
-    if trainer.recorder is not None:
-        spent = course.totals()
-        tokens, loss_tokens, pairs = spent["counted"]
-        seconds = spent["seconds"]
-        needed = trainer.cost.of(tokens, loss_tokens, pairs) / seconds / trainer.args.world_size
-        totals = {
-            "run/seconds": seconds,
-            "run/tokens": tokens,
-            "run/tokens_per_second": tokens / seconds,
-            "run/tflops": needed / 1e12,
-            "run/matmul_tflops": rate / 1e12,
-            "run/mfu": needed / rate,
-            "run/tracking_share": trainer.recorder.seconds / seconds,
-            "run/peak_memory_mb": peak_memory_mb(trainer.args.device.type),
-        }
-        checkpoints.write_json(result / TOTALS, totals)  # last: with it, the result is whole
+def _save_result(trainer: _Trainer, folder: Path, course: _Course, rate: float) -> None:
+    """The weights of the best checkpoint, or else the last, with the run's totals, as the job's result."""
+    last = checkpoints.newest(folder / "checkpoints")
+    assert last is not None  # one is saved at the end
+    result = folder / RESULT
+    shutil.rmtree(result, ignore_errors=True)
+    shutil.copytree(
+        checkpoints.best_of(last) or last,
+        result,
+        ignore=shutil.ignore_patterns("*.pt", "*.pth", "*.bin", "trainer_state.json", checkpoints.MARK),
+    )
+    spent = course.totals()
+    tokens, loss_tokens, pairs = spent["counted"]
+    seconds = spent["seconds"]
+    needed = trainer.cost.of(tokens, loss_tokens, pairs) / seconds / trainer.args.world_size
+    assert trainer.recorder is not None
+    session = max(seconds - course.before.seconds, 1e-9)
+    totals = {
+        "run/seconds": seconds,
+        "run/tokens": tokens,
+        "run/tokens_per_second": tokens / seconds,
+        "run/tflops": needed / 1e12,
+        "run/matmul_tflops": rate / 1e12,
+        "run/mfu": needed / rate,
+        "run/tracking_share": trainer.recorder.seconds / session,
+        "run/peak_memory_mb": peak_memory_mb(trainer.args.device.type),
+    }
+    checkpoints.mark_whole(result, totals=totals)
 
 
 def peak_memory_mb(device: str) -> float:

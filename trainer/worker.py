@@ -5,7 +5,10 @@ Its first process logs metrics and writes checkpoints; everything before and aft
 
 import os
 import sys
+import threading
+import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from mlflow import MlflowClient
 
 from trainer import base_model, checkpoints, job
 from trainer.base_model import BaseModel
-from trainer.config import Config, load_config
+from trainer.config import load_config
 from trainer.data.example import ExampleFile
 from trainer.distributed import CONFIG, Task
 from trainer.errors import InputError
@@ -33,8 +36,9 @@ def work(folder: Path, rank: int) -> None:
     if torch.cuda.is_available() and config.model.device != "cpu":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     model = base_model.load_model(base, config.model, in_4bit=config.lora.load_in_4bit)
-    dist.init_process_group("nccl" if model.device.type == "cuda" else "gloo")
-    _check_same_job(task, config)
+    timeout = timedelta(seconds=config.distributed.timeout_s)
+    dist.init_process_group("nccl" if model.device.type == "cuda" else "gloo", timeout=timeout)
+    _check_same_job(task)
     data = TrainingData(ExampleFile.open(Path(task.train)), np.load(folder / "lengths.npy").tolist())
     recorder = None
     if rank == 0:
@@ -51,13 +55,13 @@ def work(folder: Path, rank: int) -> None:
     dist.destroy_process_group()
 
 
-def _check_same_job(task: Task, config: Config) -> None:
-    """Raise InputError where a machine would train on other data, or with other settings, than the first."""
+def _check_same_job(task: Task) -> None:
+    """Raise InputError, in all processes, where a machine would train on other data or with other settings."""
     keys: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(keys, task.key)
-    if task.key != keys[0]:
+    if len(set(keys)) > 1:
         raise InputError(
-            f"Machine {config.distributed.machine_rank} has other settings, model or data than machine 0. "
+            f"The machines have different settings, models or data (jobs {', '.join(sorted(set(keys)))}). "
             "Expected the same command on the same code, but for distributed.* and checkpoint.*."
         )
 
@@ -66,21 +70,20 @@ def _agree_on_checkpoint(folder: Path, rank: int) -> Path | None:
     """The first process's newest checkpoint, copied to the machines that do not have it."""
     folder.mkdir(parents=True, exist_ok=True)
     mine = checkpoints.newest(folder) if rank == 0 else None
-    names = [mine.name if mine is not None else None]
-    dist.broadcast_object_list(names, src=0)
-    if names[0] is None:
+    found = [(mine.name, checkpoints.facts_of(mine)) if mine is not None else None]
+    dist.broadcast_object_list(found, src=0)
+    if found[0] is None:
         return None
-    path = folder / names[0]
+    name, facts = found[0]
+    path = folder / name
     has: list[bool] = [False] * dist.get_world_size()
-    dist.all_gather_object(has, checkpoints.is_whole(path))
+    # What an earlier run left on a machine has the same name and other facts.
+    dist.all_gather_object(has, checkpoints.is_whole(path) and checkpoints.facts_of(path) == facts)
     if not all(has):
         receives = not has[rank] and os.environ["LOCAL_RANK"] == "0"
-        files = [[*checkpoints.facts_of(path)["files"], checkpoints.MARK] if rank == 0 else None]
-        dist.broadcast_object_list(files, src=0)
-        assert files[0] is not None
         path.mkdir(exist_ok=True)
-        for name in files[0]:
-            _send(path / name, rank == 0, receives)
+        for file in [*facts["files"], checkpoints.MARK]:
+            _send(path / file, rank == 0, receives)
         dist.barrier()
     return path
 
@@ -101,8 +104,16 @@ def _send(path: Path, sends: bool, receives: bool) -> None:
             file.close()
 
 
+def _end_with(agent: int) -> None:
+    """End when the agent does, however that was: nobody else would end us."""
+    while os.getppid() == agent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         work(folder, rank)
     except Exception as error:

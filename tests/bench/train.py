@@ -75,12 +75,12 @@ def ratchet(settings: Settings, folder: Path, watch: Any = None, more: Sequence[
     """Ratchet as trainer/job.py calls it, tracking included (MLflow on SQLite); `watch` is entered for the training."""
     from mlflow import MlflowClient
 
-    from trainer import base_model
+    from trainer import base_model, checkpoints
     from trainer.collator import token_counts
     from trainer.config import load_config
     from trainer.job import quiet
     from trainer.recorder import Recorder
-    from trainer.train import RESULT, TOTALS, TrainingData, train
+    from trainer.train import RESULT, TrainingData, train
 
     quiet()
     config = load_config(None, [*settings["overrides"], *more])
@@ -94,7 +94,7 @@ def ratchet(settings: Settings, folder: Path, watch: Any = None, more: Sequence[
     with watch or contextlib.nullcontext():
         train(model, tokenizer, data, config, folder, recorder, None)
     recorder.close()
-    totals = json.loads((folder / RESULT / TOTALS).read_text())
+    totals = checkpoints.facts_of(folder / RESULT)["totals"]
     print(f"tracking: {totals['run/tracking_share']:.3%} of the time of training")
     for file in (folder / RESULT).glob("adapter*"):
         file.rename(folder / file.name)

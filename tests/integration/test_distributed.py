@@ -24,6 +24,17 @@ def alone(stack: Stack, tiny) -> list[float]:
     return [loss for _, loss in losses(stack, candidate(stack, "one_process"))]
 
 
+def test_all_weights_are_trained_by_two_as_by_one(stack: Stack, tiny) -> None:
+    found = {}
+    for name, more in {"one": ("trainer.batch_size=8",), "two": (*TWO, "distributed.strategy=fsdp")}.items():
+        full = ("trainer.method=full", "trainer.lr=1e-3", "trainer.validation_fraction=0.2", "trainer.eval_steps=4")
+        finish(stack, *settings(tiny, f"full_{name}", *EXACT, *more, *full))
+        run = candidate(stack, f"full_{name}")
+        found[name] = [loss for key in ("train/loss", "validation/loss") for _, loss in losses(stack, run, key)]
+        assert len(found[name]) == 12 + 3
+    assert found["two"] == pytest.approx(found["one"], rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_have_the_losses_of_one(stack: Stack, tiny, alone, strategy: str) -> None:
     experiment = f"two_processes_{strategy}"
@@ -32,6 +43,17 @@ def test_two_processes_have_the_losses_of_one(stack: Stack, tiny, alone, strateg
     assert [loss for _, loss in losses(stack, run)] == pytest.approx(alone, rel=TOLERANCE)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["run/tokens"] == candidate(stack, "one_process").data.metrics["run/tokens"]
+
+
+def test_it_goes_on_with_as_many_processes_only(stack: Stack, tiny) -> None:
+    job = stack.popen("trainer", *settings(tiny, "fewer", "trainer.max_steps=100000"))
+    wait_for_line(job, "  step ")
+    job.send_signal(signal.SIGINT)
+    job.communicate(timeout=60)
+    both = stack.popen("trainer", *settings(tiny, "fewer", "trainer.max_steps=100000", "distributed.processes=2"))
+    output, _ = both.communicate(timeout=120)
+    assert both.returncode == 2, output
+    assert "was trained by 1 processes (ddp); now there are 2 (ddp)" in output
 
 
 def workers(pid: int) -> list[psutil.Process]:

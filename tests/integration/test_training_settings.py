@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.conftest import Stack
-from trainer import base_model, fused_lora, padding_free
+from trainer import base_model, checkpoints, fused_lora, padding_free
 from trainer.config import load_config
 from trainer.data.example import Example
 from trainer.recorder import LOSS, Recorder
-from trainer.train import RESULT, TOTALS, TrainingData, train
+from trainer.train import RESULT, TrainingData, train
 
 pytestmark = pytest.mark.integration
 
@@ -40,7 +40,7 @@ def trained(stack: Stack, tiny, tmp_path):
         assert recorder.spool.wait(30)
         recorder.close()
         history = sorted(stack.client.get_metric_history(run_id, LOSS), key=lambda item: item.step)
-        totals = json.loads((folder / RESULT / TOTALS).read_text())
+        totals = checkpoints.facts_of(folder / RESULT)["totals"]
         return [item.value for item in history], totals, folder / RESULT, stack.client.get_run(run_id).data.metrics
 
     return run
@@ -96,7 +96,7 @@ def test_early_stopping_keeps_the_best_weights(trained) -> None:
     )
     assert len(losses) < 400
     state = json.loads((result.parent / "checkpoints" / f"checkpoint-{len(losses)}" / "trainer_state.json").read_text())
-    best = Path(state["best_model_checkpoint"])
+    best = result.parent / "checkpoints" / f"checkpoint-{state['best_global_step']}"
     kept, wanted = (load_file(folder / "adapter_model.safetensors") for folder in (result, best))
     assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
     assert metrics["validation/loss"] >= state["best_metric"]

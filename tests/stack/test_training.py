@@ -33,9 +33,7 @@ def losses(platform: Platform, experiment: str) -> tuple[Run, list[tuple[int, fl
 @pytest.fixture(scope="module")
 def alone(platform: Platform) -> list[tuple[int, float]]:
     """Losses of one process, in the trainer that is on the host's network."""
-    output = platform.docker_compose(
-        *(*HOSTS, "trainer", *TINY, "tracking.experiment_name=alone"), MLFLOW_TRACKING_URI=platform.tracking_url
-    )
+    output = platform.docker_compose(*HOSTS, "trainer", *TINY, "tracking.experiment_name=alone")
     assert "alone_model version 2" in output
     return losses(platform, "alone")[1]
 
@@ -139,7 +137,7 @@ def test_the_file_for_several_hosts_takes_the_trainer_off_the_stacks_networks(pl
     trainer = config["services"]["trainer"]
     assert trainer["network_mode"] == "host"
     assert not trainer.get("networks")
-    assert trainer["environment"]["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
+    assert trainer["environment"]["MLFLOW_TRACKING_URI"] == platform.tracking_url
     assert config["services"]["tracking"]["networks"].keys() == {"data", "platform"}
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -71,6 +72,7 @@ class ExampleFile(Sequence[Example]):
         self.path = path
         self._starts = array("Q")
         self._file: IO[bytes] | None = None
+        self._opened_by = 0
 
     @classmethod
     def open(cls, path: Path) -> "ExampleFile":
@@ -98,8 +100,8 @@ class ExampleFile(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        if self._file is None:
-            self._file = self.path.open("rb")
+        if self._file is None or self._opened_by != os.getpid():  # a process that was forked shares the place in it
+            self._file, self._opened_by = self.path.open("rb"), os.getpid()
         self._file.seek(self._starts[index])
         return from_line(self._file.readline())
 

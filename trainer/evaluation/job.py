@@ -15,8 +15,9 @@ from trainer.config import Config, to_yaml
 from trainer.data.logged import log_dataset
 from trainer.errors import InputError
 from trainer.evaluation import runs
-from trainer.evaluation.runs import EVALUATES, Evaluation, say
+from trainer.evaluation.runs import EVALUATES, Evaluation
 from trainer.liveness import mark_dead
+from trainer.tracking import say
 
 # Besides `eval`, what decides on the examples that a run was judged by, and on how they were read and judged.
 ALSO_AS_IN_RUN = ("seed", "model.dtype", "data.redact_secrets", "data.near_duplicate_threshold")

@@ -26,6 +26,7 @@ from trainer.data.rows import parse
 from trainer.errors import InputError
 from trainer.evaluation.sandbox import Sandbox
 from trainer.evaluation.table import evaluate, steps, summarise
+from trainer.tracking import say
 
 TABLE = "eval/examples.parquet"
 # On a run that evaluates a registered version, not the one that it makes: NAME/VERSION.
@@ -139,11 +140,6 @@ def load_version(version: ModelVersion, device: str, dtype: str) -> tuple[Any, A
     served = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}", model_config=options)
     python_model: Any = served.unwrap_python_model()
     return python_model.model, python_model.tokenizer
-
-
-def say(line: str) -> None:
-    """Print a line of progress at once, also where the output is piped."""
-    print(line, flush=True)
 
 
 def _log(table: pd.DataFrame, metrics: dict[str, float], path: str) -> None:
