@@ -153,10 +153,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class Upload:
-    """Copies the newest checkpoint to the run's artifacts in a thread; a server that is down is tried again."""
+    """Copies the newest checkpoint, and the best, to the run's artifacts in a thread; retries while the server is away.
 
-    def __init__(self, client: MlflowClient, run_id: str, keep: int, metrics_arrived: Callable[[float], bool]) -> None:
+    What is to be copied is held in `folder` by hard links: training deletes old checkpoints faster than they upload.
+    """
+
+    def __init__(
+        self, client: MlflowClient, run_id: str, folder: Path, keep: int, metrics_arrived: Callable[[float], bool]
+    ) -> None:
         self.client, self.run_id, self.keep, self.metrics_arrived = client, run_id, keep, metrics_arrived
+        self.folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
         self.waiting: Path | None = None
         self.busy, self.closed = False, False
         self.changed = threading.Condition()
@@ -165,8 +172,13 @@ class Upload:
 
     def add(self, checkpoint: Path) -> None:
         """Upload this one next, instead of one that still waits."""
+        held = self.folder / str(step_of(checkpoint))
+        for source in {checkpoint, best_of(checkpoint) or checkpoint}:
+            shutil.copytree(source, held / source.name, copy_function=os.link)
         with self.changed:
-            self.waiting = checkpoint
+            if self.waiting is not None:
+                shutil.rmtree(self.waiting.parent)
+            self.waiting = held / checkpoint.name
             self.changed.notify_all()
 
     def close(self, timeout_s: float) -> bool:
@@ -187,15 +199,19 @@ class Upload:
             assert checkpoint is not None
             try:
                 self._upload(checkpoint)
-            except Exception:  # the server is away, or the folder was rotated away meanwhile: the next one will do
-                with self.changed:
-                    if self.waiting is None and checkpoint.exists():
-                        self.waiting = checkpoint
+            except Exception:  # the server is away
+                done = False
+            else:
+                done = True
+            with self.changed:
+                if not done:
                     self.changed.wait(5.0)
-            finally:
-                with self.changed:
-                    self.busy = False
-                    self.changed.notify_all()
+                if done or self.waiting is not None:
+                    shutil.rmtree(checkpoint.parent)
+                else:
+                    self.waiting = checkpoint
+                self.busy = False
+                self.changed.notify_all()
 
     def _upload(self, checkpoint: Path) -> None:
         if not self.metrics_arrived(30.0):  # who goes on from it elsewhere does not have our spool

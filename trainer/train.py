@@ -351,7 +351,9 @@ def train(
     upload = None
     if recorder is not None and config.checkpoint.to_tracking:
         spool = recorder.spool
-        upload = checkpoints.Upload(spool.client, spool.run_id, config.checkpoint.save_total_limit, spool.wait)
+        upload = checkpoints.Upload(
+            spool.client, spool.run_id, folder / "upload", config.checkpoint.save_total_limit, spool.wait
+        )
     before = _Before(checkpoint)
     course = _Course(trainer, folder, upload, before, config.distributed.strategy)
     if recorder is not None:

@@ -33,6 +33,7 @@ def losses(platform: Platform, experiment: str) -> tuple[Run, list[tuple[int, fl
 @pytest.fixture(scope="module")
 def alone(platform: Platform) -> list[tuple[int, float]]:
     """Losses of one process, in the trainer that is on the host's network."""
+    platform.run("trainer", "--version")  # makes the network `internet`: two commands at once would each make one
     output = platform.docker_compose(*HOSTS, "trainer", *TINY, "tracking.experiment_name=alone")
     assert "alone_model version 2" in output
     return losses(platform, "alone")[1]
