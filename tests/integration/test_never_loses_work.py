@@ -89,7 +89,7 @@ def test_killed_ten_times_at_random_steps_it_ends_as_if_nothing_had_happened(
     for _ in range(10):
         job = stack.popen("trainer", *command)
         target = min(STEPS - 2, max([0, *killed_at]) + chance.randint(1, 8))
-        assert wait_until(lambda: steps_in_spool(stack) >= target, 90, lambda: job.poll() is None), job.communicate()  # noqa: B023
+        assert wait_until(lambda: steps_in_spool(stack) >= target, 180, lambda: job.poll() is None), job.communicate()  # noqa: B023
         time.sleep(chance.uniform(0, 0.2))  # any moment between two steps, in a checkpoint, in a request
         job.kill()
         output, _ = job.communicate(timeout=30)
