@@ -174,7 +174,7 @@ class Upload:
         """Upload this one next, instead of one that still waits."""
         held = self.folder / str(step_of(checkpoint))
         for source in {checkpoint, best_of(checkpoint) or checkpoint}:
-            shutil.copytree(source, held / source.name, copy_function=os.link)
+            shutil.copytree(source, held / source.name, copy_function=_link)
         with self.changed:
             if self.waiting is not None:
                 shutil.rmtree(self.waiting.parent)
@@ -182,11 +182,12 @@ class Upload:
             self.changed.notify_all()
 
     def close(self, timeout_s: float) -> bool:
-        """Wait for what is under way; whether all of it is there."""
+        """Wait for what is under way, and end; whether all of it is there."""
         with self.changed:
             done = self.changed.wait_for(lambda: self.waiting is None and not self.busy, timeout_s)
             self.closed = True
             self.changed.notify_all()
+        self.thread.join()
         return done
 
     def _run(self) -> None:
@@ -205,7 +206,7 @@ class Upload:
                 done = True
             with self.changed:
                 if not done:
-                    self.changed.wait(5.0)
+                    self.changed.wait_for(lambda: self.closed, 5.0)
                 if done or self.waiting is not None:
                     shutil.rmtree(checkpoint.parent)
                 else:
@@ -222,10 +223,19 @@ class Upload:
             if wanted is not None and step_of(wanted) not in there:
                 path = f"{REMOTE}/{wanted.name}"
                 for name in [*facts_of(wanted)["files"], MARK]:  # the mark last
+                    if self.closed:
+                        return
                     self.client.log_artifact(self.run_id, str(wanted / name), str(Path(path, name).parent))
         for old in there[: 1 - self.keep]:
             if best is None or old != step_of(best):
                 delete_remote(self.client, self.run_id, f"{REMOTE}/checkpoint-{old}")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # no hard links there
+        shutil.copy2(source, target)
 
 
 def best_of(checkpoint: Path) -> Path | None:

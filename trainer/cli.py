@@ -78,7 +78,7 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
     Example: trainer train --config demo data.source=src trainer.epochs=2
     """
     config = load_config(config_path, overrides)
-    left = "A run that had not finished is marked KILLED and has registered nothing; the same command goes on with it."
+    left = "A run that had not finished has registered nothing; the same command goes on with it."
     with _interruptible(left) as folder:
         from trainer import job  # torch and transformers take seconds to import
 

@@ -137,7 +137,7 @@ def _agent(folder: Path, count: int) -> int:
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(launch, sys.executable)("-u", "-m", "trainer.worker", str(folder))
+        elastic_launch(launch, sys.executable)("-u", "-m", "trainer.worker", str(folder), str(os.getpid()))
     except ChildFailedError as error:
         # Who was killed comes before those that then missed it, though the agent may have seen them in one look.
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}

@@ -41,10 +41,11 @@ def cost_of(model: Any) -> Cost:
     return Cost(layers, of_head, 2 * 2 * 3 * heads * size * getattr(config, "num_hidden_layers", 0))
 
 
-def matmul_flops(model: Any, dtype: Any, tokens: int = 1024, seconds: float = 0.3) -> float:
+def matmul_flops(model: Any, dtype: Any) -> float:
     """Floating-point operations per second of a matrix product in the shape of this model's layers."""
     import torch
 
+    tokens, seconds = 1024, 0.3
     config = model.config
     width = getattr(config, "hidden_size", 1024)
     inner = getattr(config, "intermediate_size", None) or 4 * width

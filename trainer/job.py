@@ -228,7 +228,7 @@ def _finish(
 
 
 def _deliver_metrics(job: Job, folder: Path, run_id: str) -> None:
-    """Wait until all metrics have arrived. Raises ProcessDied when the server stays away too long."""
+    """Wait until all metrics have arrived. Raises ServerAway when the server stays away too long."""
     spool = Spool(job.client, run_id, folder / "spool", say)
     try:
         if spool.wait(5.0):

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from trainer.spool import Spool
 
 LOSS, VALIDATION_LOSS = "train/loss", "validation/loss"
+LINE_EVERY_S = 5.0
 SYSTEM_KEY = "cpu_utilization_percentage"
 
 
@@ -33,9 +34,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     terminal it prints a plain line every so many seconds instead of a progress bar.
     """
 
-    def __init__(
-        self, client: MlflowClient, run_id: str, folder: Path, system_interval_s: float, line_every_s: float = 5.0
-    ) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, folder: Path, system_interval_s: float) -> None:
         self.spool = Spool(client, run_id, folder, say=lambda line: print(f"  {line}", file=sys.stderr, flush=True))
         logged = client.get_run(run_id).data.metrics
 
@@ -48,7 +47,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.system = None
         if system_interval_s:
             self.system = _SystemMetrics(self.spool, system_interval_s, last_step(f"system/{SYSTEM_KEY}") + 1)
-        self.line_every_s = line_every_s
         self.plain = not sys.stderr.isatty()
         self.loss = self.speed = 0.0  # as recorded last; tokens/s
         self.seconds = 0.0  # spent on recording
@@ -75,7 +73,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self.system.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.plain and time.monotonic() - self.last_line >= self.line_every_s:
+        if self.plain and time.monotonic() - self.last_line >= LINE_EVERY_S:
             self._print_line(state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
@@ -94,6 +92,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         """Stop; what has not arrived stays on disk, for `Spool` to send."""
         if self.system is not None:
             self.system.stop()
+        if self.spool.down_since is None:
+            self.spool.wait(5.0)
         self.spool.close()
 
     def _print_line(self, state: Any) -> None:

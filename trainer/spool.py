@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import requests
 from mlflow import MlflowClient
@@ -67,16 +68,10 @@ class Spool:
         return max(steps)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until everything has arrived; whether it has."""
-        deadline = time.monotonic() + timeout_s
+        """Wait until everything that was added by now has arrived; whether it has."""
+        wanted = self.path.stat().st_size
         with self.changed:
-            while self.sent < self.path.stat().st_size:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self.changed.notify_all()
-                self.changed.wait(min(left, 0.2))
-        return True
+            return self.changed.wait_for(lambda: self.sent >= wanted, timeout_s)
 
     def close(self) -> None:
         """Stop sending."""
@@ -98,25 +93,23 @@ class Spool:
         with self.path.open("rb") as file:
             while not self.closed:
                 file.seek(self.sent)
-                line, pause = file.readline(), 1.0
-                if line.endswith(b"\n"):
-                    pause = 0.0 if self._send(line) else RETRY_S
-                with self.changed:
-                    if pause:
-                        self.changed.wait(pause)
-                    else:
-                        self.sent = file.tell()
+                metrics, end = _batch(file)
+                if end == self.sent:
+                    with self.changed:
+                        self.changed.wait(1.0)
+                elif self._send(metrics):
+                    with self.changed:
+                        self.sent = end
                         self.changed.notify_all()
-                if not pause:
                     with contextlib.suppress(OSError):  # a full disk: it is sent once more after a restart
-                        _write(self.sent_path, str(self.sent))
+                        _write(self.sent_path, str(end))
+                else:
+                    again = time.monotonic() + RETRY_S
+                    with self.changed:  # what is added meanwhile wakes us, and changes nothing
+                        self.changed.wait_for(lambda: self.closed or time.monotonic() >= again, RETRY_S)  # noqa: B023
 
-    def _send(self, line: bytes) -> bool:
-        """Whether a line is done with: it arrived, or never will."""
-        try:
-            metrics = [Metric(key, value, timestamp, step) for key, value, timestamp, step in json.loads(line)]
-        except ValueError:  # a power cut left it so
-            return True
+    def _send(self, metrics: list[Metric]) -> bool:
+        """Whether some metrics are done with: they arrived, or never will."""
         trouble = reachable(self.client.tracking_uri)  # asked first: MLflow's own retries would hold us for minutes
         if not trouble:
             try:
@@ -135,6 +128,20 @@ class Spool:
             self.say(f"The tracking server is back after {time.monotonic() - self.down_since:.0f} s.")
             self.down_since = None
         return not trouble
+
+
+def _batch(file: IO[bytes]) -> tuple[list[Metric], int]:
+    """As many whole lines as fit into one request: their metrics, and where the next line begins."""
+    metrics: list[Metric] = []
+    end = file.tell()
+    while (line := file.readline()).endswith(b"\n"):
+        with contextlib.suppress(ValueError):  # a line that a power cut spoilt
+            found = [Metric(key, value, at, step) for key, value, at, step in json.loads(line)]
+            if len(metrics) + len(found) > BATCH:
+                break
+            metrics += found
+        end = file.tell()
+    return metrics, end
 
 
 def reachable(uri: str) -> str:

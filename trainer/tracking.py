@@ -199,7 +199,7 @@ def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
         with deferred_interrupts(), _no_retries(), suppress(Exception):  # the error that brought us here goes out
             if away := reachable(client.tracking_uri):
                 say(f"The tracking server is away ({away}): the run stays RUNNING until the next trainer sees it.")
-            if mlflow.active_run() is not None:
+            elif mlflow.active_run() is not None:
                 client.set_tag(run_id, "ended_because", reason[:5000])
                 mlflow.end_run("KILLED" if interrupted else "FAILED")
         raise

@@ -368,8 +368,8 @@ def train(
             torch.cuda.reset_peak_memory_stats()
     if not before.ended:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    if upload is not None:
-        upload.close(60.0)
+    if upload is not None and not upload.close(60.0):
+        print("The last checkpoint did not get to the tracking server; it is on this machine.", flush=True)
     if recorder is not None and not course.stopped:
         _save_result(trainer, folder, course, rate)
     if loss is not None:

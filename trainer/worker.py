@@ -1,4 +1,4 @@
-"""One of several processes that train together; `trainer.distributed` starts it: `python -m trainer.worker FOLDER`.
+"""One of several processes that train together; `trainer.distributed` starts it: `python -m trainer.worker FOLDER PID`.
 
 Its first process logs metrics and writes checkpoints; everything before and after the training stays with the command.
 """
@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from trainer import base_model, checkpoints, job
 from trainer.base_model import BaseModel
-from trainer.config import load_config
+from trainer.config import Config, load_config
 from trainer.data.example import ExampleFile
 from trainer.distributed import CONFIG, Task
 from trainer.errors import InputError
@@ -38,7 +38,7 @@ def work(folder: Path, rank: int) -> None:
     model = base_model.load_model(base, config.model, in_4bit=config.lora.load_in_4bit)
     timeout = timedelta(seconds=config.distributed.timeout_s)
     dist.init_process_group("nccl" if model.device.type == "cuda" else "gloo", timeout=timeout)
-    _check_same_job(task)
+    _check_same_job(task, config)
     data = TrainingData(ExampleFile.open(Path(task.train)), np.load(folder / "lengths.npy").tolist())
     recorder = None
     if rank == 0:
@@ -55,14 +55,16 @@ def work(folder: Path, rank: int) -> None:
     dist.destroy_process_group()
 
 
-def _check_same_job(task: Task) -> None:
-    """Raise InputError, in all processes, where a machine would train on other data or with other settings."""
-    keys: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(keys, task.key)
-    if len(set(keys)) > 1:
+def _check_same_job(task: Task, config: Config) -> None:
+    """Raise InputError, in all processes, where a machine would train on other data or in other steps."""
+    mine = f"job {task.key}, checkpoint.save_steps={config.checkpoint.save_steps}, "
+    mine += f"trainer.logging_steps={config.trainer.logging_steps}, strategy {config.distributed.strategy}"
+    everyones: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    if len(set(everyones)) > 1:
         raise InputError(
-            f"The machines have different settings, models or data (jobs {', '.join(sorted(set(keys)))}). "
-            "Expected the same command on the same code, but for distributed.* and checkpoint.*."
+            f"The machines differ: {'; '.join(sorted(set(everyones)))}. Expected the same command on the same code, "
+            "but for distributed.machine_rank and folders. Another job means other settings, model or data."
         )
 
 
@@ -113,7 +115,7 @@ def _end_with(agent: int) -> None:
 
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(sys.argv[2]),), daemon=True).start()
     try:
         work(folder, rank)
     except Exception as error:

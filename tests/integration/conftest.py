@@ -1,6 +1,7 @@
 """A real tracking server on SQLite and files, in a folder and on a port of its own."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,6 +61,12 @@ def stack(tmp_path_factory, tiny) -> Iterator[Stack]:
     stack = make_stack(tmp_path_factory.mktemp("home"))
     with server(stack):
         yield stack
+
+
+@pytest.fixture
+def no_unfinished_jobs(stack: Stack) -> None:
+    """What earlier tests left unfinished, and would be found instead of what this one makes."""
+    shutil.rmtree(stack.home / "checkpoints" / "jobs", ignore_errors=True)
 
 
 def make_stack(home: Path) -> Stack:

@@ -11,7 +11,7 @@ from tests.integration.conftest import Stack
 from tests.integration.test_never_loses_work import candidate, finish, losses, settings, weights
 from tests.integration.test_when_things_go_wrong import wait_for_line
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_unfinished_jobs")]
 TWO = ("distributed.processes=2", "trainer.batch_size=4")
 # float32: the processes' sums come in another order, and nothing else differs.
 TOLERANCE = 1e-5
@@ -103,7 +103,7 @@ def test_ctrl_c_saves_in_all_processes_and_kill_ends_them(stack: Stack, tiny) ->
         assert not left
     assert "Going on from step" in seen
     run = candidate(stack, "stopped_together")
-    assert run.data.tags["ended_because"] if run.info.status == "KILLED" else run.info.status == "RUNNING"
+    assert run.info.status == "RUNNING"  # by the second signal nobody could say so
 
 
 def test_a_machine_that_does_not_come_is_an_error(stack: Stack, tiny) -> None:

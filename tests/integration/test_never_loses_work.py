@@ -15,8 +15,8 @@ from services.tracking.readiness import wait_until
 from tests.integration.conftest import Stack, make_stack, server
 from tests.integration.test_when_things_go_wrong import wait_for_line
 
-pytestmark = pytest.mark.integration
-STEPS = 60
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_unfinished_jobs")]
+STEPS = 120
 
 
 def settings(tiny, experiment: str, *more: str) -> list[str]:
@@ -88,15 +88,14 @@ def test_killed_ten_times_at_random_steps_it_ends_as_if_nothing_had_happened(
     killed_at: list[int] = []
     for _ in range(10):
         job = stack.popen("trainer", *command)
-        target = min(STEPS - 2, max([0, *killed_at]) + chance.randint(1, 8))
+        target = max([0, *killed_at]) + chance.randint(1, 4)
         assert wait_until(lambda: steps_in_spool(stack) >= target, 180, lambda: job.poll() is None), job.communicate()  # noqa: B023
         time.sleep(chance.uniform(0, 0.2))  # any moment between two steps, in a checkpoint, in a request
         job.kill()
         output, _ = job.communicate(timeout=30)
         killed_at.append(steps_in_spool(stack))
         print(f"killed at step {killed_at[-1]}")
-        if killed_at[-1] >= STEPS:
-            break
+    assert killed_at[-1] < STEPS
     output = finish(stack, *command)
     assert "marked KILLED" in output
     assert "Going on" in output
@@ -125,7 +124,7 @@ def test_ctrl_c_and_sigterm_save_first(stack: Stack, tiny, uninterrupted, tmp_pa
     stopped = candidate(stack, f"stopped_{number}")
     assert stopped.info.status == "KILLED"
     last = losses(stack, stopped)[-1][0]
-    assert f"Going on from step {last}" in finish(stack, *command)
+    assert f"Going on from step {last}\n" in finish(stack, *command)
     run = candidate(stack, f"stopped_{number}")
     assert "ended_because" not in run.data.tags
     assert losses(stack, run) == uninterrupted[0]
@@ -196,7 +195,7 @@ def test_training_goes_on_without_the_tracking_server(tiny, tmp_path_factory) ->
     before = steps_in_spool(stack)
     time.sleep(OUTAGE_S)  # this is what is tested: so long without it
     after = steps_in_spool(stack)
-    assert after > before + OUTAGE_S  # a step takes far less than a second
+    assert after > before + 5
     assert job.poll() is None
     with server(stack):
         run = candidate(stack, "outage")
@@ -217,7 +216,7 @@ def test_a_server_that_is_away_at_the_end_is_waited_for(tiny, tmp_path_factory) 
     command = settings(tiny, "late")
     with server(stack):
         job = stack.popen("trainer", *command, "tracking.patience_s=2")
-        wait_for_line(job, "Fine-tuning")
+        assert wait_until(lambda: steps_in_spool(stack) >= 3, 90, lambda: job.poll() is None), job.communicate()
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 1
     assert "did not come back within 2 s" in output

@@ -99,7 +99,7 @@ def test_early_stopping_keeps_the_best_weights(trained) -> None:
     best = result.parent / "checkpoints" / f"checkpoint-{state['best_global_step']}"
     kept, wanted = (load_file(folder / "adapter_model.safetensors") for folder in (result, best))
     assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
-    assert metrics["validation/loss"] >= state["best_metric"]
+    assert metrics["validation/loss"] > state["best_metric"]  # the last two were no better
 
 
 def test_the_model_is_left_as_it_was(tiny, trained, monkeypatch) -> None:

@@ -104,7 +104,7 @@ def test_a_container_elsewhere_goes_on_from_s3(platform: Platform, environ) -> N
         "checkpoint.folder=/tmp/lost",
         "checkpoint.to_tracking=true",
         "checkpoint.save_steps=2",
-        "trainer.epochs=60",
+        "trainer.epochs=150",
     )
     job = ("run", "--rm", "--no-TTY", "--name", name, "trainer", *TINY, *more, "tracking.experiment_name=moved")
     in_bucket = (
@@ -126,7 +126,7 @@ def test_a_container_elsewhere_goes_on_from_s3(platform: Platform, environ) -> N
     assert "Fetching checkpoint" in output
     assert "Going on from step" in output
     run, found = losses(platform, "moved")
-    assert [step for step, _ in found] == list(range(1, 361))
+    assert [step for step, _ in found] == list(range(1, 901))
     assert run.info.status == "FINISHED"
     assert "/checkpoints/" not in platform.python("tracking", in_bucket)
 
