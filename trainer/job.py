@@ -53,6 +53,7 @@ class Job:
     dtype: str
     data: Dataset
     evaluation: Evaluation
+    root: Path  # of checkpoints
 
     @property
     def key(self) -> str:
@@ -88,7 +89,7 @@ def prepare(config: Config, folder: Path) -> Job:
         client = tracking.connect(config.tracking.uri)
     else:  # only the first machine talks to the tracking server
         client = MlflowClient(config.tracking.uri)
-    checkpoints.root(config)
+    root = checkpoints.root(config)
     say(f"Base model: {config.model.name}")
     base = base_model.resolve(config.model)
     tokenizer = base_model.load_tokenizer(base)
@@ -109,7 +110,7 @@ def prepare(config: Config, folder: Path) -> Job:
     split(_training_data(data), config.trainer.validation_fraction, config.seed)
     if config.trainer.batching == "padding_free":
         chooses_padding_free(model, config)
-    return Job(config, client, base, tokenizer, model, str(model.dtype), data, evaluation)
+    return Job(config, client, base, tokenizer, model, str(model.dtype), data, evaluation, root)
 
 
 def prepare_data(config: Config, tokenizer: Any, folder: Path, positions: int | None) -> Dataset:
@@ -145,18 +146,17 @@ def run(job: Job) -> register.Registered | None:
             _train(job, folder, None)
             checkpoints.empty(folder)
         return None
-    root = checkpoints.root(job.config)
     experiment_id = mlflow.set_experiment(job.config.tracking.experiment_name).experiment_id
     with checkpoints.job_folder(job.config, job.key) as folder:
-        for dead in mark_dead(job.client, experiment_id, root):
+        for dead in mark_dead(job.client, experiment_id, job.root):
             say(f"Run {dead.info.run_name} was left RUNNING by a trainer that died: marked KILLED")
-        earlier = unfinished(job.client, experiment_id, job.key, root) if job.config.checkpoint.resume else None
+        earlier = unfinished(job.client, experiment_id, job.key, job.root) if job.config.checkpoint.resume else None
         base_run_id, base_table, base_metrics = _evaluate_base(job, experiment_id)
         _evaluate_incumbent(job, experiment_id)
         resume = earlier.info.run_id if earlier is not None else None
         tags = {**job.tags(tracking.CANDIDATE), "job": job.key}
         name = job.config.tracking.run_name
-        with tracking.run(job.client, experiment_id, name, tags, root, resume) as active:
+        with tracking.run(job.client, experiment_id, name, tags, job.root, resume) as active:
             run_id = active.info.run_id
             checkpoints.belongs_to(folder, run_id)
             if earlier is not None:
@@ -322,8 +322,7 @@ def _evaluate_base(job: Job, experiment_id: str) -> tuple[str, pd.DataFrame, dic
         run_id, table = earlier.info.run_id, runs.read_table(job.client, earlier.info.run_id)
         metrics = dict(earlier.data.metrics)
     else:
-        root = checkpoints.root(job.config)
-        with tracking.run(job.client, experiment_id, f"base-{job.base.short_name}", tags, root) as active:
+        with tracking.run(job.client, experiment_id, f"base-{job.base.short_name}", tags, job.root) as active:
             run_id = active.info.run_id
             _log_inputs(job)
             table, metrics = job.evaluation.run(job.model, job.tokenizer, "the base model")
@@ -350,8 +349,7 @@ def _evaluate_incumbent(job: Job, experiment_id: str) -> None:
     tags[EVALUATES] = f"{name}/{version.version}"
     if runs.find(job.client, experiment_id, tags) is not None:
         return
-    root = checkpoints.root(job.config)
-    with tracking.run(job.client, experiment_id, f"incumbent-version-{version.version}", tags, root):
+    with tracking.run(job.client, experiment_id, f"incumbent-version-{version.version}", tags, job.root):
         _log_inputs(job)
         job.evaluation.run(model, tokenizer, f"version {version.version}, which is in production,")
 

@@ -17,8 +17,6 @@ import serving.model
 from trainer import tracking
 from trainer.config import Config
 
-KEY = "idempotency_key"  # tag of a version
-
 
 @dataclass(frozen=True)
 class Registered:
@@ -107,7 +105,9 @@ def log_and_register(
 
 def find_version(client: MlflowClient, name: str, key: str) -> ModelVersion | None:
     """The version that was made with this key, if it was."""
-    return next(iter(client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")), None)
+    return next(
+        iter(client.search_model_versions(f"name = '{name}' and tags.`{tracking.IDEMPOTENCY_KEY}` = '{key}'")), None
+    )
 
 
 def _create_version(
@@ -125,7 +125,12 @@ def _create_version(
     def create() -> ModelVersion:
         assert info is not None
         return client.create_model_version(
-            name, info.model_uri, run_id, tags={**tags, KEY: key}, description=description, model_id=info.model_id
+            name,
+            info.model_uri,
+            run_id,
+            tags={**tags, tracking.IDEMPOTENCY_KEY: key},
+            description=description,
+            model_id=info.model_id,
         )
 
     return tracking.once(lambda: find_version(client, name, key), create)

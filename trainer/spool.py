@@ -104,9 +104,8 @@ class Spool:
                     with contextlib.suppress(OSError):  # a full disk: it is sent once more after a restart
                         _write(self.sent_path, str(end))
                 else:
-                    again = time.monotonic() + RETRY_S
                     with self.changed:  # what is added meanwhile wakes us, and changes nothing
-                        self.changed.wait_for(lambda: self.closed or time.monotonic() >= again, RETRY_S)  # noqa: B023
+                        self.changed.wait_for(lambda: self.closed, RETRY_S)
 
     def _send(self, metrics: list[Metric]) -> bool:
         """Whether some metrics are done with: they arrived, or never will."""

@@ -30,6 +30,7 @@ from trainer.spool import FINAL, reachable
 
 T = TypeVar("T")
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+IDEMPOTENCY_KEY = "idempotency_key"  # tag by which `once` finds what it made, of a run or a version
 
 # Tag on the base model's run and version, on a fine-tuned one's, and on a run that evaluates a version made elsewhere.
 ROLE = "role"
@@ -180,10 +181,10 @@ def run(
 
 def _create_run(client: MlflowClient, experiment_id: str, name: str | None, tags: dict[str, str]) -> str:
     key = uuid.uuid4().hex
-    tags = {**context_registry.resolve_tags(), **tags, "idempotency_key": key}
+    tags = {**context_registry.resolve_tags(), **tags, IDEMPOTENCY_KEY: key}
 
     def look() -> MlflowRun | None:
-        return next(iter(client.search_runs([experiment_id], f"tags.idempotency_key = '{key}'")), None)
+        return next(iter(client.search_runs([experiment_id], f"tags.{IDEMPOTENCY_KEY} = '{key}'")), None)
 
     return str(once(look, lambda: client.create_run(experiment_id, tags=tags, run_name=name)).info.run_id)
 
