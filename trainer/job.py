@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trainer import base_model, checkpoints, distributed, git, plots, register, tracking
 from trainer.base_model import BaseModel
+from trainer.batches import TrainingData, split
 from trainer.collator import token_counts
 from trainer.config import Config, to_yaml
 from trainer.data.logged import log_dataset
@@ -38,7 +39,7 @@ from trainer.liveness import mark_dead, unfinished
 from trainer.recorder import LOSS, Recorder
 from trainer.spool import Spool
 from trainer.tracking import say
-from trainer.train import RESULT, TrainingData, chooses_padding_free, split, target_modules, train
+from trainer.train import RESULT, chooses_padding_free, target_modules, train
 
 
 @dataclass

@@ -10,79 +10,27 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from accelerate import DistributedType, PartialState
 from peft import LoraConfig, TaskType, get_peft_model
-from torch.utils.data import DataLoader, Sampler
-from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from trainer import checkpoints, flops, fused_lora, head_loss, padding_free
-from trainer.collator import EncodedExample, collate, collate_flat, encode
+from trainer.batches import Batches, Examples, TrainingData, split
+from trainer.collator import EncodedExample, collate, collate_flat
 from trainer.config import Config
-from trainer.data.example import Example, hash64
 from trainer.errors import InputError
 from trainer.recorder import Recorder
 
 RESULT = "result"
-
-
-class TrainingData(NamedTuple):
-    """Examples with their lengths in tokens, (len(examples),)."""
-
-    examples: Sequence[Example]
-    lengths: Sequence[int]
-
-
-class _Examples(TorchDataset[EncodedExample]):
-    """Some of the examples, read from disk and encoded when it is their turn."""
-
-    def __init__(self, data: TrainingData, tokenizer: Any, numbers: Sequence[int]) -> None:
-        self.examples, self.tokenizer, self.numbers = data.examples, tokenizer, numbers
-        self.lengths = [int(data.lengths[number]) for number in numbers]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> EncodedExample:
-        number = self.numbers[index if index >= 0 else -1 - index]
-        encoded = encode(self.tokenizer, self.examples[number])
-        return encoded if index >= 0 else encoded._replace(prompt_length=len(encoded.input_ids))  # bears no loss
-
-
-class _Batches(Sampler[list[int]]):
-    """The batches of one of several processes, in an order that only seed and epoch decide.
-
-    So a resumed run finds its place, and each step has the same examples whatever the number of processes. Where there
-    are too few for all, at the end of an epoch, a process gets one as -1 - index: to go through, and to learn nothing.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, steps: int, seed: int, rank: int, world: int) -> None:
-        self.lengths, self.batch, self.seed, self.rank, self.world = lengths, batch * world, seed, rank, world
-        self.group = self.batch * steps  # examples of like length that are put together; 0: in any order
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if self.group:
-            order = get_length_grouped_indices(list(self.lengths), self.group, generator=generator)
-        else:
-            order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(order), self.batch):
-            everyones = order[start : start + self.batch]
-            mine = np.array_split(everyones, self.world)[self.rank].tolist()
-            yield mine or [-1 - everyones[0]]
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -91,7 +39,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     recorder: Recorder | None  # of the first process
     control: Any
     cost: flops.Cost
-    batches: _Batches
+    batches: Batches
 
     def begin(self, recorder: Recorder | None, loss: head_loss.HeadLoss | None) -> None:
         self.recorder, self.head_loss = recorder, loss
@@ -134,7 +82,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """The loss per token over all validation examples; transformers' own is a mean of batches' means."""
         dataset, arguments = self.eval_dataset, self.args
-        batches = _Batches(
+        batches = Batches(
             dataset.lengths, arguments.eval_batch_size, 1, 0, arguments.process_index, arguments.world_size
         )
         sums = torch.zeros(2, dtype=torch.float64)  # nats, tokens
@@ -287,22 +235,6 @@ def target_modules(config: Config) -> str | list[str]:
     return targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
 
 
-def split(data: TrainingData, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """(numbers to train on, numbers to validate by): a share of the files, chosen by hash."""
-    everything = list(range(len(data.examples)))
-    if not fraction:
-        return everything, []
-    chosen = [hash64(f"{seed}\0{data.examples[number].group}") < fraction * 2**64 for number in everything]
-    train = [number for number in everything if not chosen[number]]
-    validation = [number for number in everything if chosen[number]]
-    if not train or not validation:
-        raise InputError(
-            f"trainer.validation_fraction is {fraction}, which leaves {len(train)} examples to train on and "
-            f"{len(validation)} to validate by. Expected some of each: give more files, or another fraction."
-        )
-    return train, validation
-
-
 def chooses_padding_free(model: Any, config: Config) -> bool:
     """Whether batches are padding-free. Raises InputError where they are asked for and the model cannot."""
     wanted = config.trainer.batching
@@ -399,7 +331,7 @@ def _make_trainer(
 ) -> _Trainer:
     options = config.trainer
     train_numbers, validation_numbers = split(data, options.validation_fraction, config.seed)
-    examples = _Examples(data, tokenizer, train_numbers)
+    examples = Examples(data, tokenizer, train_numbers)
     arguments = _arguments(config, model, folder / "checkpoints", autocast, bool(validation_numbers))
 
     def batch_of(items: Sequence[EncodedExample]) -> dict[str, Any]:
@@ -411,13 +343,13 @@ def _make_trainer(
         model=model,
         args=arguments,
         train_dataset=examples,
-        eval_dataset=_Examples(data, tokenizer, validation_numbers) if validation_numbers else None,
+        eval_dataset=Examples(data, tokenizer, validation_numbers) if validation_numbers else None,
         data_collator=batch_of,
     )
     trainer.model_accepts_loss_kwargs = True  # the loss is ours: it takes the number of tokens of the whole step
     steps = options.gradient_accumulation_steps if options.group_by_length else 0
     rank, world = arguments.process_index, arguments.world_size
-    trainer.batches = _Batches(examples.lengths, options.batch_size, steps, config.seed, rank, world)
+    trainer.batches = Batches(examples.lengths, options.batch_size, steps, config.seed, rank, world)
     # Both print raw dicts. Ours: a bar in a terminal, the recorder's plain lines in a pipe.
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_ProgressBar)

@@ -18,12 +18,13 @@ from mlflow import MlflowClient
 
 from trainer import base_model, checkpoints, job
 from trainer.base_model import BaseModel
+from trainer.batches import TrainingData
 from trainer.config import Config, load_config
 from trainer.data.example import ExampleFile
 from trainer.distributed import CONFIG, Task
 from trainer.errors import InputError
 from trainer.recorder import Recorder
-from trainer.train import TrainingData, train
+from trainer.train import train
 
 CHUNK = 64 * 2**20  # bytes of a file that are sent at a time
 

@@ -85,11 +85,12 @@ def ratchet(settings: Settings, folder: Path, watch: Any = None, more: Sequence[
     from mlflow import MlflowClient
 
     from trainer import base_model, checkpoints
+    from trainer.batches import TrainingData
     from trainer.collator import token_counts
     from trainer.config import load_config
     from trainer.job import quiet
     from trainer.recorder import Recorder
-    from trainer.train import RESULT, TrainingData, train
+    from trainer.train import RESULT, train
 
     quiet()
     config = load_config(None, [*settings["overrides"], *more])

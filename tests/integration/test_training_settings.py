@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from tests.integration.conftest import Stack
 from trainer import base_model, checkpoints, fused_lora, padding_free
+from trainer.batches import TrainingData
 from trainer.config import load_config
 from trainer.data.example import Example
 from trainer.recorder import LOSS, Recorder
-from trainer.train import RESULT, TrainingData, train
+from trainer.train import RESULT, train
 
 pytestmark = pytest.mark.integration
 

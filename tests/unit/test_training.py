@@ -9,11 +9,11 @@ import torch
 
 from infra.settings_table import PAGE, written
 from trainer import base_model, checkpoints, flops
+from trainer.batches import Batches, TrainingData, split
 from trainer.collator import EncodedExample, collate, collate_flat
 from trainer.config import load_config
 from trainer.data.example import Example, ExampleFile, to_line
 from trainer.errors import InputError
-from trainer.train import TrainingData, _Batches, split
 
 BATCH = [EncodedExample([5, 6, 7], 1), EncodedExample([5, 6, 7, 8, 9], 3)]
 
@@ -40,8 +40,8 @@ def test_an_example_that_bears_no_loss_has_no_targets() -> None:
 @pytest.mark.parametrize("steps", [0, 2])
 def test_each_step_has_the_same_examples_whatever_the_number_of_processes(world: int, steps: int) -> None:
     lengths = [length % 9 + 1 for length in range(43)]
-    alone = _Batches(lengths, 6, steps, 7, 0, 1)
-    shares = [_Batches(lengths, 6 // world, steps, 7, rank, world) for rank in range(world)]
+    alone = Batches(lengths, 6, steps, 7, 0, 1)
+    shares = [Batches(lengths, 6 // world, steps, 7, rank, world) for rank in range(world)]
     for epoch in (0, 1):
         for batches in (alone, *shares):
             batches.epoch = epoch
