@@ -9,6 +9,12 @@ class InputError(click.ClickException):
     exit_code = 2
 
 
+class Unreachable(click.ClickException):
+    """The tracking server, or its store, does not do its work; the command exits with 3."""
+
+    exit_code = 3
+
+
 class Busy(click.ClickException):
     """Somebody else is promoting this model; the command exits with 4 and has changed nothing."""
 
