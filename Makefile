@@ -22,7 +22,7 @@ with = @if command -v $1 >/dev/null; then echo '$2'; $2; else echo 'Left out, si
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo down env engine offline-images images test lint doctor setup-mlflow start-mlflow prepare-data \
-        train-model evaluate-model compare-models promote-model serve-model screenshots docs lock
+        train-model evaluate-model compare-models promote-model gate-demo serve-model screenshots docs lock
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -83,6 +83,9 @@ compare-models: .venv/.runtime ## Compare the runs; ARGS="--format markdown" and
 
 promote-model: .venv/.runtime ## Gate the best candidate and promote it; ARGS="--stage Production"
 	@$(RUN) .venv/bin/promoter auto-promote $(ARGS)
+
+gate-demo: .venv/.runtime ## Four candidates before the gate, and why one passes; reports in var/gate-demo
+	@$(RUN) .venv/bin/python -m infra.gate_demo
 
 serve-model: .venv/.runtime ## Serve the version in production in the foreground
 	@$(RUN) .venv/bin/python -m serving

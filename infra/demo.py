@@ -82,6 +82,7 @@ class Demo:
             click.echo("\nNothing is in production yet: the base model goes there first, as the incumbent to beat.")
             _, base_run = self.candidate_and_base_run()
             base_version = base_run.data.tags["evaluates"].rpartition("/")[2]
+            command("promoter", "validate", "--version", base_version)
             command("promoter", "promote", "--stage", "Production", "--version", base_version)
         click.echo()
         verdict, code = answer("promoter", "auto-promote", "--stage", "Staging")

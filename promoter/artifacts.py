@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from promoter.gate import Finding
 
 MANIFEST = "manifest.json"
+ADDED_BY_MLFLOW = ("registered_model_meta",)  # when a version is fetched: its name and number
 MANIFEST_TAG = "manifest_sha256"  # of a version
 PICKLES = {
     *(".pkl", ".pickle", ".pck", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill", ".cloudpickle"),
@@ -74,10 +75,14 @@ def against_manifest(folder: Path, expected: str | None) -> Finding:
     if (found := _sha256(file)) != expected:
         return Finding(False, f"{MANIFEST} was changed: sha256 {found[:12]}…, the version's tag says {expected[:12]}…")
     listed: dict[str, Any] = json.loads(file.read_text())["files"]
-    there = {path.relative_to(folder).as_posix(): path for path in _files(folder) if path != file}
+    there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    for name in (MANIFEST, *ADDED_BY_MLFLOW):
+        there.pop(name, None)
     wrong = [f"{name} is gone" for name in listed if name not in there]
     wrong += [f"{name} was not there at training" for name in there if name not in listed]
-    wrong += [f"{name} was changed" for name in listed if name in there and _sha256(there[name]) != listed[name]["sha256"]]
+    wrong += [
+        f"{name} was changed" for name in listed if name in there and _sha256(there[name]) != listed[name]["sha256"]
+    ]
     if wrong:
         return Finding(False, "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
     return Finding(True, f"{len(listed)} files have the sha256 of the manifest {expected[:12]}…")

@@ -3,22 +3,50 @@
 import getpass
 import importlib.util
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
+import mlflow
+import requests
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
-from promoter import gate, registry, report, stages
-from promoter.errors import InputError
+from promoter import page, policy, promotion, records, registry, report, stages
+from promoter.errors import InputError, Unreachable
+from promoter.lock import Claim, lease
+from promoter.promotion import Outcome, Request
+from promoter.records import Entry
 
 DEFAULT_EXPERIMENT = "code_model_fine_tuning"
+LOWER_IS_BETTER = ("nll", "loss", "perplexity", "memory", "seconds")  # in a metric's name, for `compare`
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Promoter(click.Group):
+    """Gives trouble with the tracking server its exit code, and no stack trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (MlflowException, requests.RequestException, ConnectionError) as error:
+            message = getattr(error, "message", None) or str(error)
+            raise Unreachable(
+                f"The tracking server at {ctx.params['tracking_uri']} did not do its work: {message}. What was "
+                "begun is finished by the same command, once it does."
+            ) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted. What was begun is finished by the same command.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Promoter, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="ratchet")
 @click.option(
     "--tracking-uri",
@@ -32,37 +60,62 @@ DEFAULT_EXPERIMENT = "code_model_fine_tuning"
 def main(context: click.Context, tracking_uri: str) -> None:
     """Compare model versions, and let one into production only when it is better than what serves there.
 
-    Exit codes: 0 done or nothing to do, 1 the gate or a check said no, 2 bad input, 4 somebody else is promoting.
+    Exit codes: 0 promoted or nothing to do, 1 the gate or a check said no, 2 bad input, 3 the tracking server does
+    not do its work, 4 somebody else is promoting.
     """
     context.obj = tracking_uri
+    if threading.current_thread() is threading.main_thread():
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the lock is let go at SIGTERM too
+        context.call_on_close(lambda: signal.signal(signal.SIGTERM, previous))
+
+
+def _model_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """The model named, or the one that the trainer registers from the experiment."""
+    name = value or f"{context.params.get('experiment_name') or DEFAULT_EXPERIMENT}_model"
+    if "'" in name or '"' in name:
+        raise click.BadParameter(f"'{name}' holds a quote. Expected a registered model's name.")
+    return name
 
 
 def _options(*names: str) -> Callable[[Any], Any]:
     """The options that several commands share, by name."""
-    known = {
+    known: dict[str, Any] = {
         "experiment": click.option(
-            "--experiment-name", default=DEFAULT_EXPERIMENT, show_default=True, help="MLflow experiment."
+            "--experiment-name",
+            default=DEFAULT_EXPERIMENT,
+            show_default=True,
+            is_eager=True,  # the model's name follows from it
+            help="MLflow experiment.",
         ),
         "model": click.option(
-            "--model-name",
-            default=f"{DEFAULT_EXPERIMENT}_model",
-            show_default=True,
-            help="Registered model (the PyFunc one).",
+            "--model-name", callback=_model_name, help="Registered PyFunc model.  [default: the experiment's, …_model]"
         ),
-        "metric": click.option(
-            "--metric",
-            "metrics",
-            multiple=True,
-            default=report.SHOWN_METRICS,
-            help="Metric to show, may be repeated; the first one sorts.  [default: the evaluation's]",
-        ),
+        "columns": _columns,
         "policy": click.option(
             "--policy",
+            "policy_name",
             default="default",
             show_default=True,
-            help="YAML file, or the name of a shipped policy.",
+            help="YAML file, or the name of a shipped policy (docs/promotion.md).",
         ),
-        "by": click.option("--by", default=getpass.getuser, help="Who promotes, for the record.  [default: you]"),
+        "by": click.option("--by", default=getpass.getuser, help="Who, for the record.  [default: you]"),
+        "version": click.option("--version", "number", help="Which version.  [default: the staged one]"),
+        "stage": click.option(
+            "--stage",
+            type=click.Choice(["Staging", "Production"]),
+            default="Staging",
+            show_default=True,
+            help="Where to.",
+        ),
+        "dry-run": click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing."),
+        "wait": click.option(
+            "--wait",
+            "wait_s",
+            type=click.FloatRange(0),
+            default=0,
+            show_default=True,
+            help="Seconds to wait for somebody else who is promoting the model.",
+        ),
         "format": click.option(
             "--format",
             "output_format",
@@ -81,259 +134,348 @@ def _options(*names: str) -> Callable[[Any], Any]:
     return add
 
 
+def _columns(command: Any) -> Any:
+    """What a table shows, and which rows."""
+    for option in (
+        click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many rows."),
+        click.option(
+            "--filter", "filter_string", default="", help="MLflow's syntax, e.g. \"tags.role = 'candidate'\"."
+        ),
+        click.option("--tag", "tags", multiple=True, help="Tag to show, may be repeated."),
+        click.option(
+            "--param", "params", multiple=True, help="Param of the run to show, e.g. trainer.lr; may be repeated."
+        ),
+        click.option(
+            "--metric",
+            "metrics",
+            multiple=True,
+            default=report.SHOWN_METRICS,
+            help="Metric to show, may be repeated.  [default: the evaluation's]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
-@_options("experiment", "metric", "format")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many runs.")
+@_options("experiment", "columns", "format")
+@click.option("--order-by", help='E.g. "metrics.`eval/passed` DESC".  [default: best first by the first metric]')
 @click.pass_obj
-def compare(uri: str, experiment_name: str, metrics: tuple[str, ...], output_format: str, limit: int) -> None:
-    """Compare an experiment's runs, best first by the first metric (lower is better for nll, loss, perplexity)."""
+def compare(
+    uri: str,
+    experiment_name: str,
+    metrics: tuple[str, ...],
+    params: tuple[str, ...],
+    tags: tuple[str, ...],
+    filter_string: str,
+    limit: int,
+    order_by: str | None,
+    output_format: str,
+) -> None:
+    """Compare an experiment's runs by any metrics, params and tags; sorted and filtered by the tracking server.
+
+    Example: promoter compare --metric eval/passed --param trainer.lr --filter "params.`trainer.method` = 'lora'"
+    """
     client = registry.connect(uri)
     experiment = client.get_experiment_by_name(experiment_name)
     if experiment is None:
-        known = ", ".join(item.name for item in client.search_experiments())
+        known = ", ".join(item.name for item in client.search_experiments(max_results=50))
         raise InputError(f"There is no experiment '{experiment_name}'. There are: {known}.")
-    lower = any(word in metrics[0] for word in ("nll", "loss", "perplexity"))
-    order = f"metrics.`{metrics[0]}` {'ASC' if lower else 'DESC'}"
-    runs = client.search_runs([experiment.experiment_id], order_by=[order], max_results=limit)
-    table = report.runs_table(runs, metrics)
+    lower = any(word in metrics[0] for word in LOWER_IS_BETTER)
+    order = order_by or f"metrics.`{metrics[0]}` {'ASC' if lower else 'DESC'}"
+    try:
+        runs = client.search_runs([experiment.experiment_id], filter_string, order_by=[order], max_results=limit)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise InputError(
+            f"--filter is '{filter_string}' and --order-by '{order}', which MLflow does not take: {error.message}. "
+            "Expected, for example: --filter \"metrics.`eval/passed` > 0.1 and tags.role = 'candidate'\""
+        ) from error
+    table = report.runs_table(runs, report.Columns(metrics, params, tags))
     if output_format == "text":
         table = table.drop(columns="run_id", errors="ignore")  # too wide for a terminal
     click.echo(report.render(table, output_format))
 
 
 @main.command("compare-versions")
-@_options("model", "metric", "format")
+@_options("experiment", "model", "columns", "format")
 @click.pass_obj
-def compare_versions(uri: str, model_name: str, metrics: tuple[str, ...], output_format: str) -> None:
-    """Compare the versions of a registered model, newest first, with aliases, stage and metrics."""
+def compare_versions(
+    uri: str,
+    experiment_name: str,
+    model_name: str,
+    metrics: tuple[str, ...],
+    params: tuple[str, ...],
+    tags: tuple[str, ...],
+    filter_string: str,
+    limit: int,
+    output_format: str,
+) -> None:
+    """Compare a registered model's versions, newest first, with aliases, stage, and their runs' metrics and params."""
     client = registry.connect(uri)
-    versions = registry.list_versions(client, model_name)
-    click.echo(report.render(report.versions_table(client, versions, metrics), output_format))
+    versions = registry.versions(client, model_name, filter_string, limit)
+    columns = report.Columns(metrics, params, tags)
+    click.echo(
+        report.render(report.versions_table(versions, registry.runs_of(client, versions), columns), output_format)
+    )
 
 
 @main.command()
-@_options("model", "policy", "format")
+@_options("experiment", "model", "policy", "format")
 @click.pass_obj
-def best(uri: str, model_name: str, policy: str, output_format: str) -> None:
-    """Show the best version by the policy's metric, among those evaluated on the newest one's data."""
+def best(uri: str, experiment_name: str, model_name: str, policy_name: str, output_format: str) -> None:
+    """Show the version that is best by the policy's primary metric, among those evaluated on the newest one's data."""
+    primary = policy.load(policy_name).primary
     client = registry.connect(uri)
-    loaded = gate.load_policy(policy)
-    version = registry.best_of(client, registry.list_versions(client, model_name), loaded)
+    versions = registry.comparable(registry.versions(client, model_name))
+    version = registry.best(client, versions, primary.metric, primary.direction)
     found = [version] if version is not None else []
-    metrics = (loaded.metric, *(name for name in report.SHOWN_METRICS if name != loaded.metric))
-    click.echo(report.render(report.versions_table(client, found, metrics), output_format))
+    columns = report.Columns((primary.metric, *(name for name in report.SHOWN_METRICS if name != primary.metric)))
+    click.echo(report.render(report.versions_table(found, registry.runs_of(client, found), columns), output_format))
+
+
+@main.command()
+@_options("experiment", "model", "version", "policy", "by", "stage", "dry-run", "wait", "format")
+@click.pass_context
+def gate(context: click.Context, /, number: str | None, policy_name: str, dry_run: bool, **options: Any) -> None:
+    """Judge a version against the incumbent, and leave the decision with its reports; nothing is moved.
+
+    Without --version: the staged one, or else the best candidate.
+    """
+    with _promoting(context, dry_run, **options) as (client, claim, options):
+        request = Request(policy=policy.load(policy_name), action="gate", only_judge=True, **options)
+        version, together = _chosen_or_best(client, context.params["model_name"], number, request)
+        outcome = promotion.run(client, claim, version, together, request) if version else _no_candidate(request)
+    _finish(context, outcome)
 
 
 @main.command("auto-promote")
-@_options("model", "policy", "by", "format")
-@click.option(
-    "--stage",
-    type=click.Choice(["Staging", "Production"]),
-    default="Staging",
-    show_default=True,
-    help="Where the best candidate goes if the gate passes it.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@_options("experiment", "model", "policy", "by", "stage", "dry-run", "wait", "format")
 @click.pass_context
-def auto_promote(
-    context: click.Context,
-    model_name: str,
-    policy: str,
-    by: str,
-    output_format: str,
-    stage: str,
-    dry_run: bool,
-) -> None:
-    """Gate the best candidate against the version in production, and promote it if it is better."""
-    client = registry.connect(context.obj)
-    loaded = gate.load_policy(policy)
-    with stages.lock(model_name):
-        if not dry_run:
-            stages.settle(client, model_name)
-        candidates = registry.open_candidates(registry.list_versions(client, model_name))
-        version = registry.best_of(client, candidates, loaded)
-        if version is None:
-            _nothing_to_do(output_format, "there is no candidate outside production and archive")
-            return
-        request = _Request(stage, "auto-promote", by, output_format, dry_run)
-        _gate_and_promote(context, client, version, loaded, request)
+def auto_promote(context: click.Context, /, policy_name: str, dry_run: bool, **options: Any) -> None:
+    """Gate an experiment's best candidate against the version in production, and promote it if it is better.
+
+    A candidate is a fine-tuned version newer than the one in production. Under a policy with `approval: manual`, one
+    that passes awaits `promoter approve`.
+    """
+    with _promoting(context, dry_run, **options) as (client, claim, options):
+        request = Request(policy=policy.load(policy_name), action="auto-promote", **options)
+        together = registry.candidates(client, context.params["model_name"])
+        version = _best_of(client, together, request)
+        outcome = promotion.run(client, claim, version, together, request) if version else _no_candidate(request)
+    _finish(context, outcome)
 
 
 @main.command()
-@_options("model", "policy", "by", "format")
-@click.option("--stage", type=click.Choice(["Staging", "Production", "Archived"]), required=True, help="Where to.")
-@click.option("--version", "number", help="Which version.  [default: the staged one]")
+@_options("experiment", "model", "version", "policy", "by", "stage", "dry-run", "wait", "format")
 @click.option("--force", is_flag=True, help="Promote although the gate says no; needs --reason.")
 @click.option("--reason", default="", help="Why, for the record.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.pass_context
 def promote(
     context: click.Context,
-    model_name: str,
-    policy: str,
-    by: str,
-    output_format: str,
-    stage: str,
+    /,
     number: str | None,
+    policy_name: str,
+    dry_run: bool,
     force: bool,
     reason: str,
-    dry_run: bool,
+    **options: Any,
 ) -> None:
-    """Promote one version, by default the staged one. It has to pass the gate, but for Archived."""
-    client = registry.connect(context.obj)
-    loaded = gate.load_policy(policy)
+    """Promote one version, by default the staged one. It has to pass the gate."""
     if force and not reason:
         raise InputError("--force needs --reason TEXT: it goes into the record.")
-    with stages.lock(model_name):
-        version = _chosen(registry.list_versions(client, model_name), number)
-        if stage != "Archived":
-            request = _Request(stage, "promote", by, output_format, dry_run, force, reason)
-            _gate_and_promote(context, client, version, loaded, request)
-        elif dry_run:
-            click.echo(f"Would archive version {version.version}.")
-        else:
-            stages.archive(client, version, {"passed": True, "why": reason or "archived by hand"}, by)
-            click.echo(f"Version {version.version} of {model_name} is archived.")
+    with _promoting(context, dry_run, **options) as (client, claim, options):
+        loaded = policy.load(policy_name)
+        request = Request(policy=loaded, action="promote", force=force, reason=reason, **options)
+        version = _chosen(client, context.params["model_name"], number)
+        outcome = promotion.run(client, claim, version, [], request)
+    _finish(context, outcome)
 
 
 @main.command()
-@_options("model")
-@click.option("--version", "number", help="Which version.  [default: the staged one]")
+@_options("experiment", "model", "dry-run", "wait", "format")
+@click.option("--version", "number", help="Which version.  [default: the newest that awaits approval]")
+@click.option("--by", required=True, help="Who approves, for the record.")
+@click.option("--reason", required=True, help="Why, for the record.")
 @click.pass_context
-def validate(context: click.Context, model_name: str, number: str | None) -> None:
+def approve(context: click.Context, /, number: str | None, reason: str, dry_run: bool, **options: Any) -> None:
+    """Let a version go on that awaits approval. It is gated once more, by the same policy, since time has passed."""
+    name = context.params["model_name"]
+    with _promoting(context, dry_run, **options) as (client, claim, options):
+        waiting = records.awaiting(client, name, number)
+        tags = waiting.data.tags
+        version = registry.version(client, name, tags["version"])
+        together = [registry.version(client, name, other) for other in tags["tried"].split(",")]
+        options |= {"stage": tags["stage"], "policy": records.policy_of(client, waiting)}
+        request = Request(action="approve", reason=reason, approved=True, **options)
+        outcome = promotion.run(client, claim, version, together, request)
+        if claim is not None:  # it awaits nothing any more
+            done = "withdrawn" if outcome.refused else records.APPROVED
+            client.set_tag(waiting.info.run_id, "outcome", done)
+    _finish(context, outcome)
+
+
+@main.command()
+@_options("experiment", "model", "version", "policy", "dry-run")
+@click.pass_context
+def validate(
+    context: click.Context, experiment_name: str, model_name: str, number: str | None, policy_name: str, dry_run: bool
+) -> None:
     """Load a version as serving does, generate with it, check what comes out, and tag the version with the result."""
     if importlib.util.find_spec("torch") is None:
         raise InputError(
             "Loading a model needs torch, which is not installed here. Run this where it is; in the Compose stack: "
             "docker compose run --rm --entrypoint promoter serving validate"
         )
-    from promoter.validation import validate as run_checks  # the model brings torch and transformers
+    from promoter.validation import validate as run_checks
 
+    limit_s = policy.load(policy_name).safety.smoke_time_limit_s
     client = registry.connect(context.obj)
-    version = _chosen(registry.list_versions(client, model_name), number)
-    checks, samples = run_checks(f"models:/{model_name}/{version.version}")
-    for check in checks:
-        click.echo(f"  {'✓' if check.passed else '✗'} {check.name}: {check.detail}")
-    for prompt, completion in samples[:1]:
+    version = _chosen(client, model_name, number)
+    with tempfile.TemporaryDirectory(prefix="ratchet-promoter-") as temporary:
+        uri = f"models:/{model_name}/{version.version}"
+        folder = mlflow.artifacts.download_artifacts(uri, dst_path=temporary)
+        result = run_checks(Path(folder), version, limit_s)
+    for check in result.checks:
+        mark = click.style("✓", fg="green") if check.passed else click.style("✗", fg="red", bold=True)
+        click.echo(f"  {mark} {check.name}: {check.detail}")
+    for prompt, completion in result.samples[:1]:
         click.echo("A sample:\n" + "\n".join(f"    {line}" for line in (prompt + completion).splitlines()))
-    passed = all(check.passed for check in checks)
-    client.set_model_version_tag(
-        model_name, str(version.version), "validation_status", "passed" if passed else "failed"
-    )
-    click.echo(f"Version {version.version} of {model_name}: validation {'passed' if passed else 'FAILED'}.")
-    if not passed:
+    if not dry_run:
+        status = "passed" if result.passed else "failed"
+        client.set_model_version_tag(model_name, str(version.version), "validation_status", status)
+    click.echo(f"Version {version.version} of {model_name}: validation {'passed' if result.passed else 'FAILED'}.")
+    if not result.passed:
         context.exit(1)
 
 
 @main.command()
-@_options("model", "by")
+@_options("experiment", "model", "by", "dry-run", "wait", "format")
 @click.option("--reason", default="rolled back by hand", show_default=True, help="Why, for the record.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
-@click.pass_obj
-def rollback(uri: str, model_name: str, by: str, reason: str, dry_run: bool) -> None:
-    """Put the previous version back into production; the one taken out is archived."""
-    client = registry.connect(uri)
-    with stages.lock(model_name):
-        if dry_run:
-            current, previous = stages.rollback_pair(client, model_name)
-            click.echo(f"Would roll back production from version {current.version} to {previous.version}.")
-            return
-        taken_out, put_back = stages.rollback(client, model_name, reason, by)
-    click.echo(f"Production of {model_name}: version {taken_out} → {put_back}. Reason: {reason}.")
+@click.pass_context
+def rollback(context: click.Context, /, reason: str, dry_run: bool, **options: Any) -> None:
+    """Put the previous version back into production, at once and without a gate; the one taken out is archived."""
+    name = context.params["model_name"]
+    with _promoting(context, dry_run, **options) as (client, claim, options):
+        if claim is None:
+            taken_out, put_back = stages.rollback_pair(client, name)
+        else:
+            taken_out, put_back = stages.rollback(claim, reason, options["by"])
+    entry = Entry(
+        *(name, put_back, "Production", "Previous", taken_out, records.ROLLBACK, records.ROLLED_BACK),
+        *(options["by"], reason),
+    )
+    _finish(context, Outcome(entry, None, claim.run_id if claim else None))
 
 
 @main.command()
-@_options("model", "format")
+@_options("experiment", "model", "by", "dry-run", "wait", "format")
+@click.option("--version", "number", required=True, help="Which version.")
+@click.option("--reason", default="archived by hand", show_default=True, help="Why, for the record.")
+@click.pass_context
+def archive(context: click.Context, /, number: str, reason: str, dry_run: bool, **options: Any) -> None:
+    """Take a version out of the running, and its aliases from it; never the one in production."""
+    name = context.params["model_name"]
+    with _promoting(context, dry_run, **options) as (client, claim, options):
+        version = registry.version(client, name, number)
+        entry = stages.archive(claim, version, reason, options["by"])
+    _finish(context, Outcome(entry, None, claim.run_id if claim else None))
+
+
+@main.command()
+@_options("experiment", "model", "format")
+@click.option(
+    "--all", "all_of_them", is_flag=True, help="Also decisions that moved nothing: refused, awaiting approval."
+)
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many entries.")
 @click.pass_obj
-def history(uri: str, model_name: str, output_format: str, limit: int) -> None:
-    """Who moved which version where, when and why; newest first."""
+def history(uri: str, experiment_name: str, model_name: str, output_format: str, all_of_them: bool, limit: int) -> None:
+    """Who moved which version from where to where, when, why, and by which evidence (a run); newest first."""
     client = registry.connect(uri)
-    registry.list_versions(client, model_name)  # an unknown model is an error, not an empty history
-    experiment = client.get_experiment_by_name(stages.EXPERIMENT)
-    runs: list[Run] = []
-    if experiment is not None:
-        runs = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.model = '{model_name}' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-            max_results=limit,
-        )
-    click.echo(report.render(report.history_table(runs), output_format))
+    registry.aliases(client, model_name)  # an unknown model is an error, not an empty history
+    table = report.history_table(records.history(client, model_name, limit, all_of_them))
+    click.echo(report.render(table, output_format))
 
 
-def _chosen(versions: list[ModelVersion], number: str | None) -> ModelVersion:
+@contextmanager
+def _promoting(
+    context: click.Context, dry_run: bool, model_name: str, wait_s: float, by: str, **options: Any
+) -> Iterator[tuple[MlflowClient, Claim | None, dict[str, Any]]]:
+    """(client, claim, options of the Request): under the lock, with all settled that was left; in a dry run without."""
+    client = registry.connect(context.obj)
+    registry.aliases(client, model_name)  # an unknown model is told before anything is written
+    request = {"by": by} | {key: value for key, value in options.items() if key == "stage"}
+    if dry_run:
+        yield client, None, request
+        return
+    with lease(client, model_name, by, wait_s) as claim:
+        stages.settle(claim)
+        yield client, claim, request
+
+
+def _chosen(client: MlflowClient, name: str, number: str | None) -> ModelVersion:
     if number is not None:
-        return registry.find_version(versions, number)
-    staged = registry.with_alias(versions, registry.STAGING)
+        return registry.version(client, name, number)
+    staged = registry.with_alias(client, name, registry.STAGING)
     if staged is None:
         raise InputError("No version is in Staging. Name one with --version, or run `promoter auto-promote` first.")
     return staged
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What a promoting command was asked to do with the version that it has chosen."""
-
-    stage: str
-    action: str
-    by: str
-    output_format: str
-    dry_run: bool
-    force: bool = False
-    reason: str = ""
+def _chosen_or_best(
+    client: MlflowClient, name: str, number: str | None, request: Request
+) -> tuple[ModelVersion | None, Sequence[ModelVersion]]:
+    """(version, those it was chosen from)."""
+    if number is not None or registry.STAGING in registry.aliases(client, name):
+        return _chosen(client, name, number), []
+    together = registry.candidates(client, name)
+    return _best_of(client, together, request), together
 
 
-def _gate_and_promote(
-    context: click.Context, client: MlflowClient, version: ModelVersion, policy: gate.Policy, request: _Request
-) -> None:
-    """Decide, act on the decision, print it. Exits with 1 where the gate says no."""
-    name, number = version.name, str(version.version)
-    versions = registry.list_versions(client, name)
-    if request.stage.lower() in version.aliases:
-        if not request.dry_run:
-            stages.settle(client, name)
-        _nothing_to_do(request.output_format, f"version {number} of {name} is in {request.stage} already")
-        return
-    if registry.PRODUCTION in version.aliases:
-        raise InputError(f"Version {number} is in production, beyond {request.stage}. Take another, or roll back.")
-    candidate = registry.evidence(client, version)
-    incumbent = registry.incumbent_of(versions, version)
-    decision = gate.decide(
-        policy, candidate, registry.evidence(client, incumbent, like=candidate) if incumbent is not None else None
-    )
-    may_go = decision.passed or request.force
-    if may_go and not request.dry_run:
-        record = decision.to_dict() | {"forced": not decision.passed}
-        if request.reason:
-            record["why"] = f"{request.reason} ({decision.why})"
-        stages.promote(client, version, request.stage, request.action, record, request.by)
-    outcome = "promoted" if may_go else "refused"
-    if request.output_format == "json":
-        extra = {"outcome": outcome, "stage": request.stage, "dry_run": request.dry_run}
-        click.echo(json.dumps({**extra, **decision.to_dict()}, indent=2))
-    elif request.output_format == "markdown":
-        header = {"model": name, "version": number, "stage": request.stage, "action": outcome, "by": request.by}
-        click.echo(report.decision_report(header | decision.to_dict()))
+def _best_of(client: MlflowClient, together: Sequence[ModelVersion], request: Request) -> ModelVersion | None:
+    primary = request.policy.primary
+    return registry.best(client, together, primary.metric, primary.direction)
+
+
+def _no_candidate(request: Request) -> Outcome:
+    why = "there is no candidate newer than the version in production (`promote --version` takes any)"
+    return promotion.nothing(None, request, why)
+
+
+def _finish(context: click.Context, outcome: Outcome) -> None:
+    """Print what came of it, also to GitHub's step summary; exit with 1 where the gate said no."""
+    entry, decision, dry_run = outcome.entry, outcome.decision, context.params["dry_run"]
+    would = "would be: " if dry_run else ""
+    if entry.outcome == promotion.NOTHING_TO_DO:
+        texts = {
+            "text": f"Nothing to do: {entry.why}.",
+            "markdown": f"Nothing to do: {entry.why}.",
+            "json": json.dumps({"outcome": entry.outcome, "why": entry.why, "dry_run": dry_run}),
+        }
     else:
-        click.echo(report.decision_text(decision))
-        verb = {
-            (True, False): "is now in",
-            (True, True): "would go to",
-            (False, False): "does not go to",
-            (False, True): "would not go to",
-        }[may_go, request.dry_run]
-        forced = ", although the gate says no (--force)" if may_go and not decision.passed else ""
-        click.echo(f"Version {number} of {name} {verb} {request.stage}{forced}.")
-    if not may_go:
+        facts = decision.to_dict() if decision is not None else {}
+        extra = {"dry_run": dry_run, "run_id": outcome.run_id} | vars(entry)
+        line = f"Version {entry.version} of {entry.model} → {entry.stage}: {would}{entry.outcome}."
+        if decision is not None and not decision.passed and not outcome.refused:
+            line += " The gate says no; --force overrules it."
+        if decision is None:
+            line += f" {entry.why}."
+        if entry.outcome == records.AWAITING and not dry_run:
+            line += f"\nTo let it go on: promoter approve --version {entry.version} --by NAME --reason TEXT"
+        if outcome.run_id is not None:
+            line += f"\nReport: {context.obj.rstrip('/')}{records.link(MlflowClient(), outcome.run_id)}"
+        texts = {
+            "text": "\n".join([*([report.decision_text(decision)] if decision is not None else []), line]),
+            "markdown": page.markdown(entry, decision),
+            "json": json.dumps(facts | extra, indent=2, default=str),
+        }
+    click.echo(texts[context.params.get("output_format") or "text"])
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(texts["markdown"] + "\n")
+    if outcome.refused:
         context.exit(1)
-
-
-def _nothing_to_do(output_format: str, why: str) -> None:
-    if output_format == "json":
-        click.echo(json.dumps({"outcome": "nothing to do", "why": why}))
-    else:
-        click.echo(f"Nothing to do: {why}.")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ GROUND = ("dataset_digest", "prompt_template", "eval_settings")
 def fetch(
     client: MlflowClient, version: ModelVersion, policy: Policy, like: Evidence | None = None, files: bool = False
 ) -> Evidence:
-    """What is known of a version, from the run that made it or, to compare it `like` another, from one that evaluated it
-    on the same data in the same way, where there is one (the trainer makes it). `files`: look at them too."""
+    """What is known of a version, from the run that made it or, to compare it `like` another, from one that evaluated
+    it on the same data in the same way, where there is one (the trainer makes it). `files`: look at them too."""
     run = _run(client, version, like)
     tables: dict[str, pd.DataFrame] = {}
     if run is not None:
-        names = [item.metric for item in (policy.primary, *policy.guards)]
+        names = [policy.primary.metric, *(guard.metric for guard in policy.guards)]
         for path in {found.table for name in names if (found := metrics.parse(name)) is not None}:
             if (table := _table(client, run.info.run_id, path)) is not None:
                 tables[path] = table
@@ -48,12 +48,12 @@ def _run(client: MlflowClient, version: ModelVersion, like: Evidence | None) -> 
     wanted = {name: getattr(like, name) for name in GROUND} if like is not None and like.dataset_digest else {}
     if own is not None and own.data.tags.get("dataset_digest") and wanted.items() <= own.data.tags.items():
         return own
-    experiments = [own.info.experiment_id] if own is not None else [e.experiment_id for e in client.search_experiments()]
+    experiments = (
+        [own.info.experiment_id] if own is not None else [e.experiment_id for e in client.search_experiments()]
+    )
     terms = [f"tags.evaluates = '{version.name}/{version.version}'", "attributes.status = 'FINISHED'"]
     terms += [f"tags.{name} = '{value}'" for name, value in wanted.items() if value is not None]
-    found = client.search_runs(
-        experiments, " and ".join(terms), order_by=["attributes.start_time DESC"], max_results=1
-    )
+    found = client.search_runs(experiments, " and ".join(terms), order_by=["attributes.start_time DESC"], max_results=1)
     return found[0] if found else own
 
 

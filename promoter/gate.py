@@ -15,7 +15,7 @@ import pandas as pd
 
 from promoter import metrics, statistics
 from promoter.metrics import Metric, NoValue
-from promoter.policy import Direction, Guard, Policy
+from promoter.policy import Direction, Guard, Policy, Primary
 
 Stage = Literal["Staging", "Production"]
 LOOK_RESAMPLES = 1000  # of an interval that is shown, and decides nothing
@@ -140,7 +140,7 @@ def decide(
         reasons += [_table(_paired(policy.primary.metric), "candidate", candidate)]
         reasons.append(Reason("improvement", "incumbent", True, "there is no incumbent to beat"))
     else:
-        compared = (policy.primary, *policy.guards)
+        compared: list[Primary | Guard] = [policy.primary, *policy.guards]
         reasons += [_measured(item.metric, "incumbent", incumbent) for item in compared]
         reasons += [
             _same("dataset_digest", "held-out data", candidate, incumbent),
@@ -149,15 +149,14 @@ def decide(
         ]
         if all(reason.passed for reason in reasons):
             for item in compared:
-                found = _compare(policy, item.metric, candidate, incumbent, alpha)
+                found = _compare(policy, item, candidate, incumbent, alpha)
                 if isinstance(found, Reason):
                     reasons.append(found)
                     continue
                 comparisons.append(found)
-                if item is policy.primary:
-                    reasons += _improvement(policy, found, candidate, incumbent)
+                if isinstance(item, Primary):
+                    reasons += _improvement(item, found, candidate, incumbent)
                 else:
-                    assert isinstance(item, Guard)
                     reasons.append(_guard(item, found))
     reasons += [_floor(item.metric, item.min, item.max, candidate) for item in policy.floors]
     reasons += _safety(policy, candidate, incumbent, stage)
@@ -253,14 +252,14 @@ def _common_ground(candidate: Evidence, incumbent: Evidence) -> str:
 
 
 def _compare(
-    policy: Policy, name: str, candidate: Evidence, incumbent: Evidence, alpha: float
+    policy: Policy, item: Primary | Guard, candidate: Evidence, incumbent: Evidence, alpha: float
 ) -> Comparison | Reason:
     """The comparison, or why there is none."""
-    metric, primary = _paired(name), name == policy.primary.metric
+    name, primary = item.metric, isinstance(item, Primary)
+    metric = _paired(name)
     for who, evidence in (("candidate", candidate), ("incumbent", incumbent)):
         if not (reason := _table(metric, who, evidence)).passed:
             return reason
-    item = policy.primary if primary else next(guard for guard in policy.guards if guard.metric == name)
     try:
         pairs = differences(name, item.direction, candidate, incumbent)
     except NoValue as error:
@@ -272,7 +271,7 @@ def _compare(
         )
         return Reason("evidence", f"pairs for {name}", False, detail)
     improvement, weight = pairs["improvement"].to_numpy(), pairs["weight"].to_numpy()
-    decides = primary or (isinstance(item, Guard) and item.certain)
+    decides = isinstance(item, Primary) or item.certain
     own_alpha = alpha if primary else policy.significance.alpha
     interval = statistics.bca_interval(
         *(improvement, weight, own_alpha),
@@ -296,8 +295,7 @@ def _compare(
     )
 
 
-def _improvement(policy: Policy, found: Comparison, candidate: Evidence, incumbent: Evidence) -> list[Reason]:
-    primary = policy.primary
+def _improvement(primary: Primary, found: Comparison, candidate: Evidence, incumbent: Evidence) -> list[Reason]:
     wanted = []
     if primary.min_relative_improvement:
         wanted.append(f"{primary.min_relative_improvement:.1%}")
@@ -322,7 +320,10 @@ def _improvement(policy: Policy, found: Comparison, candidate: Evidence, incumbe
         )
     else:
         sure = found.low > 0
-        test = f"with {level} confidence it is at least {found.low:.4f} better over {found.pairs} pairs, above 0 wanted"
+        test = (
+            f"the improvement's lower bound at {level} confidence is {found.low:.4f}, over {found.pairs} pairs; "
+            "above 0 wanted"
+        )
     return [
         Reason("improvement", "improvement", enough, detail),
         Reason("improvement", "significance", sure, test),

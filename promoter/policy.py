@@ -115,7 +115,8 @@ class Policy(_Section):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Every metric that it names, each once, the primary one first."""
-        names = [self.primary.metric, *(item.metric for item in (*self.guards, *self.floors))]
+        guards, floors = (item.metric for item in self.guards), (item.metric for item in self.floors)
+        names = [self.primary.metric, *guards, *floors]
         return tuple(dict.fromkeys(names))
 
 

@@ -2,16 +2,19 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import click
 import pandas as pd
-from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from promoter.gate import Decision
 
+# Shown where no column is asked for.
 SHOWN_METRICS = (
     "eval/nll_per_token",
     "eval/perplexity",
@@ -19,6 +22,25 @@ SHOWN_METRICS = (
     "eval/exact_match",
     "eval/edit_similarity",
 )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a table shows besides the fixed columns: metrics and params of runs, tags of runs or versions."""
+
+    metrics: tuple[str, ...] = SHOWN_METRICS
+    params: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    def of(self, run: Run | None, version_tags: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The columns' values; None where there is none."""
+        data = run.data if run is not None else None
+        tags = {**(data.tags if data else {}), **(version_tags or {})}
+        return {
+            **{_short(name): data.metrics.get(name) if data else None for name in self.metrics},
+            **{name: data.params.get(name) if data else None for name in self.params},
+            **{name: tags.get(name) for name in self.tags},
+        }
 
 
 def render(table: pd.DataFrame, output_format: str) -> str:
@@ -34,8 +56,8 @@ def render(table: pd.DataFrame, output_format: str) -> str:
     return shown.to_markdown(index=False) if output_format == "markdown" else shown.to_string(index=False)
 
 
-def runs_table(runs: list[Run], metrics: tuple[str, ...]) -> pd.DataFrame:
-    """One row per run: name, role, status, start, duration, the metrics, id."""
+def runs_table(runs: list[Run], columns: Columns) -> pd.DataFrame:
+    """One row per run: name, role, status, start, duration, the chosen columns, id."""
     rows = []
     for run in runs:
         ended = run.info.end_time
@@ -46,7 +68,7 @@ def runs_table(runs: list[Run], metrics: tuple[str, ...]) -> pd.DataFrame:
                 "status": run.info.status,
                 "started": _time(run.info.start_time),
                 "seconds": round((ended - run.info.start_time) / 1000) if ended else None,
-                **{_short(name): run.data.metrics.get(name) for name in metrics},
+                **columns.of(run),
                 "data": run.data.tags.get("dataset_digest", "")[:8],
                 "run_id": run.info.run_id,
             }
@@ -54,11 +76,11 @@ def runs_table(runs: list[Run], metrics: tuple[str, ...]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def versions_table(client: MlflowClient, versions: list[ModelVersion], metrics: tuple[str, ...]) -> pd.DataFrame:
-    """One row per version: number, aliases, stage, role, validation, the metrics of its run."""
+def versions_table(versions: Sequence[ModelVersion], runs: dict[str, Run], columns: Columns) -> pd.DataFrame:
+    """One row per version: number, aliases, stage, role, validation, gate, the chosen columns of run and tags."""
     rows = []
     for version in versions:
-        run = client.get_run(version.run_id) if version.run_id else None  # None: registered by hand
+        run = runs.get(version.run_id or "")  # None: registered by hand
         rows.append(
             {
                 "version": int(version.version),
@@ -66,7 +88,8 @@ def versions_table(client: MlflowClient, versions: list[ModelVersion], metrics: 
                 "stage": version.tags.get("stage", ""),
                 "role": version.tags.get("role", ""),
                 "validation": version.tags.get("validation_status", ""),
-                **{_short(name): run.data.metrics.get(name) if run else None for name in metrics},
+                "gate": version.tags.get("gate", ""),
+                **columns.of(run, version.tags),
                 "data": version.tags.get("dataset_digest", "")[:8],
                 "run": run.info.run_name if run else "",
             }
@@ -75,17 +98,20 @@ def versions_table(client: MlflowClient, versions: list[ModelVersion], metrics: 
 
 
 def history_table(runs: list[Run]) -> pd.DataFrame:
-    """One row per promotion, newest first: when, what, from, to, who, why."""
+    """One row per record, newest first: when, what, from, to, who, why, and the run that holds the evidence."""
     return pd.DataFrame(
         [
             {
                 "when": _time(run.info.start_time),
                 "action": run.data.tags.get("action", ""),
+                "outcome": run.data.tags.get("outcome", ""),
                 "version": run.data.tags.get("version", ""),
-                "stage": run.data.tags.get("stage", ""),
+                "from": run.data.tags.get("moved_from", ""),
+                "to": run.data.tags.get("stage", ""),
                 "replaced": run.data.tags.get("replaces", ""),
                 "by": run.data.tags.get("by", ""),
                 "why": run.data.tags.get("why", ""),
+                "evidence": run.info.run_id,
             }
             for run in runs
         ]
@@ -93,23 +119,24 @@ def history_table(runs: list[Run]) -> pd.DataFrame:
 
 
 def decision_text(decision: Decision) -> str:
-    """The gate's verdict for a terminal: a line per check."""
-    lines = [f"  {'✓' if reason.passed else '✗'} {reason.check}: {reason.detail}" for reason in decision.reasons]
-    return "\n".join([f"Gate: {'passed' if decision.passed else 'NOT passed'}", *lines])
-
-
-def decision_report(record: dict[str, Any]) -> str:
-    """The decision record as Markdown, for a colleague to read."""
-    lines = [
-        f"# {record['model']} version {record['version']} → {record['stage']}",
-        "",
-        f"{record['action']} by {record['by']}. {record['why']}.",
-        "",
-    ]
-    if record.get("reasons"):
-        lines += ["| check | passed | detail |", "|---|---|---|"]
-        lines += [f"| {item['check']} | {item['passed']} | {item['detail']} |" for item in record["reasons"]]
-    return "\n".join(lines) + "\n"
+    """The gate's verdict for a terminal: a line per check, those that failed in red."""
+    verdict = (
+        click.style("passed", fg="green", bold=True)
+        if decision.passed
+        else click.style("NOT passed", fg="red", bold=True)
+    )
+    lines = [f"Gate: {verdict}"]
+    in_order = [reason for reason in decision.reasons if reason.group == "evidence" and reason.passed]
+    if in_order:
+        lines.append(
+            f"  {click.style('✓', fg='green')} evidence: {len(in_order)} checks passed (all are in the report)"
+        )
+    for reason in decision.reasons:
+        if reason in in_order:
+            continue
+        mark = click.style("✓", fg="green") if reason.passed else click.style("✗", fg="red", bold=True)
+        lines.append(f"  {mark} {reason.check}: {reason.detail}")
+    return "\n".join(lines)
 
 
 def _short(metric: str) -> str:

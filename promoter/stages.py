@@ -1,163 +1,212 @@
-"""Moving versions between stages. The alias is the truth and its move the one commit point.
+"""Moving versions between stages. The alias is the truth, and its move the one commit point.
 
-A promotion writes, in this order: the decision (a run in the experiment `promotions`), tags on the
-version, the alias. Killed anywhere between, running it again converges to the same state.
+A move writes, in this order: the record (a run in the experiment `promotions`, with the reports), tags and description
+of the version, the alias, and then what follows from the aliases (`settle`). Killed anywhere between, the next promoter
+settles what was left, and the same command converges to the same state.
+
+Stages are kept as aliases, and as the tag `stage` on every version that ever had one: Staging, Production, Previous
+(the one to roll back to) and Archived. No alias ever names an archived version.
 """
 
-import hashlib
-import json
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-import mlflow
-from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
+from promoter import lock, records, registry
 from promoter.errors import Busy, InputError
-from promoter.registry import PREVIOUS, PRODUCTION, STAGING, list_versions, with_alias
-from promoter.report import decision_report
+from promoter.gate import Decision
+from promoter.lock import Claim
+from promoter.records import NOTHING, ROLLBACK, Entry
+from promoter.registry import PREVIOUS, PRODUCTION, STAGING
 
-EXPERIMENT = "promotions"
-ROLLBACK = "rollback"
-NOTHING = "nothing"
-
-
-@contextmanager
-def lock(name: str) -> Iterator[None]:
-    """One promoter at a time for a model, on this machine. Raises Busy where another holds the lock."""
-    key = hashlib.sha256(f"{mlflow.get_tracking_uri()} {name}".encode()).hexdigest()[:16]
-    try:
-        # Writable for all: another user's promoter on this machine has to find it.
-        with FileLock(Path(tempfile.gettempdir()) / f"ratchet-promoter-{key}.lock", timeout=0, mode=0o666):
-            yield
-    except Timeout:
-        raise Busy(f"Somebody else is promoting {name} right now. Nothing was changed; try again.") from None
+ARCHIVED = "Archived"
+STAGES = {PRODUCTION: "Production", STAGING: "Staging", PREVIOUS: "Previous"}  # by alias, the highest first
+TOLD = ("gate", "decision_run_id", "decision_report", "promoted_at", "promoted_by", "promotion_run_id")  # tags
+OURS = "\n\n---\n"  # in a version's description: from here on it is written by the promoter
 
 
-def promote(
-    client: MlflowClient, version: ModelVersion, stage: str, action: str, decision: dict[str, Any], by: str
-) -> None:
-    """Put a version into Staging or Production, and record it. Hold the lock."""
-    name, number = version.name, str(version.version)
-    replaced = with_alias(list_versions(client, name), stage.lower())
-    run_id = _record(client, name, number, stage, action, decision, by, replaced)
-    for key, value in (
-        ("stage", stage),
-        ("promoted_at", datetime.now(UTC).isoformat(timespec="seconds")),
-        ("promoted_by", by),
-        ("promotion_run_id", run_id),
-    ):
-        client.set_model_version_tag(name, number, key, value)
-    client.set_registered_model_alias(name, stage.lower(), number)  # the commit point
-    settle(client, name)
+@dataclass(frozen=True)
+class Move:
+    """A version on its way to a stage."""
 
+    version: ModelVersion
+    stage: str
+    action: str
+    by: str
+    why: str
+    tags: dict[str, str]  # of the record, besides
 
-def rollback_pair(client: MlflowClient, name: str) -> tuple[ModelVersion, ModelVersion]:
-    """(version in production, version before it). Raises InputError where one of them is missing."""
-    versions = list_versions(client, name)
-    current, previous = with_alias(versions, PRODUCTION), with_alias(versions, PREVIOUS)
-    if current is None or previous is None:
-        raise InputError(
-            f"{name} has no version to roll back to: production is "
-            f"{current.version if current else 'empty'}, previous is {previous.version if previous else 'empty'}."
+    def entry(self, outcome: str, replaced: str) -> Entry:
+        """The move in words."""
+        version = self.version
+        return Entry(
+            *(version.name, str(version.version), self.stage, version.tags.get("stage", NOTHING), replaced),
+            *(self.action, outcome, self.by, self.why),
         )
+
+
+def promote(claim: Claim, move: Move, decision: Decision | None, outcome: str = records.PROMOTED) -> Entry:
+    """Put a version into Staging or Production, and record it."""
+    client, version, alias = claim.client, move.version, move.stage.lower()
+    name = version.name
+    replaced = registry.aliases(client, name).get(alias, NOTHING)
+    entry = move.entry(outcome, replaced)
+    records.write(claim, entry, decision, move.tags)
+    _tell(claim, move, outcome)
+    now = registry.aliases(client, name).get(alias, NOTHING)
+    if now != replaced:
+        raise Busy(
+            f"{move.stage} of {name} went from version {replaced} to {now} while this was decided, by somebody who "
+            "does not use the promoter. Nothing was moved; run the same command again."
+        )
+    _write(claim, client.set_registered_model_alias, name, alias, str(version.version))  # the commit point
+    settle(claim)
+    return entry
+
+
+def record(claim: Claim, move: Move, decision: Decision, outcome: str) -> Entry:
+    """Record a decision that moves nothing: refused, awaiting approval, or only asked for."""
+    replaced = registry.aliases(claim.client, move.version.name).get(move.stage.lower(), NOTHING)
+    entry = move.entry(outcome, replaced)
+    records.write(claim, entry, decision, move.tags)
+    _tell(claim, move, outcome)
+    records.finish(claim.client, claim.run_id)
+    return entry
+
+
+def rollback_pair(client: MlflowClient, name: str) -> tuple[str, str]:
+    """(version in production, version to roll back to). Raises InputError where there are not both."""
+    found = registry.aliases(client, name)
+    if PRODUCTION not in found or PREVIOUS not in found:
+        raise InputError(
+            f"{name} has no version to roll back to: production is {found.get(PRODUCTION, 'empty')}, previous is "
+            f"{found.get(PREVIOUS, 'empty')}. `promoter promote --stage Production --version N --force --reason …` "
+            "puts any version there."
+        )
+    return found[PRODUCTION], found[PREVIOUS]
+
+
+def rollback(claim: Claim, reason: str, by: str) -> tuple[str, str]:
+    """Put the previous version back into production. Returns (from, to)."""
+    current, previous = rollback_pair(claim.client, claim.model)
+    version = registry.version(claim.client, claim.model, previous)
+    promote(claim, Move(version, "Production", ROLLBACK, by, reason, {}), None, records.ROLLED_BACK)
     return current, previous
 
 
-def rollback(client: MlflowClient, name: str, reason: str, by: str) -> tuple[str, str]:
-    """Put the previous version back into production. Returns (from, to). Hold the lock."""
-    settle(client, name)
-    current, previous = rollback_pair(client, name)
-    promote(client, previous, "Production", ROLLBACK, {"passed": True, "why": reason}, by)
-    return str(current.version), str(previous.version)
-
-
-def archive(client: MlflowClient, version: ModelVersion, decision: dict[str, Any], by: str) -> None:
-    """Take a version out of Staging for good. Raises InputError for the one in production. Hold the lock."""
+def archive(claim: Claim | None, version: ModelVersion, reason: str, by: str) -> Entry:
+    """Take a version out for good; without a claim only say so. Raises InputError for the one in production."""
     if PRODUCTION in version.aliases:
         raise InputError(f"Version {version.version} is in production. Put another there first (promote or rollback).")
-    name, number = version.name, str(version.version)
-    run_id = _record(client, name, number, "Archived", "promote", decision, by, None)
-    client.set_model_version_tag(name, number, "stage", "Archived")
-    for alias in version.aliases:
-        client.delete_registered_model_alias(name, alias)
-    client.set_terminated(run_id, "FINISHED")
+    move = Move(version, ARCHIVED, "archive", by, reason, {})
+    entry = move.entry(records.ARCHIVED, NOTHING)
+    if claim is not None:
+        records.write(claim, entry, None)
+        _tell(claim, move, records.ARCHIVED)
+        settle(claim)
+    return entry
 
 
-def settle(client: MlflowClient, name: str) -> None:
-    """Finish what follows from the aliases: `previous`, stage tags, the record. Safe to repeat.
+def settle(claim: Claim) -> None:
+    """Finish what follows from the aliases: `previous`, the stage tags, the records. Safe to repeat.
 
-    So a promoter that was killed after it moved the alias is completed by the next one. Hold the lock.
+    So what a dead promoter left is completed, or taken back where it had moved nothing, by the next one, whatever that
+    came for.
     """
-    versions = list_versions(client, name)
-    done = [
-        run
-        for run in _unfinished(client, name)
-        if run.data.tags["version"] in (str(v.version) for v in versions if run.data.tags["stage"].lower() in v.aliases)
-    ]
+    client, name = claim.client, claim.model
+    left = lock.unfinished(client, name, claim.run_id)
+    if claim.kept:
+        left.append(client.get_run(claim.run_id))
+    left.sort(key=lambda run: run.info.start_time)
+    done = [run for run in left if _follow_up(claim, run.data.tags)]
+    for run in left:
+        if run not in done and run.info.run_id != claim.run_id:
+            _take_back(claim, run.data.tags)
+            _write(claim, client.set_terminated, run.info.run_id, "KILLED")
+    by_alias = registry.aliases(client, name)
+    if STAGING in by_alias and by_alias[STAGING] == by_alias.get(PRODUCTION):
+        _write(claim, client.delete_registered_model_alias, name, STAGING)
+    for version in registry.staged(client, name):  # with the aliases as they are now
+        stage = next((stage for alias, stage in STAGES.items() if alias in version.aliases), ARCHIVED)
+        if version.tags.get("stage") != stage:
+            _write(claim, client.set_model_version_tag, name, str(version.version), "stage", stage)
     for run in done:
-        tags = run.data.tags
-        if tags["action"] == ROLLBACK:  # `previous` names the version in production now: there is none before it
-            client.delete_registered_model_alias(name, PREVIOUS)
-        elif tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, tags["version"]):
-            client.set_registered_model_alias(name, PREVIOUS, tags["replaces"])
-    production = with_alias(versions, PRODUCTION)
-    if production is not None and STAGING in production.aliases:
-        client.delete_registered_model_alias(name, STAGING)
-    for version in versions:
-        stage = "Production" if PRODUCTION in version.aliases else "Staging" if STAGING in version.aliases else None
-        if stage is None and "stage" in version.tags:
-            stage = "Archived"
-        if stage is not None and version.tags.get("stage") != stage:
-            client.set_model_version_tag(name, str(version.version), "stage", stage)
-    for run in done:
-        client.set_terminated(run.info.run_id, "FINISHED")
+        records.finish(client, run.info.run_id)
 
 
-def _unfinished(client: MlflowClient, name: str) -> list[Run]:
-    """Records of promotions that have not come to their end. Under the lock, their promoters are dead."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return []
-    filter_string = f"tags.model = '{name}' and attributes.status = 'RUNNING'"
-    return list(client.search_runs([experiment.experiment_id], filter_string))
+def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
+    """Do what follows from a record whose alias has moved. Returns whether it has; an archival moves none itself."""
+    client, name, number = claim.client, claim.model, tags.get("version", "")
+    by_alias, outcome = registry.aliases(client, name), tags.get("outcome")
+    if outcome == records.ARCHIVED:
+        if by_alias.get(PRODUCTION) == number:
+            return False
+        for alias in [alias for alias, named in by_alias.items() if named == number]:
+            _write(claim, client.delete_registered_model_alias, name, alias)
+        # After the aliases: none names an archived version.
+        _write(claim, client.set_model_version_tag, name, number, "stage", ARCHIVED)
+        return True
+    if outcome not in (records.PROMOTED, records.ROLLED_BACK) or by_alias.get(tags["stage"].lower()) != number:
+        return False
+    if tags["action"] == ROLLBACK:  # `previous` names the version in production now: there is none before it
+        if by_alias.get(PREVIOUS) == number:
+            _write(claim, client.delete_registered_model_alias, name, PREVIOUS)
+    elif tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, number):
+        with _where_it_exists():  # somebody may have deleted the version that was replaced
+            _write(claim, client.set_registered_model_alias, name, PREVIOUS, tags["replaces"])
+    return True
 
 
-def _record(
-    client: MlflowClient,
-    name: str,
-    number: str,
-    stage: str,
-    action: str,
-    decision: dict[str, Any],
-    by: str,
-    replaced: ModelVersion | None,
-) -> str:
-    """Write the decision as a run; one that was left unfinished by a killed promoter is taken up again."""
-    tags = {
-        "model": name,
-        "version": number,
-        "replaces": str(replaced.version) if replaced else NOTHING,
-        "stage": stage,
-        "action": action,
-        "by": by,
-        "why": decision["why"][:5000],
-    }
-    run_id = None
-    for run in _unfinished(client, name):
-        if all(run.data.tags[key] == tags[key] for key in ("version", "replaces", "stage", "action")):
-            run_id = run.info.run_id
-        else:  # killed before it moved an alias, and nobody asked for it again
-            client.set_terminated(run.info.run_id, "KILLED")
-    if run_id is None:
-        experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
-        run_id = client.create_run(experiment_id, tags=tags, run_name=f"{name} {number} → {stage}").info.run_id
-    client.log_text(run_id, json.dumps({**tags, **decision}, indent=2), "decision.json")
-    client.log_text(run_id, decision_report({**tags, **decision}), "decision.md")
-    return str(run_id)
+def _take_back(claim: Claim, tags: dict[str, str]) -> None:
+    """Undo what a promoter that died before it moved an alias has written on its version."""
+    client, name, number = claim.client, claim.model, tags.get("version")
+    if number is None:  # it had decided nothing yet
+        return
+    with _where_it_exists():
+        version = client.get_model_version(name, number)
+        for key in TOLD:
+            if key in version.tags:
+                _write(claim, client.delete_model_version_tag, name, number, key)
+        if tags["moved_from"] != NOTHING:
+            _write(claim, client.set_model_version_tag, name, number, "stage", tags["moved_from"])
+        elif "stage" in version.tags:
+            _write(claim, client.delete_model_version_tag, name, number, "stage")
+
+
+def _write(claim: Claim, request: Callable[..., object], *arguments: str) -> None:
+    claim.check()
+    request(*arguments)
+
+
+@contextmanager
+def _where_it_exists() -> Iterator[None]:
+    """Go on where MLflow says that something is not there."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def _tell(claim: Claim, move: Move, outcome: str) -> None:
+    """Tags and description of the version, so that the registry's page alone tells the story."""
+    client, name, number = claim.client, move.version.name, str(move.version.version)
+    now, report = datetime.now(UTC), records.link(client, claim.run_id)
+    tags = {"gate": outcome, "decision_run_id": claim.run_id, "decision_report": report}
+    if outcome in (records.PROMOTED, records.ROLLED_BACK):
+        tags |= {
+            "stage": move.stage,
+            "promoted_at": now.isoformat(timespec="seconds"),
+            "promoted_by": move.by,
+            "promotion_run_id": claim.run_id,
+        }
+    for key, value in tags.items():
+        _write(claim, client.set_model_version_tag, name, number, key, value)
+    before = (client.get_model_version(name, number).description or "").partition(OURS)[0]
+    what = f"**{move.stage}: {outcome}** by {move.by}, {now:%Y-%m-%d %H:%M} UTC. {move.why}. [Report]({report})"
+    _write(claim, client.update_model_version, name, number, before + OURS + what)

@@ -28,8 +28,9 @@ def bca_interval(values: Floats, weights: Floats, alpha: float, resamples: int, 
     """The BCa bootstrap interval of Σ values / Σ weights over examples; each bound one-sided at alpha.
 
     values, weights: (n,), of the examples; n of them are drawn with replacement, `resamples` times. Efron (1987):
-    bias-corrected and accelerated, so that it also fits where the differences are skewed. Expanded for few examples as by
-    Hesterberg (2015): Student's quantiles instead of the normal's, and √(n/(n-1)), since resampling shrinks the spread.
+    bias-corrected and accelerated, so that it also fits where the differences are skewed. Expanded for few examples
+    as by Hesterberg (2015): Student's quantiles instead of the normal's, and √(n/(n-1)), since resampling shrinks the
+    spread.
     """
     n = len(values)
     estimate = values.sum() / weights.sum()
@@ -67,7 +68,7 @@ def _bootstrap(values: Floats, weights: Floats, resamples: int, seed: int) -> Fl
     def draw(size: int, own: np.random.SeedSequence) -> Floats:
         chosen = _indices(np.random.Generator(np.random.SFC64(own)), n, size * n).reshape(size, n)
         sums = pairs.take(chosen, mode="wrap").sum(axis=1)  # "wrap" is the quickest; every index is in range
-        return ((sums.real.astype(float) + n * center) / sums.imag.astype(float)).astype(float)
+        return np.asarray((sums.real.astype(float) + n * center) / sums.imag.astype(float), float)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter while it draws and adds
         return np.concatenate(list(pool.map(draw, sizes, seeds)))

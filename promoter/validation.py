@@ -1,15 +1,24 @@
-"""Validation of a staged version: load it as serving does, generate with it, look at what comes out."""
+"""Validation: load a version as serving does, ask it something, look at what comes out, within a time limit.
 
+In a process of its own (`python -m promoter.validation FOLDER`), which is killed when its time is over.
+"""
+
+import json
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import mlflow
-from mlflow.exceptions import MlflowException
+from mlflow.entities.model_registry import ModelVersion
+
+from promoter import artifacts
 
 PROMPTS = (
     'def add(a, b):\n    """Return the sum of two numbers."""\n',
     'def read_text(path):\n    """Return the contents of a text file."""\n',
 )
+MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -21,31 +30,66 @@ class Check:
     detail: str
 
 
-def validate(model_uri: str, max_new_tokens: int = 32) -> tuple[list[Check], list[tuple[str, str]]]:
-    """Load a PyFunc version and generate with it. Returns the checks and (prompt, completion) pairs.
+@dataclass(frozen=True)
+class Result:
+    """The checks, in the order in which they were made, and a (prompt, completion) pair for each prompt answered."""
 
-    What keeps the version from being fetched is raised as it is: it says nothing about the model.
-    """
-    folder = mlflow.artifacts.download_artifacts(model_uri)
+    checks: list[Check]
+    samples: list[tuple[str, str]]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def validate(folder: Path, version: ModelVersion, time_limit_s: float) -> Result:
+    """Check a version whose files lie in `folder`. Code in them runs only where they are those of the manifest."""
+    manifest = artifacts.against_manifest(folder, version.tags.get(artifacts.MANIFEST_TAG))
+    pickles = artifacts.no_pickle(folder)
+    files = [
+        Check("files as at training", manifest.passed, manifest.detail),
+        Check("no pickled code", pickles.passed, pickles.detail),
+    ]
+    if not (manifest.passed and pickles.passed):
+        return Result(files, [])
+    command = [sys.executable, "-m", "promoter.validation", str(folder)]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=time_limit_s)
+    except subprocess.TimeoutExpired:
+        late = f"not within {time_limit_s:g} s (the policy's safety.smoke_time_limit_s)"
+        return Result([*files, Check("loads and answers in time", False, late)], [])
+    try:
+        found = json.loads(child.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return Result([*files, Check("loads", False, f"its process ended with {child.returncode}: {last}")], [])
+    return Result([*files, *(Check(**check) for check in found["checks"])], [tuple(pair) for pair in found["samples"]])
+
+
+def ask(folder: str) -> Result:
+    """Load a PyFunc model and generate with it."""
+    import mlflow  # and with the model torch and transformers
+    from mlflow.exceptions import MlflowException
+
     started = time.monotonic()
     try:
         model = mlflow.pyfunc.load_model(folder)
     except Exception as error:  # whatever a model's code raises while loading is the finding
-        return [Check("loads", False, f"{type(error).__name__}: {error}")], []
+        return Result([Check("loads", False, f"{type(error).__name__}: {error}")], [])
     checks = [Check("loads", True, f"in {time.monotonic() - started:.1f} s")]
-    params = {"max_new_tokens": max_new_tokens}
+    params = {"max_new_tokens": MAX_NEW_TOKENS}
     started = time.monotonic()
     try:
         completions = model.predict(list(PROMPTS), params=params)
         again = model.predict(list(PROMPTS), params=params)
     except Exception as error:
-        return [*checks, Check("generates", False, f"{type(error).__name__}: {error}")], []
+        return Result([*checks, Check("generates", False, f"{type(error).__name__}: {error}")], [])
     checks.append(Check("generates", True, f"{len(PROMPTS)} prompts twice in {time.monotonic() - started:.1f} s"))
     texts = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
     answered = texts and len(completions) == len(PROMPTS)
     checks.append(Check("answers one text per prompt", answered, f"a {type(completions).__name__}"))
-    if not checks[-1].passed:
-        return checks, []
+    if not answered:
+        return Result(checks, [])
     filled = sum(bool(text.strip()) for text in completions)
     checks.append(Check("completions are not empty", filled == len(PROMPTS), f"{filled} of {len(PROMPTS)}"))
     checks.append(Check("greedy decoding repeats itself", completions == again, "the same prompts asked twice"))
@@ -55,4 +99,9 @@ def validate(model_uri: str, max_new_tokens: int = 32) -> tuple[list[Check], lis
     except MlflowException as error:
         refused = "no_such_parameter" in str(error)
     checks.append(Check("refuses an unknown parameter by name", refused, "asked with no_such_parameter"))
-    return checks, list(zip(PROMPTS, completions, strict=True))
+    return Result(checks, list(zip(PROMPTS, completions, strict=True)))
+
+
+if __name__ == "__main__":
+    answer = ask(sys.argv[1])
+    print(json.dumps({"checks": [asdict(check) for check in answer.checks], "samples": answer.samples}))

@@ -11,11 +11,13 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 
 import serving.model
-from trainer import tracking
+from trainer import manifest, tracking
 from trainer.config import Config
+from trainer.manifest import PyfuncWithManifest
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def log_and_register(
     generation = serving.model.read_defaults(folder)
     mlflow.log_artifact(str(folder / "generation_config.json"))
 
+    pyfunc = PyfuncWithManifest()
+
     def log_pytorch() -> Any:
         return mlflow.transformers.log_model(
             {"model": model, "tokenizer": tokenizer},
@@ -75,8 +79,10 @@ def log_and_register(
         )
 
     def log_pyfunc() -> Any:
-        return mlflow.pyfunc.log_model(
+        return Model.log(
+            artifact_path=None,
             name="model",
+            flavor=pyfunc,
             python_model=serving.model.__file__,
             artifacts={"model": str(folder)},
             model_config={"device": "auto", "dtype": "auto"},
@@ -88,11 +94,12 @@ def log_and_register(
     # The PyFunc comes last: it is the version that the promoter looks at.
     forms = [(name, f"{key}/{name}", log) for name, log in ((names[1], log_pytorch), (names[0], log_pyfunc))]
     logged = [log() if find_version(client, name, own) is None else None for name, own, log in forms]
+    manifests: tuple[dict[str, str], ...] = ({}, {manifest.TAG: pyfunc.sha256})
     try:
         with tracking.deferred_interrupts():
             versions = [
-                _create_version(client, name, own, info, run_id, description, tags)
-                for (name, own, _), info in zip(forms, logged, strict=True)
+                _create_version(client, name, own, info, run_id, description, tags | more)
+                for (name, own, _), info, more in zip(forms, logged, manifests, strict=True)
             ]
             mlflow.end_run("FINISHED")
     except BaseException:

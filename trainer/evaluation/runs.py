@@ -20,7 +20,7 @@ from serving.model import encode_prompt
 from trainer import tracking
 from trainer.collator import prompt_of
 from trainer.config import EvalConfig
-from trainer.data import benchmarks
+from trainer.data import benchmarks, fim
 from trainer.data.example import Example
 from trainer.data.rows import parse
 from trainer.errors import InputError
@@ -88,8 +88,15 @@ class Evaluation:
             tracking.ROLE: role,
             "base_model": base_model,
             "dataset_digest": self.digest,
+            "prompt_template": self._prompt_template(tokenizer),
             "eval_settings": ", ".join(settings),
         }
+
+    def _prompt_template(self, tokenizer: Any) -> str:
+        """How prompts are made of examples. A chat's are made with the data already, and in their digest."""
+        if all(example.kind != "fim" for example in (*self.examples, *self.benchmark)):
+            return "as they are"
+        return f"gaps as {' '.join(fim.tokens(tokenizer) or fim.NEUTRAL)}"
 
     def run(self, model: Any, tokenizer: Any, what: str) -> tuple[pd.DataFrame, dict[str, float]]:
         """Judge a model, log to the active run; returns (table of the examples, metrics of them and the benchmark)."""

@@ -1,0 +1,171 @@
+"""A decision as a page to read: Markdown, and HTML in one file with its plot and its examples (decision.html is the
+template)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from promoter import metrics
+from promoter.gate import Comparison, Decision, Reason, differences
+from promoter.statistics import Floats
+
+if TYPE_CHECKING:
+    from promoter.records import Entry
+
+EXAMPLES = 5  # shown that got better most, and as many that got worse
+BARS = 400  # of the plot; with more examples each stands for several
+WIDTH, HEIGHT, MARGIN = 760, 220, 52  # of the plot, in its own units
+GROUPS = {
+    "improvement": "Is it better?",
+    "guard": "Did nothing else get worse?",
+    "floor": "Is it good enough by itself?",
+    "safety": "Is the version in order?",
+    "evidence": "Can the two be compared?",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One held-out example under both versions."""
+
+    example_id: str
+    change: float  # of the primary metric; positive is better
+    prompt: str
+    reference: str
+    candidate: str
+    incumbent: str
+
+
+def markdown(entry: "Entry", decision: Decision | None) -> str:
+    """The record as Markdown, for a colleague, a pull request or a step summary."""
+    lines = [f"## {entry.model} version {entry.version} → {entry.stage}: {entry.outcome}", "", f"{entry.why}.", ""]
+    if entry.replaces != "nothing":
+        lines += [f"By {entry.by} ({entry.action}). Before: version {entry.replaces}.", ""]
+    else:
+        lines += [f"By {entry.by} ({entry.action}).", ""]
+    if decision is not None:
+        lines += ["| | check | detail |", "|---|---|---|"]
+        for reason in decision.reasons:
+            cells = (("✓" if reason.passed else "✗"), reason.check, reason.detail)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    if decision is not None and decision.comparisons:
+        lines += [
+            "",
+            "| metric | incumbent | candidate | better by | interval | pairs |",
+            "|---|---:|---:|---:|---|---:|",
+        ]
+        lines += [
+            f"| {item.metric} | {item.incumbent:.4f} | {item.candidate:.4f} | {item.improvement:+.4f} | "
+            f"{item.low:+.4f} … {item.high:+.4f} | {item.pairs} |"
+            for item in decision.comparisons
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def html(entry: "Entry", decision: Decision | None) -> str:
+    """The record as one page that needs nothing else: no script, no style sheet, no image from elsewhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    groups: list[tuple[str, list[Reason]]] = []
+    primary, plot = None, ""
+    better: list[Example] = []
+    worse: list[Example] = []
+    if decision is not None:
+        by_group = {key: [r for r in decision.reasons if r.group == key] for key in GROUPS}
+        groups = [(title, by_group[key]) for key, title in GROUPS.items() if by_group[key]]
+        primary = next((item for item in decision.comparisons if item.role == "primary"), None)
+        if primary is not None and decision.incumbent is not None:
+            pairs = differences(primary.metric, primary.direction, decision.candidate, decision.incumbent)
+            changes = pairs["improvement"] / pairs["weight"]
+            plot = _plot(changes.to_numpy(), primary)
+            better, worse = _examples(decision, changes)
+    return environment.get_template("decision.html").render(
+        entry=entry,
+        decision=decision,
+        groups=groups,
+        primary=primary,
+        plot=plot,
+        better=better,
+        worse=worse,
+        other=_other_metrics(decision),
+    )
+
+
+def _other_metrics(decision: Decision | None) -> list[tuple[str, float | None, float | None]]:
+    """(name, incumbent, candidate) of what the evaluation logged, but for the metrics that were compared."""
+    if decision is None:
+        return []
+    compared = {item.metric for item in decision.comparisons}
+    ours, theirs = decision.candidate.metrics, decision.incumbent.metrics if decision.incumbent else {}
+    names = sorted(
+        name for name in ours if name.split("/")[0] not in ("run", "train", "system") and name not in compared
+    )
+    return [(name, theirs.get(name), ours[name]) for name in names]
+
+
+def _examples(decision: Decision, changes: "pd.Series[float]") -> tuple[list[Example], list[Example]]:
+    """The examples that got better most, and those that got worse most; none where nothing but figures was kept."""
+    assert decision.incumbent is not None
+    parsed = metrics.parse(decision.policy.primary.metric)
+    assert parsed is not None
+    ours, theirs = (
+        evidence.tables[parsed.table].set_index("example_id") for evidence in (decision.candidate, decision.incumbent)
+    )
+    if "completion" not in ours or "completion" not in theirs:
+        return [], []
+    ordered = changes.sort_values(kind="stable")
+
+    def of(names: Sequence[str]) -> list[Example]:
+        return [
+            Example(
+                *(name, float(changes[name]), str(ours.at[name, "prompt"]), str(ours.at[name, "reference"])),
+                *(str(ours.at[name, "completion"]), str(theirs.at[name, "completion"])),
+            )
+            for name in names
+        ]
+
+    best = [name for name in reversed(ordered.index[-EXAMPLES:]) if changes[name] > 0]
+    return of(best), of([name for name in ordered.index[:EXAMPLES] if changes[name] < 0])
+
+
+def _plot(changes: Floats, primary: Comparison) -> str:
+    """An SVG: a bar for each example, from the most worsened to the most improved; the mean with its interval."""
+    ordered = np.sort(changes)
+    if len(ordered) > BARS:
+        ordered = np.array([part.mean() for part in np.array_split(ordered, BARS)])
+    # What is far out would flatten all else: the bars end at the first and last percentile's scale.
+    low, high = min(0.0, float(np.quantile(ordered, 0.01))), max(0.0, float(np.quantile(ordered, 0.99)))
+    low, high = min(low, primary.low), max(high, primary.high)
+    scale = (HEIGHT - 20) / ((high - low) or 1.0)
+
+    def y(value: float) -> float:
+        return 10 + (high - min(max(value, low), high)) * scale
+
+    step = (WIDTH - MARGIN) / len(ordered)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Change of each example in {primary.metric}" '
+        'xmlns="http://www.w3.org/2000/svg">'
+    ]
+    for number, value in enumerate(ordered):
+        top, bottom = sorted((y(0), y(float(value))))
+        parts.append(
+            f'<rect x="{MARGIN + number * step:.2f}" y="{top:.2f}" width="{max(step * 0.9, 0.5):.2f}" '
+            f'height="{max(bottom - top, 0.5):.2f}" class="{"up" if value > 0 else "down"}"/>'
+        )
+    top, bottom = y(primary.high), y(primary.low)
+    parts.append(
+        f'<rect x="{MARGIN}" y="{top:.2f}" width="{WIDTH - MARGIN}" height="{max(bottom - top, 1):.2f}" class="band"/>'
+    )
+    mean = y(primary.improvement)
+    parts.append(f'<line x1="{MARGIN}" x2="{WIDTH}" y1="{mean:.2f}" y2="{mean:.2f}" class="mean"/>')
+    parts.append(f'<line x1="{MARGIN}" x2="{WIDTH}" y1="{y(0):.2f}" y2="{y(0):.2f}" class="zero"/>')
+    labels = {round(y(value)): value for value in (low, 0.0, high)}
+    for place, value in labels.items():
+        parts.append(f'<text x="{MARGIN - 6}" y="{place + 4}" text-anchor="end">{value:+.2f}</text>')
+    return "".join([*parts, "</svg>"])
