@@ -21,8 +21,14 @@ MODEL = "code_model_fine_tuning_model"
 def trained(stack: Stack, tiny) -> Stack:
     """Version 1 is the base model, version 2 a fine-tuned one."""
     job = stack.popen(
-        *("trainer", f"model.name={tiny.folder}", "data.source=package:asyncio", "data.max_train_examples=48"),
-        *("data.max_eval_examples=8", "trainer.max_length=600", "trainer.lr=1e-2", "eval.max_new_tokens=16"),
+        *("trainer", f"model.name={tiny.folder}", "data.source=package:asyncio", "data.max_train_examples=40"),
+        *(
+            "data.max_eval_examples=24",
+            "data.eval_fraction=0.4",
+            "trainer.max_length=600",
+            "trainer.lr=1e-2",
+            "eval.max_new_tokens=16",
+        ),
     )
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 0, output
@@ -49,7 +55,7 @@ def test_training_logs_everything_and_registers_both_models(trained: Stack, tmp_
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) > 1
     datasets = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
     assert datasets["evaluation"].digest == run.data.tags["dataset_digest"]
-    assert json.loads(datasets["training"].profile)["num_rows"] == 48
+    assert json.loads(datasets["training"].profile)["num_rows"] == 40
     artifacts = {
         item.path for folder in ("", "plots", "eval") for item in client.list_artifacts(run.info.run_id, folder)
     }
@@ -58,7 +64,7 @@ def test_training_logs_everything_and_registers_both_models(trained: Stack, tmp_
         *("plots/loss.png", "plots/base_against_candidate.png", "eval/examples.parquet"),
     } <= artifacts
     table = pd.read_parquet(client.download_artifacts(run.info.run_id, "eval/examples.parquet", str(tmp_path)))
-    assert len(table) == 8
+    assert len(table) == 24
     assert table["nll"].sum() / table["tokens"].sum() == pytest.approx(run.data.metrics["eval/nll_per_token"])
     assert metrics_of(trained, "2")["eval/nll_per_token"] < metrics_of(trained, "1")["eval/nll_per_token"]
 
@@ -78,8 +84,12 @@ def test_both_registered_forms_hold_the_same_weights(trained: Stack) -> None:
 def test_gate_stages_production_and_history(trained: Stack) -> None:
     """In one test, since each step stands on the one before."""
     client = trained.client
-    first = trained.promoter("promote", "--stage", "Production", "--version", "1", "--by", "tester")
-    assert (first.exit_code, "no incumbent" in first.output) == (0, True)
+    first = ("promote", "--stage", "Production", "--version", "1", "--by", "tester")
+    unseen = trained.promoter(*first)
+    assert (unseen.exit_code, "`promoter validate --version 1`" in unseen.output) == (1, True)
+    client.set_model_version_tag(MODEL, "1", "validation_status", "passed")  # random weights may not answer
+    assert "no incumbent" in trained.promoter(*first, "--dry-run").output
+    assert trained.promoter(*first).exit_code == 0
 
     dry = trained.promoter("auto-promote", "--dry-run")
     assert dry.exit_code == 0
@@ -91,14 +101,22 @@ def test_gate_stages_production_and_history(trained: Stack) -> None:
     assert decision["passed"]
     assert decision["incumbent"]["version"] == "1"
 
+    [reason] = [item for item in decision["reasons"] if item["check"] == "files as at training"]
+    assert reason["passed"], reason
+    [comparison, *_] = decision["comparisons"]
+    assert (comparison["metric"], comparison["pairs"]) == ("eval/nll_per_token", 24)
+    assert 0 < comparison["low"] < comparison["improvement"] < comparison["high"]
+
     validated = trained.promoter("validate")
+    assert "✓ files as at training" in validated.output
     assert "✓ refuses an unknown parameter by name" in validated.output
     # Random weights may answer with nothing but spaces, which is a no.
     status = client.get_model_version(MODEL, "2").tags["validation_status"]
     assert (validated.exit_code, status) in ((0, "passed"), (1, "failed"))
     client.set_model_version_tag(MODEL, "2", "validation_status", "failed")
     refused = trained.promoter("promote", "--stage", "Production")
-    assert (refused.exit_code, "has not failed validation" in refused.output) == (1, True)
+    assert (refused.exit_code, "has not failed validation" in refused.output) == (1, False)
+    assert "✗ validation: failed" in refused.output
     assert client.get_registered_model(MODEL).aliases["production"] == "1"
     client.set_model_version_tag(MODEL, "2", "validation_status", "passed")
 
@@ -107,20 +125,24 @@ def test_gate_stages_production_and_history(trained: Stack) -> None:
     assert client.get_registered_model(MODEL).aliases == {"production": "2", "previous": "1"}
     version = client.get_model_version(MODEL, "2")
     assert (version.tags["stage"], version.tags["promoted_by"]) == ("Production", "tester")
-    assert client.get_model_version(MODEL, "1").tags["stage"] == "Archived"
+    assert client.get_model_version(MODEL, "1").tags["stage"] == "Previous"
+    assert f"runs/{version.tags['promotion_run_id']}/artifacts/decision.html" in str(version.description)
     record = client.download_artifacts(version.tags["promotion_run_id"], "decision.json")
     assert json.loads(Path(record).read_text())["replaces"] == "1"
 
     again = trained.promoter("promote", "--stage", "Production", "--version", "2")
     assert (again.exit_code, "Nothing to do" in again.output) == (0, True)
     history = json.loads(trained.promoter("history", "--format", "json").output)
-    assert [(row["version"], row["stage"]) for row in history] == [
-        ("2", "Production"),
-        ("2", "Staging"),
-        ("1", "Production"),
+    assert [(row["version"], row["from"], row["to"]) for row in history] == [
+        ("2", "Staging", "Production"),
+        ("2", "nothing", "Staging"),
+        ("1", "nothing", "Production"),
     ]
     worse = trained.promoter("promote", "--stage", "Staging", "--version", "1")
     assert (worse.exit_code, "NOT passed" in worse.output) == (1, True)
+    everything = json.loads(trained.promoter("history", "--all", "--format", "json").output)
+    assert [row["outcome"] for row in everything][:1] == ["refused"]
+    assert len(everything) == len(history) + 3
 
 
 def test_tables_in_every_format(trained: Stack) -> None:
@@ -171,7 +193,7 @@ def test_serving_answers_with_the_production_version(trained: Stack) -> None:
 
 def test_rollback_puts_the_previous_version_back(trained: Stack) -> None:
     dry = trained.promoter("rollback", "--dry-run")
-    assert (dry.exit_code, "from version 2 to 1" in dry.output) == (0, True)
+    assert (dry.exit_code, "would be: rolled back" in dry.output) == (0, True)
     assert trained.promoter("rollback", "--reason", "test").exit_code == 0
     assert trained.client.get_registered_model(MODEL).aliases == {"production": "1"}
     assert trained.client.get_model_version(MODEL, "2").tags["stage"] == "Archived"
@@ -189,7 +211,13 @@ def test_candidate_on_new_data_meets_the_incumbent_on_that_data(trained: Stack, 
     )
     job = trained.popen(
         *("trainer", f"model.name={tiny.folder}", "data.source=package:email", "data.max_train_examples=8"),
-        *("data.max_eval_examples=4", "trainer.max_length=600", "trainer.lr=1e-9", "eval.max_new_tokens=16"),
+        *(
+            "data.max_eval_examples=24",
+            "data.eval_fraction=0.4",
+            "trainer.max_length=600",
+            "trainer.lr=1e-9",
+            "eval.max_new_tokens=16",
+        ),
     )
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 0, output
@@ -198,40 +226,14 @@ def test_candidate_on_new_data_meets_the_incumbent_on_that_data(trained: Stack, 
     assert decision["candidate"]["dataset_digest"] == decision["incumbent"]["dataset_digest"]
     assert decision["incumbent"]["version"] == "2"
     assert not decision["passed"]  # at this learning rate it is the base model still
-    assert [reason["check"] for reason in decision["reasons"] if not reason["passed"]] == ["improvement"]
-
-
-def test_killed_promotions_are_completed_by_the_next_promoter(trained: Stack, monkeypatch) -> None:
-    """Killed right before and right after each write of a promotion, then run again."""
-    client = trained.client
-    for stop_after in ("create_run", "log_text", "set_model_version_tag", "set_registered_model_alias", "settle"):
-        aliases = client.get_registered_model(MODEL).aliases
-        number = "1" if aliases["production"] == "2" else "2"
-        command = ("promote", "--stage", "Production", "--version", number, "--force", "--reason", stop_after)
-        with monkeypatch.context() as patch:
-            if stop_after == "settle":
-                patch.setattr("promoter.stages.settle", _killed)
-            else:
-                real = getattr(mlflow.MlflowClient, stop_after)
-                patch.setattr(mlflow.MlflowClient, stop_after, lambda *a, real=real, **k: _killed(real(*a, **k)))
-            assert isinstance(trained.promoter(*command).exception, KeyboardInterrupt | SystemExit)
-        assert trained.promoter(*command).exit_code == 0
-        assert client.get_registered_model(MODEL).aliases == {"production": number, "previous": aliases["production"]}
-        assert client.get_model_version(MODEL, number).tags["stage"] == "Production"
-        assert client.get_model_version(MODEL, aliases["production"]).tags["stage"] == "Archived"
-        experiment = client.get_experiment_by_name("promotions")
-        assert experiment is not None
-        assert not client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
-        [newest, *_] = json.loads(trained.promoter("history", "--format", "json").output)
-        assert (newest["version"], newest["replaced"]) == (number, aliases["production"])
-
-
-def _killed(*args: object) -> None:
-    raise KeyboardInterrupt
+    assert [reason["check"] for reason in decision["reasons"] if not reason["passed"]] == [
+        "improvement",
+        "significance",
+    ]
 
 
 def test_the_version_in_production_is_not_moved_down(trained: Stack) -> None:
     number = trained.client.get_registered_model(MODEL).aliases["production"]
-    for stage in ("Staging", "Archived"):
-        result = trained.promoter("promote", "--stage", stage, "--version", number)
+    for command in (("promote", "--stage", "Staging"), ("archive",)):
+        result = trained.promoter(*command, "--version", number)
         assert (result.exit_code, "is in production" in result.output) == (2, True)
