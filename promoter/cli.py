@@ -456,7 +456,9 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
     else:
         facts = decision.to_dict() if decision is not None else {}
         extra = {"dry_run": dry_run, "run_id": outcome.run_id} | vars(entry)
-        line = f"Version {entry.version} of {entry.model} → {entry.stage}: {would}{entry.outcome}."
+        replaces = entry.replaces not in (records.NOTHING, entry.version)
+        instead = f" instead of version {entry.replaces}" if replaces else ""
+        line = f"Version {entry.version} of {entry.model} → {entry.stage}{instead}: {would}{entry.outcome}."
         if decision is not None and not decision.passed and not outcome.refused:
             line += " The gate says no; --force overrules it."
         if decision is None:

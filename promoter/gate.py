@@ -349,7 +349,8 @@ def _guard(guard: Guard, found: Comparison) -> Reason:
 def _floor(name: str, least: float | None, most: float | None, candidate: Evidence) -> Reason:
     value = candidate.metrics.get(name, math.nan)
     passed = (least is None or value >= least) and (most is None or value <= most)
-    limits = [f"at least {least:g}"] * (least is not None) + [f"at most {most:g}"] * (most is not None)
+    named = (("at least", least), ("at most", most))
+    limits = [f"{words} {limit:g}" for words, limit in named if limit is not None]
     return Reason("floor", f"floor {name}", passed, f"{name} is {value:.4f}, {' and '.join(limits)} wanted")
 
 

@@ -106,9 +106,15 @@ def lease(client: MlflowClient, model: str, owner: str, wait_s: float = 0.0) -> 
 
 
 def unfinished(client: MlflowClient, model: str, own: str) -> list[Run]:
-    """Records that other promoters of this model have left RUNNING. Under the lock, they are dead."""
+    """What promoters of this model have left RUNNING who are dead: their leases have run out.
+
+    A claim with a live lease, under our lock, is one that has not looked yet, and will withdraw.
+    """
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    return [] if experiment is None else _running(client, experiment.experiment_id, model, own)
+    if experiment is None:
+        return []
+    now = _server_time(client.tracking_uri)
+    return [run for run in _running(client, experiment.experiment_id, model, own) if _lease_until(run) <= now]
 
 
 def _experiment(client: MlflowClient) -> str:

@@ -127,7 +127,8 @@ def settle(claim: Claim) -> None:
     for run in left:
         if run not in done and run.info.run_id != claim.run_id:
             _take_back(claim, run.data.tags)
-            _write(claim, client.set_terminated, run.info.run_id, "KILLED")
+            with _where_it_exists():  # one that only slept may withdraw its claim just now
+                _write(claim, client.set_terminated, run.info.run_id, "KILLED")
     by_alias = registry.aliases(client, name)
     if STAGING in by_alias and by_alias[STAGING] == by_alias.get(PRODUCTION):
         _write(claim, client.delete_registered_model_alias, name, STAGING)
@@ -189,7 +190,7 @@ def _where_it_exists() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST" and "'active' state" not in str(error):
             raise
 
 

@@ -1,15 +1,13 @@
 """The tracking server does what it is asked, and its reply is lost: nothing is there twice."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import requests
 
 from tests.integration.conftest import Stack
 from tests.integration.test_never_loses_work import STEPS, candidate, finish, losses, settings
+from tests.proxy import proxy
 
 pytestmark = pytest.mark.integration
 
@@ -22,36 +20,15 @@ def forgetful_proxy(target: str, requests_lost: dict[str, bytes]) -> Iterator[tu
     """
     lost: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def keep(method: str, path: str, body: bytes) -> bool:
+        for end, inside in requests_lost.items():
+            if path.endswith(end) and inside in body and lost.count(end) < 2:
+                lost.append(end)
+                return False
+        return True
 
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            headers = {key: value for key, value in self.headers.items() if key not in ("Host", "Connection")}
-            reply = requests.request(self.command, target + self.path, data=body, headers=headers, timeout=60)
-            for path, inside in requests_lost.items():
-                if self.path.endswith(path) and inside in body and lost.count(path) < 2:
-                    lost.append(path)
-                    self.close_connection = True
-                    return  # without a word
-            self.send_response(reply.status_code)
-            self.send_header("Content-Type", reply.headers.get("Content-Type", "application/json"))
-            self.send_header("Content-Length", str(len(reply.content)))
-            self.end_headers()
-            self.wfile.write(reply.content)
-
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{proxy.server_port}", lost
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
+    with proxy(target, keep) as url:
+        yield url, lost
 
 
 def test_lost_replies_make_no_second_run_version_or_metric(stack: Stack, tiny) -> None:

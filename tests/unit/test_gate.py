@@ -1,94 +1,329 @@
-"""The gate's table: what it lets through, what it refuses, and that it says why."""
+"""The gate's table: what it lets through, what it refuses, and that it says why; and what holds for any evidence."""
 
+import dataclasses
+import json
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from promoter.errors import InputError
-from promoter.gate import Evidence, Policy, decide, load_policy
+from promoter import statistics
+from promoter.gate import Decision, Evidence, Finding, Reason, decide
+from promoter.policy import Policy
 
-LOWER = Policy("nll", "lower_is_better", 0.01)
-HIGHER = Policy("pass_rate", "higher_is_better", 0.05)
+N = 60
+SIGNATURE = {"inputs": [{"type": "string"}], "outputs": [{"type": "string"}], "params": {"max_new_tokens": "long"}}
 
 
-def evidence(version: str, value: float | None, metric: str = "nll", **changes: str | None) -> Evidence:
-    fields = {"run_id": "r" + version, "dataset_digest": "d", "eval_settings": "greedy"} | changes
-    return Evidence(version=version, metrics={} if value is None else {metric: value}, **fields)
+def policy(**sections: Any) -> Policy:
+    values: dict[str, Any] = {
+        "primary": {"metric": "eval/nll_per_token", "direction": "lower_is_better", "min_relative_improvement": 0.01},
+        "significance": {"resamples": 1000},
+    }
+    for key, value in sections.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return Policy.model_validate(values)
+
+
+def table(nll: float = 0.0, ok: float = 0.8, n: int = N, seed: int = 1, noise: float = 0.05) -> pd.DataFrame:
+    """Examples that are the same for every seed; nll: change per token; ok: share that parses."""
+    tokens = np.random.default_rng(0).integers(5, 50, n)
+    own = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "example_id": [f"e{number}" for number in range(n)],
+            "kind": "function",
+            "reference": "return 1",
+            "prompt": "def f():",
+            "completion": "return 2",
+            "nll": (2.0 + nll + own.normal(0, noise, n)) * tokens,
+            "tokens": tokens,
+            "syntax_ok": np.arange(n) < round(ok * n),
+        }
+    )
+
+
+def evidence(version: str, rows: pd.DataFrame | None = None, **changes: Any) -> Evidence:
+    rows = table() if rows is None else rows
+    found: dict[str, Any] = {
+        "metrics": {
+            "eval/nll_per_token": float(rows["nll"].sum() / rows["tokens"].sum()) if len(rows) else math.nan,
+            "eval/syntax_ok": float(rows["syntax_ok"].mean()) if len(rows) else math.nan,
+        },
+        "tables": {"eval/examples.parquet": rows},
+        "run_id": f"run{version}",
+        "dataset_digest": "data",
+        "prompt_template": "plain",
+        "eval_settings": "greedy",
+        "base_model": "base@1",
+        "validation": "passed",
+        "signature": SIGNATURE,
+        "files": {"manifest": Finding(True, "as they were"), "no_pickle": Finding(True, "none")},
+    }
+    return Evidence(model="m", version=version, **found | changes)
+
+
+def refused(decision: Decision) -> list[str]:
+    return [reason.check for reason in decision.reasons if not reason.passed]
+
+
+BETTER, SAME = table(-0.3, seed=2), table()
+
+
+def test_a_candidate_that_is_better_passes_with_every_reason() -> None:
+    decision = decide(policy(), evidence("2", BETTER), evidence("1"), "Production")
+    assert decision.passed
+    assert {reason.group for reason in decision.reasons} == {"evidence", "improvement", "safety"}
+    assert "better, 1.0% better wanted" in decision.why
+    [comparison] = decision.comparisons
+    assert 0 < comparison.low < comparison.improvement < comparison.high
+    assert comparison.pairs == N
+    assert comparison.better + comparison.worse == N
+    json.dumps(decision.to_dict())
 
 
 @pytest.mark.parametrize(
-    ("policy", "candidate", "incumbent", "passed"),
+    ("nll", "checks"),
     [
-        (LOWER, 1.5, 2.0, True),
-        (LOWER, 1.98, 2.0, True),  # exactly the 1% wanted
-        (LOWER, 1.99, 2.0, False),  # better, but by less
-        (LOWER, 2.0, 2.0, False),  # a tie stays with the incumbent
-        (LOWER, 2.1, 2.0, False),
-        (LOWER, math.nan, 2.0, False),
-        (LOWER, 1.5, math.nan, False),
-        (LOWER, -math.inf, 2.0, False),
-        (LOWER, None, 2.0, False),
-        (LOWER, 1.5, None, False),
-        (HIGHER, 0.60, 0.50, True),
-        (HIGHER, 0.51, 0.50, False),
-        (HIGHER, 0.01, 0.0, True),  # from nothing to something
-        (HIGHER, 0.0, 0.0, False),
-        (Policy("nll", "lower_is_better", 0.0), 2.0, 2.0, False),  # no minimum is still no tie
+        (-0.3, []),
+        (-0.005, ["improvement"]),  # a quarter of a percent, and as sure as can be
+        (0.0, ["improvement", "significance"]),  # a tie stays with the incumbent
+        (0.3, ["improvement", "significance"]),
     ],
 )
-def test_improvement(policy: Policy, candidate: float | None, incumbent: float | None, passed: bool) -> None:
-    decision = decide(policy, evidence("2", candidate, policy.metric), evidence("1", incumbent, policy.metric))
-    assert decision.passed is passed
-    assert decision.why
+def test_improvement(nll: float, checks: list[str]) -> None:
+    rows = SAME.assign(nll=SAME["nll"] + nll * SAME["tokens"])
+    assert refused(decide(policy(), evidence("2", rows), evidence("1"), "Staging")) == checks
 
 
-def test_first_version_has_nothing_to_beat_but_needs_the_metric() -> None:
-    assert decide(LOWER, evidence("1", 2.5), None).passed
-    assert not decide(LOWER, evidence("1", None), None).passed
-    assert not decide(LOWER, evidence("1", math.nan), None).passed
+def test_exactly_the_improvement_wanted_is_enough() -> None:
+    rows = SAME.assign(nll=SAME["nll"] * 0.99)
+    assert decide(policy(), evidence("2", rows), evidence("1"), "Staging").passed
+    value = evidence("1").metrics["eval/nll_per_token"]
+    more = policy(primary={"min_absolute_improvement": value * 0.0101})
+    assert refused(decide(more, evidence("2", rows), evidence("1"), "Staging")) == ["improvement"]
 
 
-@pytest.mark.parametrize(("name", "other"), [("dataset_digest", "e"), ("dataset_digest", None), ("eval_settings", "x")])
+def test_an_improvement_that_chance_explains_is_refused() -> None:
+    rows = table(-0.05, seed=3, noise=2.0)
+    assert "significance" in refused(decide(policy(), evidence("2", rows), evidence("1"), "Staging"))
+
+
+def test_what_is_sure_enough_for_one_try_is_not_for_the_hundredth() -> None:
+    rows = table(-0.12, seed=5, noise=0.4)
+    candidate, incumbent = evidence("2", rows), evidence("1")
+    assert decide(policy(), candidate, incumbent, "Staging").passed
+    late = statistics.spend(0.05, earlier=99)
+    assert refused(decide(policy(), candidate, incumbent, "Staging", alpha=late)) == ["significance"]
+
+
+def test_first_version_has_no_incumbent_and_floors_and_safety_decide() -> None:
+    assert decide(policy(), evidence("1"), None, "Production").passed
+    floors = policy(floors=[{"metric": "eval/syntax_ok", "min": 0.9}])
+    assert refused(decide(floors, evidence("1"), None, "Production")) == ["floor eval/syntax_ok"]
+    unsafe = evidence("1", files={"manifest": Finding(False, "weights were changed"), "no_pickle": Finding(True, "")})
+    assert refused(decide(policy(), unsafe, None, "Production")) == ["files as at training"]
+
+
+@pytest.mark.parametrize(
+    ("floor", "passed"),
+    [({"min": 0.8}, True), ({"min": 0.81}, False), ({"max": 0.8}, True), ({"min": 0.1, "max": 0.5}, False)],
+)
+def test_floors_hold_whatever_the_incumbent_does(floor: dict[str, float], passed: bool) -> None:
+    own = policy(floors=[{"metric": "eval/syntax_ok", **floor}])
+    assert decide(own, evidence("2", BETTER), evidence("1"), "Staging").passed is passed
+
+
+@pytest.mark.parametrize(
+    ("ok", "certain", "passed"),
+    [
+        (0.8, False, True),
+        (0.76, False, True),
+        (0.7, False, False),
+        (0.9, False, True),
+        (0.76, True, False),
+        (0.8, True, True),
+    ],
+)
+def test_a_guard_may_get_worse_by_so_much_and_if_wanted_for_certain(ok: float, certain: bool, passed: bool) -> None:
+    guard = {"metric": "eval/syntax_ok", "direction": "higher_is_better", "max_regression": 0.05, "certain": certain}
+    rows = table(-0.3, ok=ok, seed=2)
+    decision = decide(policy(guards=[guard]), evidence("2", rows), evidence("1"), "Staging")
+    assert decision.passed is passed, decision.why
+    assert [item.role for item in decision.comparisons] == ["primary", "guard"]
+
+
+@pytest.mark.parametrize("name", ["dataset_digest", "prompt_template", "eval_settings"])
+@pytest.mark.parametrize("other", ["other", None])
 def test_what_was_measured_differently_is_not_compared(name: str, other: str | None) -> None:
-    decision = decide(LOWER, evidence("2", 1.0, **{name: other}), evidence("1", 2.0))
+    decision = decide(policy(), evidence("2", BETTER, **{name: other}), evidence("1"), "Staging")
     assert not decision.passed
-    assert "not comparable" in decision.why
-    assert all(reason.check != "improvement" for reason in decision.reasons)
+    assert not decision.comparisons
+    first = "run1" if other is None and name == "dataset_digest" else "run2"
+    version = "2" if first == "run1" else "1"
+    assert f"`trainer evaluate --model-uri models:/m/{version} --data runs:/{first}` judges both" in decision.why
 
 
 def test_unknown_data_on_both_sides_is_not_the_same_data() -> None:
-    assert not decide(LOWER, evidence("2", 1.0, dataset_digest=None), evidence("1", 2.0, dataset_digest=None)).passed
+    both = [evidence(version, dataset_digest=None) for version in ("2", "1")]
+    assert "same held-out data" in refused(decide(policy(), both[0], both[1], "Staging"))
 
 
-def test_failed_validation_keeps_a_version_out() -> None:
-    decision = decide(LOWER, evidence("2", 1.0, validation="failed"), evidence("1", 2.0))
-    assert not decision.passed
-    assert "failed" in decision.why
-
-
-def test_shipped_policy_loads() -> None:
-    assert load_policy("default") == Policy("eval/nll_per_token", "lower_is_better", 0.01)
+def _rows(change: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    return change(table())
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("changes", "why"),
     [
-        ("metric: [", "is not YAML"),
-        ("metric: nll", "Expected ['metric', 'direction', 'min_relative_improvement']"),
-        ("metric: a\ndirection: up\nmin_relative_improvement: 0.1", "direction is 'up'"),
-        ("metric: a\ndirection: lower_is_better\nmin_relative_improvement: 2", "min_relative_improvement is 2"),
-        ("metric: a\ndirection: lower_is_better\nmin_relative_improvement: yes", "is True"),
-        ("metric: 3\ndirection: lower_is_better\nmin_relative_improvement: 0", "metric is 3"),
+        ({"metrics": {}}, "has no metric eval/nll_per_token"),
+        ({"metrics": {"eval/nll_per_token": math.nan}}, "eval/nll_per_token nan"),
+        ({"metrics": {"eval/nll_per_token": -math.inf}}, "eval/nll_per_token -inf"),
+        ({"tables": {}}, "has no eval/examples.parquet"),
+        ({"rows": _rows(lambda t: t[:0]), "metrics": {"eval/nll_per_token": 2.0}}, "zero examples"),
+        ({"rows": _rows(lambda t: t.assign(tokens=0)), "metrics": {"eval/nll_per_token": 2.0}}, "zero examples with"),
+        ({"rows": _rows(lambda t: t.drop(columns="nll")), "metrics": {"eval/nll_per_token": 2.0}}, "no column 'nll'"),
+        ({"rows": _rows(lambda t: t.assign(nll=t["nll"].where(t.index > 2)))}, "3 of 60 examples have no finite nll"),
+        ({"rows": _rows(lambda t: pd.concat([t, t[:1]]))}, "1 example_ids are there twice"),
+        ({"metrics": {"eval/nll_per_token": 1.0}}, "its table says"),
+        ({"rows": table(n=59)}, "1 examples with eval/nll_per_token are in one version's table only"),
+        ({"rows": _rows(lambda t: t.assign(tokens=t["tokens"] + 1))}, "differ in length"),
     ],
 )
-def test_bad_policy_is_refused_by_name(tmp_path, text: str, expected: str) -> None:
-    path = tmp_path / "policy.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        load_policy(str(path))
-    assert expected in caught.value.message
+@pytest.mark.parametrize("who", ["candidate", "incumbent"])
+def test_missing_and_broken_evidence_is_refused_by_name(who: str, changes: dict[str, Any], why: str) -> None:
+    changes = dict(changes)
+    rows = changes.pop("rows", table())
+    if rows["nll"].isna().any() if "nll" in rows else False:
+        changes["metrics"] = {"eval/nll_per_token": 2.0}
+    elif "nll" not in rows:
+        rows = rows.assign(syntax_ok=True)
+    bad = evidence_of(rows, changes)
+    good = evidence("1" if who == "candidate" else "2")
+    pair = (bad, good) if who == "candidate" else (good, bad)
+    decision = decide(policy(), *pair, "Staging")
+    assert not decision.passed
+    assert why in decision.why
 
 
-def test_missing_policy_names_the_shipped_ones() -> None:
-    with pytest.raises(InputError, match=r"No policy 'nope'.*default"):
-        load_policy("nope")
+def evidence_of(rows: pd.DataFrame, changes: dict[str, Any]) -> Evidence:
+    """Evidence with such a table; figures follow from it unless they are given."""
+    if "metrics" in changes:
+        changes = {"tables": {"eval/examples.parquet": rows}} | changes
+        return evidence("9", **changes)
+    return evidence("9", rows, **changes)
+
+
+def test_too_few_pairs_are_refused_by_number() -> None:
+    decision = decide(policy(), evidence("2", table(-0.3, n=19, seed=2)), evidence("1", table(n=19)), "Staging")
+    assert "19 examples have eval/nll_per_token, 20 wanted" in decision.why
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"validation": "failed"}, "validation"),
+        ({"validation": None}, "validation"),
+        ({"signature": None}, "signature"),
+        ({"signature": SIGNATURE | {"inputs": [{"type": "long"}]}}, "signature"),
+        ({"signature": SIGNATURE | {"params": {}}}, "signature"),
+        ({"base_model": None}, "base model recorded"),
+        ({"base_model": "base@"}, "base model recorded"),
+        ({"files": {}}, "files as at training"),
+        ({"files": {"manifest": Finding(True, ""), "no_pickle": Finding(False, "a.pkl")}}, "no pickled code"),
+    ],
+)
+def test_safety(changes: dict[str, Any], check: str) -> None:
+    decision = decide(policy(), evidence("2", BETTER, **changes), evidence("1"), "Production")
+    assert check in refused(decision)
+    switched_off = {
+        "signature": "signature",
+        "base model recorded": "base_model_revision",
+        "files as at training": "manifest",
+        "no pickled code": "no_pickle",
+    }
+    if check in switched_off:
+        off = policy(safety={switched_off[check]: False})
+        assert check not in refused(decide(off, evidence("2", BETTER, **changes), evidence("1"), "Production"))
+
+
+def test_more_parameters_than_the_incumbent_takes_are_compatible() -> None:
+    more = SIGNATURE | {"params": {"max_new_tokens": "long", "stop": "string"}}
+    assert decide(policy(), evidence("2", BETTER, signature=more), evidence("1"), "Staging").passed
+    assert decide(policy(), evidence("2", BETTER), evidence("1", signature=None), "Staging").passed
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stage", "tried", "passed"),
+    [
+        ("production", "Staging", None, True),
+        ("production", "Production", None, False),
+        ("always", "Staging", None, False),
+        ("if_tried", "Production", None, True),
+        ("if_tried", "Staging", "failed", False),
+        ("always", "Staging", "passed", True),
+    ],
+)
+def test_validation_is_wanted_as_the_policy_says(wanted: str, stage: Any, tried: str | None, passed: bool) -> None:
+    own = policy(safety={"validation": wanted})
+    assert decide(own, evidence("2", BETTER, validation=tried), evidence("1"), stage).passed is passed
+
+
+def passes(won: int, lost: int) -> tuple[Evidence, Evidence]:
+    """(candidate, incumbent) on a pass-or-fail metric: so many examples that only one of them passes."""
+    ours, theirs = table(), table()
+    ours["syntax_ok"] = [True] * won + [False] * lost + [True] * (N - won - lost)
+    theirs["syntax_ok"] = [False] * won + [True] * lost + [True] * (N - won - lost)
+    return evidence("2", ours), evidence("1", theirs)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "passed"), [(9, 1, True), (7, 2, False), (5, 0, True), (4, 0, False), (0, 0, False)]
+)
+def test_a_pass_or_fail_metric_is_judged_by_mcnemar(won: int, lost: int, passed: bool) -> None:
+    own = policy(primary={"metric": "eval/syntax_ok", "direction": "higher_is_better", "min_relative_improvement": 0})
+    decision = decide(own, *passes(won, lost), "Staging")
+    assert decision.passed is passed, decision.why
+    assert decision.comparisons[0].p_value == pytest.approx(statistics.mcnemar(won, lost))
+    assert (decision.comparisons[0].better, decision.comparisons[0].worse) == (won, lost)
+
+
+noise = st.floats(-3, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(noise, noise), min_size=20, max_size=40), st.integers(0, 2**31))
+def test_properties(pairs: list[tuple[float, float]], seed: int) -> None:
+    """Deterministic; a candidate and its mirror never both pass; better never hurts; the order of rows is nothing."""
+    own = policy(primary={"min_relative_improvement": 0.0})
+    rows = [table(n=len(pairs)).assign(nll=[5 + pair[k] for pair in pairs], tokens=1) for k in (0, 1)]
+    ours, theirs = evidence("2", rows[0]), evidence("1", rows[1])
+    decision = decide(own, ours, theirs, "Staging")
+    assert decide(own, ours, theirs, "Staging").to_dict() == decision.to_dict()
+    mirrored = decide(own, theirs, ours, "Staging")
+    assert not (decision.passed and mirrored.passed)
+    assert not decide(own, ours, ours, "Staging").passed
+    shuffled = rows[0].sample(frac=1, random_state=seed % 2**32)
+    assert decide(own, evidence("2", shuffled), theirs, "Staging").comparisons[0].pairs == len(pairs)
+    if decision.passed:
+        even_better = evidence("2", rows[0].assign(nll=rows[0]["nll"] - 1))
+        assert decide(own, even_better, theirs, "Staging").passed
+        assert decision.comparisons[0].improvement > 0
+        assert not decide(own, ours, theirs, "Staging", alpha=1e-12).passed or decision.comparisons[0].low > 0
+    assert decision.passed == all(reason.passed for reason in decision.reasons)
+
+
+def test_no_single_failed_reason_is_overlooked() -> None:
+    decision = decide(policy(), evidence("2", BETTER), evidence("1"), "Staging")
+    for number, reason in enumerate(decision.reasons):
+        failed = dataclasses.replace(reason, passed=False)
+        reasons = (*decision.reasons[:number], failed, *decision.reasons[number + 1 :])
+        worse = dataclasses.replace(decision, reasons=reasons)
+        assert not worse.passed
+        assert worse.why == reason.detail
+    assert isinstance(decision.reasons[0], Reason)

@@ -1,0 +1,290 @@
+"""Promoters that are killed, that stall, and that come twenty at once, on a real PostgreSQL."""
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from mlflow import MlflowClient
+
+from infra.gate_demo import register, table
+from services.tracking.readiness import wait_until
+from tests.faults.conftest import STAGES, assert_settled, assert_sound, start
+from tests.integration.conftest import Stack
+from tests.proxy import proxy
+
+pytestmark = pytest.mark.faults
+
+READS = ("/search", "/get", "/list")  # ends of paths that a POST changes nothing by
+FORCE = ("--force", "--reason", "t")
+
+
+def is_write(method: str, path: str) -> bool:
+    return method != "GET" and not path.partition("?")[0].endswith(READS)
+
+
+def model_with(client: MlflowClient, experiment: str, versions: int) -> str:
+    """A registered model with so many versions, each truly better than the one before; the first is in production."""
+    model = f"{experiment}_model"
+    for number in range(versions):
+        version = register(client, model, table(-0.2 * number, 0.9, seed=number, examples=40))
+        client.set_model_version_tag(model, str(version.version), "validation_status", "passed")
+    return model
+
+
+def run(stack: Stack, *arguments: str, expected: int = 0) -> str:
+    promoter = start(stack.url, *arguments)
+    assert promoter.end() == expected, promoter.output
+    return promoter.output
+
+
+def aliases(client: MlflowClient, model: str) -> dict[str, str]:
+    return {alias: str(number) for alias, number in client.get_registered_model(model).aliases.items()}
+
+
+def kill_at_each_write(
+    stack: Stack, command: tuple[str, ...], before: Callable[[], None], after: dict[str, str]
+) -> int:
+    """kill -9 a promoter once its n-th write is done, for n = 1, 2, … to its end; then the same command once more.
+
+    before: makes the same state each time. after: the aliases at the end. Returns how many writes there were.
+    """
+    client, model = stack.client, f"{command[2]}_model"
+    for n in itertools.count(1):
+        before()
+        was = aliases(client, model)
+        done: list[str] = []
+        process: list[int] = []
+
+        def keep(
+            method: str, path: str, body: bytes, n: int = n, done: list[str] = done, process: list[int] = process
+        ) -> bool:
+            if is_write(method, path):
+                done.append(f"{method} {path}")
+                if len(done) == n:
+                    os.kill(process[0], signal.SIGKILL)
+            return True
+
+        with proxy(stack.url, keep) as url:
+            promoter = start(url, *command, lease_s=2)
+            assert promoter.process.pid is not None
+            process.append(promoter.process.pid)
+            code = promoter.end()
+        if code == 0:
+            return n - 1
+        assert code == -signal.SIGKILL, f"at write {n} ({done}): {code}\n{promoter.output}"
+        assert_sound(client, model)
+        found = aliases(client, model)
+        assert found.get("production") in (was.get("production"), after.get("production")), done
+        again = start(stack.url, *command, "--wait", "30")
+        code = again.end()
+        # What the first has done to its end the second says it need not do, as of any command that is given twice.
+        assert code in (0, 2), f"after {done}: {code}\n{again.output}"
+        assert aliases(client, model) == after, f"after {done}\n{again.output}"
+        assert_settled(client, model)
+    raise AssertionError("unreachable")
+
+
+def put(client: MlflowClient, model: str, wanted: dict[str, str]) -> None:
+    """Aliases and stages of versions 1 and 2 as they are wanted, without a promoter, which would take seconds."""
+    for alias in aliases(client, model).keys() - wanted.keys():
+        client.delete_registered_model_alias(model, alias)
+    for alias, number in wanted.items():
+        client.set_registered_model_alias(model, alias, number)
+    for number in ("1", "2"):
+        stage = next((STAGES[alias] for alias in STAGES if wanted.get(alias) == number), None)
+        if stage is not None:
+            client.set_model_version_tag(model, number, "stage", stage)
+        elif "stage" in tags(client, model, number):
+            client.delete_model_version_tag(model, number, "stage")
+
+
+@pytest.mark.parametrize(
+    ("command", "before", "after", "writes"),
+    [
+        (
+            ("promote", "--version", "2", "--stage", "Production"),
+            {"production": "1", "staging": "2"},
+            {"production": "2", "previous": "1"},
+            15,
+        ),
+        (("auto-promote",), {"production": "1"}, {"production": "1", "staging": "2"}, 12),
+        (("rollback",), {"production": "2", "previous": "1"}, {"production": "1"}, 12),
+        (("archive", "--version", "2"), {"production": "1", "staging": "2"}, {"production": "1"}, 8),
+    ],
+)
+def test_killed_at_each_write(
+    on_postgres: Stack, command: tuple[str, ...], before: dict[str, str], after: dict[str, str], writes: int
+) -> None:
+    experiment = f"killed_{command[0].replace('-', '_')}"
+    client, model = on_postgres.client, model_with(on_postgres.client, experiment, 2)
+    run(on_postgres, "promote", "--experiment-name", experiment, "--version", "1", "--stage", "Production", *FORCE)
+    if "2" in before.values():
+        run(on_postgres, "promote", "--experiment-name", experiment, "--version", "2", "--stage", "Staging", *FORCE)
+    given = (command[0], "--experiment-name", experiment, *command[1:])
+    assert kill_at_each_write(on_postgres, given, lambda: put(client, model, before), after) > writes
+
+
+def tags(client: MlflowClient, model: str, number: str) -> dict[str, str]:
+    return dict(client.get_model_version(model, number).tags)
+
+
+def moves(client: MlflowClient, model: str) -> list[tuple[str, str]]:
+    """(version, the one that it replaced) of each promotion to Production, in order."""
+    experiment = client.get_experiment_by_name("promotions")
+    assert experiment is not None
+    found = client.search_runs(
+        [experiment.experiment_id],
+        f"tags.model = '{model}' and tags.outcome = 'promoted' and attributes.status = 'FINISHED'",
+        order_by=["attributes.end_time ASC"],
+    )
+    return [(run.data.tags["version"], run.data.tags["replaces"]) for run in found]
+
+
+def test_twenty_at_once_over_the_same_version(on_postgres: Stack) -> None:
+    client = on_postgres.client
+    model = model_with(client, "same", 2)
+    name = ("--experiment-name", "same")
+    run(on_postgres, "promote", *name, "--version", "1", "--stage", "Production", *FORCE)
+    promoters = [start(on_postgres.url, "auto-promote", *name, "--stage", "Production") for _ in range(20)]
+    codes = [promoter.end(300) for promoter in promoters]
+    outputs = [promoter.output for promoter in promoters]
+    assert set(codes) <= {0, 4}, list(zip(codes, outputs, strict=True))
+    assert 0 in codes, outputs
+    assert sum("Version 2 of same_model → Production" in output for output in outputs) == 1
+    assert all("Somebody else is promoting" in output for code, output in zip(codes, outputs, strict=True) if code == 4)
+    assert aliases(client, model) == {"production": "2", "previous": "1"}
+    assert moves(client, model) == [("1", "nothing"), ("2", "1")]
+    assert_settled(client, model)
+
+
+@pytest.mark.parametrize("wait_s", ["0", "600"])
+def test_twenty_at_once_over_different_versions(on_postgres: Stack, wait_s: str) -> None:
+    """Each promotion replaces what the one before it put there: they happened one after another, or not at all."""
+    client = on_postgres.client
+    experiment = f"different_{wait_s}"
+    model = model_with(client, experiment, 20)
+    name = ("--experiment-name", experiment, "--wait", wait_s)
+    promoters = [
+        start(on_postgres.url, "promote", *name, "--version", str(number), "--stage", "Production", *FORCE)
+        for number in range(1, 21)
+    ]
+    codes = [promoter.end(600) for promoter in promoters]
+    outputs = [promoter.output for promoter in promoters]
+    assert set(codes) <= ({0, 4} if wait_s == "0" else {0}), list(zip(codes, outputs, strict=True))
+    done = moves(client, model)
+    assert len(done) == codes.count(0) > 0
+    assert {version for version, _ in done} == {str(n) for n, code in enumerate(codes, 1) if code == 0}
+    assert [replaced for _, replaced in done] == ["nothing", *(version for version, _ in done[:-1])]
+    assert aliases(client, model)["production"] == done[-1][0]
+    assert_settled(client, model)
+
+
+def test_a_dead_promoter_is_named_and_does_not_block_for_ever(on_postgres: Stack) -> None:
+    client = on_postgres.client
+    model = model_with(client, "dead", 2)
+    name = ("--experiment-name", "dead")
+    with proxy(on_postgres.url, lambda method, path, body: not stop(method, path)) as url:
+        first = start(
+            url, "promote", *name, "--version", "1", "--stage", "Production", "--by", "ada", *FORCE, lease_s=8
+        )
+        stopped: list[int] = []
+
+        def stop(method: str, path: str) -> bool:
+            if path.endswith("/model-versions/set-tag") and not stopped:
+                stopped.append(1)
+                os.kill(first.process.pid or 0, signal.SIGKILL)
+            return False
+
+        assert first.end() == -signal.SIGKILL
+    busy = run(on_postgres, "promote", *name, "--version", "2", "--stage", "Production", *FORCE, expected=4)
+    assert "Somebody else is promoting dead_model: ada@" in busy
+    assert "the lease ends in" in busy
+    assert "production" not in aliases(client, model)
+    run(on_postgres, "promote", *name, "--version", "2", "--stage", "Production", "--wait", "60", *FORCE)
+    assert aliases(client, model) == {"production": "2"}
+    assert "stage" not in tags(client, model, "1")  # taken back
+    assert_settled(client, model)
+
+
+def test_a_promoter_that_slept_longer_than_its_lease_moves_nothing(on_postgres: Stack) -> None:
+    """As on a laptop that was shut in the middle: another has promoted since, and the sleeper must not undo that."""
+    client = on_postgres.client
+    model = model_with(client, "slept", 3)
+    name = ("--experiment-name", "slept")
+    run(on_postgres, "promote", *name, "--version", "1", "--stage", "Production", *FORCE)
+    asleep: list[bool] = []
+
+    def keep(method: str, path: str, body: bytes) -> bool:
+        if path.endswith("/model-versions/set-tag") and not asleep:
+            os.kill(sleeper.process.pid or 0, signal.SIGSTOP)
+            asleep.append(True)
+        return True
+
+    with proxy(on_postgres.url, keep) as url:
+        sleeper = start(url, "promote", *name, "--version", "2", "--stage", "Production", *FORCE, lease_s=3)
+        assert wait_until(lambda: bool(asleep), 60, lambda: True)
+        run(on_postgres, "promote", *name, "--version", "3", "--stage", "Production", "--wait", "60", *FORCE)
+        os.kill(sleeper.process.pid or 0, signal.SIGCONT)
+        assert sleeper.end() == 4, sleeper.output
+    assert "lease" in sleeper.output
+    assert aliases(client, model) == {"production": "3", "previous": "1"}
+    assert_settled(client, model)
+
+
+def test_a_lost_reply_makes_no_second_claim(on_postgres: Stack) -> None:
+    client = on_postgres.client
+    model = model_with(client, "forgotten", 1)
+    lost: list[str] = []
+
+    def keep(method: str, path: str, body: bytes) -> bool:
+        if path.endswith("/runs/create") and not lost:
+            lost.append(path)
+            return False
+        return True
+
+    with proxy(on_postgres.url, keep) as url:
+        name = ("--experiment-name", "forgotten")
+        promoter = start(url, "promote", *name, "--version", "1", "--stage", "Production", *FORCE)
+        assert promoter.end() == 0, promoter.output
+    assert lost
+    assert_settled(client, model)
+
+
+def test_a_server_that_fails_half_way_is_exit_code_3_and_the_same_command_goes_on(on_postgres: Stack) -> None:
+    client = on_postgres.client
+    model = model_with(client, "half_way", 2)
+    name = ("--experiment-name", "half_way")
+    run(on_postgres, "promote", *name, "--version", "1", "--stage", "Production", *FORCE)
+    command = ("promote", *name, "--version", "2", "--stage", "Production")
+    broken: list[bool] = []
+
+    def keep(method: str, path: str, body: bytes) -> bool:
+        if path.endswith("/model-versions/set-tag"):
+            broken.append(True)
+        return not broken  # from here on every reply is lost
+
+    with proxy(on_postgres.url, keep) as url:
+        promoter = start(url, *command, lease_s=3)
+        assert promoter.end() == 3, promoter.output
+    assert "did not do its work" in promoter.output
+    assert "Traceback" not in promoter.output
+    assert aliases(client, model) == {"production": "1"}
+    run(on_postgres, *command, "--wait", "30")
+    assert aliases(client, model) == {"production": "2", "previous": "1"}
+    assert_settled(client, model)
+
+
+def test_a_rollback_takes_seconds(on_postgres: Stack) -> None:
+    model = model_with(on_postgres.client, "seconds", 2)
+    name = ("--experiment-name", "seconds")
+    for number in ("1", "2"):
+        run(on_postgres, "promote", *name, "--version", number, "--stage", "Production", *FORCE)
+    began = time.monotonic()
+    output = run(on_postgres, "rollback", *name, "--reason", "it writes nonsense")
+    print(f"rolled back in {time.monotonic() - began:.1f} s")
+    assert "Version 1 of seconds_model → Production instead of version 2: rolled back. it writes nonsense." in output
+    assert aliases(on_postgres.client, model) == {"production": "1"}
+    assert_settled(on_postgres.client, model)
