@@ -93,7 +93,7 @@ serve-model: .venv/.runtime ## Serve the version in production in the foreground
 screenshots: .venv/.dev ## Look at the running demo's MLflow UI in a headless browser, and take its pictures for docs/
 	@$(RUN) .venv/bin/python -m infra.screenshots $(SCREENSHOTS)
 
-docs: .venv/.dev ## Write the table of settings in docs/training.md anew from the trainer's dataclasses
+docs: .venv/.dev ## Write the tables of settings in docs/ anew from the types that define them
 	@.venv/bin/python -m infra.settings_table
 
 lock: .venv/.dev ## Write constraints.txt anew from what is installed

@@ -1,30 +1,60 @@
-"""`make docs`: the table of the trainer's settings in docs/training.md, from the dataclasses that define them."""
+"""`make docs`: the tables of settings in docs/, from the types that define them."""
 
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from promoter.policy import Floor, Guard, Policy, Primary, Safety, Significance
 from trainer.config import Config, walk
 
-PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- settings: written by `make docs` -->\n", "<!-- end of settings -->\n"
 
 
 def table() -> str:
-    """All settings in Markdown: name, default, what it does."""
+    """All settings of the trainer in Markdown: name, default, what it does."""
     rows = ["| setting | default | |", "|---|---|---|"]
     for key, value, option in walk(Config()):
-        default = "none" if value is None else str(value).lower() if isinstance(value, bool) else value
         expected = f" *{option['expected']}*" if option["expected"] else ""
         text = f"{option['help']}{expected}".replace("|", "\\|")
-        rows.append(f"| `{key}` | `{default}` | {text} |")
+        rows.append(f"| `{key}` | `{_default(value)}` | {text} |")
     return "\n".join(rows) + "\n"
 
 
-def written(page: str) -> str:
+def policy_table() -> str:
+    """All keys of a policy in Markdown: name, default, what it does."""
+    sections: dict[str, type[BaseModel]] = {
+        "primary": Primary,
+        "guards[]": Guard,
+        "floors[]": Floor,
+        "significance": Significance,
+        "safety": Safety,
+    }
+    rows = ["| key | default | |", "|---|---|---|"]
+    for name, section in sections.items():
+        rows.append(f"| **`{name}`** | | {' '.join(str(section.__doc__).split())} |")
+        rows += [
+            f"| `{name}.{key}` | {'*required*' if field.is_required() else f'`{_default(field.default)}`'} | "
+            f"{field.description} |"
+            for key, field in section.model_fields.items()
+        ]
+    approval = Policy.model_fields["approval"]
+    rows.append(f"| **`approval`** | `{approval.default}` | {approval.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def written(page: str, rows: str) -> str:
     """The page with the table as it has to be."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{rows}\n{END}{after}"
+
+
+def _default(value: object) -> object:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text()))
+    for name, rows in (("training.md", table()), ("promotion.md", policy_table())):
+        page = DOCS / name
+        page.write_text(written(page.read_text(), rows))

@@ -1,8 +1,13 @@
 """One promoter at a time for a model, wherever it runs: a lease that is kept in the tracking server.
 
 MLflow has no compare-and-swap, and promoters reach nothing but MLflow. So each one writes down its claim, a RUNNING run
-in the experiment `promotions`, and then looks: it holds the lock only where no other live claim is there. Of two
-claims at once each writes before it looks, so at least one sees the other. The later one withdraws; the earlier waits.
+in the experiment `promotions`. Claims have an order, and the first one gets the lock:
+
+1. A promoter writes its claim and looks. It waits, or gives up, where an earlier claim is there, or a granted one.
+2. Else it marks its claim as granted and looks once more. Where an earlier claim has come, it takes the mark back.
+
+Two never hold it. The later of two held it only if the earlier claim was not there at its second look. Then its mark
+was there before that claim, and the earlier promoter saw it. And the first never waits for those that wait behind it.
 
 A claim has an owner and a lease, which a thread renews. A promoter that died does not, and after the lease the next one
 takes over. Time is the server's, by its `Date` header: promoters' clocks may differ. The claim becomes the record of
@@ -27,9 +32,10 @@ from mlflow.exceptions import MlflowException
 from promoter.errors import Busy, Unreachable
 
 EXPERIMENT = "promotions"
-PACE_S = 0.3  # of looking, while others withdraw
-WITHDRAW_S = 15.0  # within which a later claim is withdrawn, or else held by somebody
-LEASE_UNTIL, OWNER, CLAIM = "lease_until", "owner", "claim"  # tags of a claim
+CLOCK_S = 1.0  # how exactly a `Date` header tells the time
+PACE_S = 0.5  # of looking, while others hold the lock
+TAKE_BACK_S = 10.0  # within which a promoter takes its mark back, however slow its machine is
+LEASE_UNTIL, OWNER, CLAIM, GRANTED = "lease_until", "owner", "claim", "granted"  # tags of a claim
 
 
 def lease_s() -> float:
@@ -38,12 +44,12 @@ def lease_s() -> float:
 
 
 class Claim:
-    """The lock, held: a run that others see. `check` before each write; `keep` makes it a record."""
+    """A claim to the lock: a run that others see. Once granted, `check` before each write; `keep` makes it a record."""
 
-    def __init__(self, client: MlflowClient, run_id: str, model: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, model: str, began: float) -> None:
         self.client, self.run_id, self.model = client, run_id, model
         self.kept = False
-        self._valid_until = time.monotonic() + lease_s()
+        self._valid_until = began + lease_s() - CLOCK_S
         self._released = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
         self._renewer.start()
@@ -73,25 +79,16 @@ class Claim:
                     self._valid_until = 0.0  # somebody has taken over
                     return
                 self.client.set_tag(self.run_id, LEASE_UNTIL, f"{until:.3f}")
-                self._valid_until = began + lease_s()
+                self._valid_until = began + lease_s() - CLOCK_S
 
 
 @contextmanager
 def lease(client: MlflowClient, model: str, owner: str, wait_s: float = 0.0) -> Iterator[Claim]:
     """Hold the lock on a model. Raises Busy where another has it, at once or after `wait_s` seconds."""
     experiment_id = _experiment(client)
-    deadline = time.monotonic() + wait_s
-    while True:
-        claim = _claim(client, experiment_id, model, owner)
-        holder = _first_other(client, experiment_id, model, claim.run_id)
-        if holder is None:
-            break
-        claim.release()
-        client.delete_run(claim.run_id)
-        if time.monotonic() >= deadline:
-            raise Busy(_busy(model, holder, _server_time(client.tracking_uri)))
-        time.sleep(PACE_S)
+    claim = _claim(client, experiment_id, model, owner)
     try:
+        _wait_for_grant(claim, experiment_id, wait_s)
         yield claim
     except BaseException:
         with suppress(Exception):  # what failed goes out; without this the next one waits for the lease's end
@@ -105,10 +102,31 @@ def lease(client: MlflowClient, model: str, owner: str, wait_s: float = 0.0) -> 
                 client.delete_run(claim.run_id)
 
 
+def _wait_for_grant(claim: Claim, experiment_id: str, wait_s: float) -> None:
+    """Come back when the claim is granted. Raises Busy."""
+    client, began = claim.client, time.monotonic()
+    ours = _order(client.get_run(claim.run_id))
+    while True:
+        others = _live(client, experiment_id, claim)
+        earlier = [run for run in others if _order(run) < ours]
+        if not earlier and all(GRANTED not in run.data.tags for run in others):
+            client.set_tag(claim.run_id, GRANTED, "true")
+            others = _live(client, experiment_id, claim)
+            earlier = [run for run in others if _order(run) < ours]
+            if not earlier:
+                return
+            client.delete_tag(claim.run_id, GRANTED)
+        # One that came later and is granted holds the lock, or has seen us and is about to take its mark back.
+        patience = wait_s if earlier else max(wait_s, TAKE_BACK_S)
+        if time.monotonic() - began > patience:
+            raise Busy(_busy(claim.model, min(earlier or others, key=_order), _server_time(client.tracking_uri)))
+        time.sleep(PACE_S)
+
+
 def unfinished(client: MlflowClient, model: str, own: str) -> list[Run]:
     """What promoters of this model have left RUNNING who are dead: their leases have run out.
 
-    A claim with a live lease, under our lock, is one that has not looked yet, and will withdraw.
+    A claim with a live lease, under our lock, is one that waits.
     """
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
@@ -131,7 +149,7 @@ def _experiment(client: MlflowClient) -> str:
 
 
 def _claim(client: MlflowClient, experiment_id: str, model: str, owner: str) -> Claim:
-    key = uuid.uuid4().hex
+    key, began = uuid.uuid4().hex, time.monotonic()
     tags = {
         "model": model,
         OWNER: f"{owner}@{socket.gethostname()}, process {os.getpid()}",
@@ -143,22 +161,13 @@ def _claim(client: MlflowClient, experiment_id: str, model: str, owner: str) -> 
     for twin in client.search_runs([experiment_id], f"tags.{CLAIM} = '{key}'"):
         if twin.info.run_id != run.info.run_id:
             client.delete_run(twin.info.run_id)
-    return Claim(client, run.info.run_id, model)
+    return Claim(client, run.info.run_id, model, began)
 
 
-def _first_other(client: MlflowClient, experiment_id: str, model: str, own: str) -> Run | None:
-    """Who holds the lock, or will: None where that is us."""
-    deadline = time.monotonic() + WITHDRAW_S
-    while True:
-        now = _server_time(client.tracking_uri)
-        others = [run for run in _running(client, experiment_id, model, own) if _lease_until(run) > now]
-        if not others:
-            return None
-        ours = client.get_run(own)
-        earlier = [run for run in others if _order(run) < _order(ours)]
-        if earlier or time.monotonic() > deadline:
-            return min(earlier or others, key=_order)
-        time.sleep(PACE_S)
+def _live(client: MlflowClient, experiment_id: str, claim: Claim) -> list[Run]:
+    """Other promoters' claims whose leases have not run out."""
+    now = _server_time(client.tracking_uri)
+    return [run for run in _running(client, experiment_id, claim.model, claim.run_id) if _lease_until(run) > now]
 
 
 def _running(client: MlflowClient, experiment_id: str, model: str, own: str) -> list[Run]:

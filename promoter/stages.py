@@ -126,9 +126,12 @@ def settle(claim: Claim) -> None:
     done = [run for run in left if _follow_up(claim, run.data.tags)]
     for run in left:
         if run not in done and run.info.run_id != claim.run_id:
-            _take_back(claim, run.data.tags)
             with _where_it_exists():  # one that only slept may withdraw its claim just now
-                _write(claim, client.set_terminated, run.info.run_id, "KILLED")
+                if "version" in run.data.tags:
+                    _take_back(claim, run.data.tags)
+                    _write(claim, client.set_terminated, run.info.run_id, "KILLED")
+                else:  # it had decided nothing yet: no record
+                    _write(claim, client.delete_run, run.info.run_id)
     by_alias = registry.aliases(client, name)
     if STAGING in by_alias and by_alias[STAGING] == by_alias.get(PRODUCTION):
         _write(claim, client.delete_registered_model_alias, name, STAGING)
@@ -165,9 +168,7 @@ def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
 
 def _take_back(claim: Claim, tags: dict[str, str]) -> None:
     """Undo what a promoter that died before it moved an alias has written on its version."""
-    client, name, number = claim.client, claim.model, tags.get("version")
-    if number is None:  # it had decided nothing yet
-        return
+    client, name, number = claim.client, claim.model, tags["version"]
     with _where_it_exists():
         version = client.get_model_version(name, number)
         for key in TOLD:

@@ -68,7 +68,7 @@ def kill_at_each_write(
             return True
 
         with proxy(stack.url, keep) as url:
-            promoter = start(url, *command, lease_s=2)
+            promoter = start(url, *command, lease_s=3)
             assert promoter.process.pid is not None
             process.append(promoter.process.pid)
             code = promoter.end()

@@ -1,0 +1,64 @@
+"""Policies: what is refused, by name; and what the shipped ones say."""
+
+import pytest
+
+from promoter.errors import InputError
+from promoter.policy import POLICIES, load
+
+PRIMARY = "primary: {metric: eval/nll_per_token, direction: lower_is_better}"
+
+
+def test_shipped_policies_load_and_differ_in_the_last_word() -> None:
+    assert {path.stem for path in POLICIES.glob("*.yaml")} == {"default", "approval"}
+    default, approval = load("default"), load("approval")
+    assert (default.approval, approval.approval) == ("none", "manual")
+    assert default == approval.model_copy(update={"approval": "none"})
+    assert default.metrics == ("eval/nll_per_token", "eval/syntax_ok", "eval/edit_similarity")
+
+
+def test_a_policy_of_one_metric_has_sane_defaults(tmp_path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(PRIMARY)
+    assert load(str(path)).significance.alpha == 0.05
+    assert load(str(path)).safety.manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("primary: [", "is not YAML"),
+        ("- a\n- b", "the whole file"),
+        ("", "the whole file"),
+        ("guards: []", "primary: Field required"),
+        (PRIMARY + "\nguard: []", "guard is []: no such key"),
+        (PRIMARY + "\nsafety: {pickle: true}", "safety.pickle is True: no such key"),
+        ("primary: {metric: eval/nll_per_token, direction: up}", "primary.direction is 'up'"),
+        ("primary: {metric: loss, direction: lower_is_better}", "expected a metric with a value for each example"),
+        ("primary: {metric: eval/perplexity, direction: lower_is_better}", "one of nll_per_token"),
+        (PRIMARY + "\nsignificance: {alpha: 0.7}", "significance.alpha is 0.7"),
+        (PRIMARY + "\nsignificance: {alpha: .nan}", "significance.alpha is nan"),
+        (PRIMARY + "\nsignificance: {min_pairs: 1}", "significance.min_pairs is 1"),
+        (PRIMARY + "\nfloors: [{metric: eval/passed}]", "expected min, max or both"),
+        (PRIMARY + "\nguards: [{metric: eval/passed, direction: higher_is_better, max_regression: -1}]", "is -1"),
+        (PRIMARY + "\napproval: maybe", "approval is 'maybe'"),
+    ],
+)
+def test_a_bad_policy_is_refused_by_name(tmp_path, text: str, expected: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load(str(path))
+    assert expected in caught.value.message
+    assert str(path) in caught.value.message
+
+
+def test_a_missing_policy_names_the_shipped_ones() -> None:
+    with pytest.raises(InputError, match=r"No policy 'nope'.*approval, default"):
+        load("nope")
+
+
+def test_the_reference_in_the_docs_is_current(root) -> None:
+    from infra import settings_table
+
+    page = (root / "docs" / "promotion.md").read_text()
+    assert settings_table.written(page, settings_table.policy_table()) == page, "run `make docs`"
