@@ -28,10 +28,21 @@ def look(page: Page, url: str, expected: list[str], picture: Path, search: str =
     click.echo(f"{picture}: shows {', '.join(expected)}")
 
 
+def follow_to_report(page: Page, url: str, picture: Path) -> None:
+    """From a version's page in the registry to the report of the decision that brought it where it is."""
+    page.goto(url)
+    page.get_by_role("link", name="Report").first.click()
+    report = page.frame_locator("iframe")
+    for text in ("Is it better?", "Did nothing else get worse?", "Each example's change", "Got better most"):
+        report.get_by_text(text).first.wait_for(state="visible", timeout=TIMEOUT_MS)
+    page.screenshot(path=picture, animations="disabled")
+    click.echo(f"{picture}: shows why version and stage were decided so")
+
+
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def main(folder: Path) -> None:
-    """Check runs, metric curves, artifacts and registered models in the UI; pictures go to FOLDER."""
+    """Check runs, curves, artifacts, registered models and the gate's report in the UI; pictures go to FOLDER."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         click.echo("No browser found. Install Debian's chromium, or set CHROMIUM to one.", err=True)
@@ -69,7 +80,9 @@ def main(folder: Path) -> None:
         plot_url = f"{run_url}/artifacts/plots/base_against_candidate.png"
         look(page, plot_url, ["base_against_candidate.png", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
         aliases = ["@ production", "@ previous"]
-        look(page, f"{url}/#/models/{EXPERIMENT}_model", aliases, folder / "mlflow-models.png")
+        models_url = f"{url}/#/models/{EXPERIMENT}_model"
+        look(page, models_url, aliases, folder / "mlflow-models.png")
+        follow_to_report(page, f"{models_url}/versions/{version.version}", folder / "gate-report.png")
         browser.close()
 
 

@@ -1,0 +1,291 @@
+"""The promoter's commands on a real tracking server, over versions that were registered in a moment, not trained."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from infra.gate_demo import register, table
+from tests.integration.conftest import Stack
+
+pytestmark = pytest.mark.integration
+FORCE = ("--force", "--reason", "t")
+
+
+class Registry:
+    """A registered model of a test's own, and the promoter on it."""
+
+    def __init__(self, stack: Stack, experiment: str) -> None:
+        self.stack, self.client, self.experiment = stack, stack.client, experiment
+        self.model = f"{experiment}_model"
+
+    def add(self, nll: float, ok: float = 0.9, **options: str) -> str:
+        """Register a version; nll: change per token against 1.5 nats, ok: share that parses."""
+        number = 1 + len(self.client.search_model_versions(f"name = '{self.model}'"))
+        version = register(self.client, self.model, table(nll, ok, seed=number, examples=60), **options)
+        self.client.set_model_version_tag(self.model, str(version.version), "validation_status", "passed")
+        return str(version.version)
+
+    def run(self, command: str, *arguments: str, expected: int = 0) -> str:
+        result = self.stack.promoter(command, "--experiment-name", self.experiment, *arguments)
+        assert result.exit_code == expected, (result.output, result.exception)
+        return result.output
+
+    def json(self, command: str, *arguments: str, expected: int = 0):  # type: ignore[no-untyped-def]
+        return json.loads(self.run(command, *arguments, "--format", "json", expected=expected))
+
+    def promote(self, number: str, stage: str = "Production") -> None:
+        self.run("promote", "--version", number, "--stage", stage, *FORCE)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        return {alias: str(number) for alias, number in self.client.get_registered_model(self.model).aliases.items()}
+
+    def tags(self, number: str) -> dict[str, str]:
+        return dict(self.client.get_model_version(self.model, number).tags)
+
+
+@pytest.fixture
+def registry(stack: Stack, request) -> Registry:
+    mlflow.set_tracking_uri(stack.url)
+    return Registry(stack, request.node.name.removeprefix("test_")[:60])
+
+
+def test_four_candidates_get_the_verdicts_that_they_deserve(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    better, equal = registry.add(-0.3), registry.add(0.0)
+    worse_on_guard, other = registry.add(-0.3, ok=0.5), registry.add(-0.5, digest="other")
+    assert registry.json("gate", "--version", better)["outcome"] == "passed the gate"
+    for number, check in (
+        (equal, "improvement"),
+        (worse_on_guard, "guard eval/syntax_ok"),
+        (other, "same held-out data"),
+    ):
+        decision = registry.json("gate", "--version", number, expected=1)
+        assert check in [reason["check"] for reason in decision["reasons"] if not reason["passed"]]
+        assert registry.tags(number)["gate"] == "refused"
+    assert registry.aliases == {"production": "1"}  # a gate moves nothing
+
+
+def test_each_further_candidate_gets_less_of_alpha_and_keeps_it(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    second, third = registry.add(-0.3), registry.add(0.0)
+    assert registry.json("gate", "--version", second)["alpha"] == pytest.approx(0.05 / 2)
+    assert registry.json("gate", "--version", third, expected=1)["alpha"] == pytest.approx(0.05 / 6)
+    assert registry.json("gate", "--version", second)["alpha"] == pytest.approx(0.05 / 2)
+    fourth, fifth = registry.add(-0.35), registry.add(-0.01)
+    # The best of four, two of which are new: they share a twelfth and a twentieth.
+    dry = registry.json("auto-promote", "--dry-run")
+    assert dry["version"] == fourth
+    assert dry["alpha"] == pytest.approx(0.05 * (1 / 12 + 1 / 20) / 2)
+    registry.run("auto-promote")
+    assert registry.json("gate", "--version", fifth, expected=1)["alpha"] == pytest.approx(dry["alpha"])
+    registry.run("promote", "--version", fourth, "--stage", "Production")
+    # Another incumbent: nobody was tried against it yet.
+    sixth = registry.add(-0.9)
+    assert registry.json("gate", "--version", sixth)["alpha"] == pytest.approx(0.05 / 2)
+
+
+def test_before_production_the_base_model_is_the_incumbent(registry: Registry) -> None:
+    registry.add(0.0, role="base")
+    number = registry.add(-0.3)
+    decision = registry.json("gate", "--version", number)
+    assert (decision["incumbent"]["version"], decision["passed"]) == ("1", True)
+    first = registry.json("gate", "--version", "1")
+    assert (first["incumbent"], first["passed"]) == (None, True)
+
+
+def test_approval_stops_and_goes_on(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    number = registry.add(-0.3)
+    waiting = registry.run("auto-promote", "--stage", "Production", "--policy", "approval")
+    assert "awaiting approval" in waiting
+    assert f"promoter approve --version {number}" in waiting
+    assert registry.aliases == {"production": "1"}
+    assert registry.tags(number)["gate"] == "awaiting approval"
+    assert "Missing option '--reason'" in registry.run("approve", "--by", "ada", expected=2)
+    dry = registry.json("approve", "--by", "ada", "--reason", "read it", "--dry-run")
+    assert (dry["outcome"], dry["dry_run"], registry.aliases) == ("promoted", True, {"production": "1"})
+    done = registry.json("approve", "--by", "ada", "--reason", "read the report")
+    assert (done["outcome"], done["policy"]["approval"]) == ("promoted", "manual")
+    assert registry.aliases == {"production": number, "previous": "1"}
+    [newest, *_] = registry.json("history")
+    assert (newest["by"], newest["action"]) == ("ada", "approve")
+    assert newest["why"].startswith("read the report (eval/nll_per_token")
+    assert "No version of" in registry.run("approve", "--by", "ada", "--reason", "again", expected=2)
+
+
+def test_an_approval_is_gated_once_more(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    number = registry.add(-0.2)
+    registry.run("auto-promote", "--stage", "Production", "--policy", "approval")
+    registry.promote(registry.add(-0.9))  # production moved meanwhile
+    refused = registry.json("approve", "--by", "ada", "--reason", "late", expected=1)
+    assert (refused["version"], refused["outcome"]) == (number, "refused")
+    assert registry.aliases["production"] == "3"
+    assert "No version of" in registry.run("approve", "--by", "ada", "--reason", "again", expected=2)
+
+
+def test_changed_files_are_refused_and_not_even_loaded(registry: Registry) -> None:
+    number = registry.add(0.0)
+    version = registry.client.get_model_version(registry.model, number)
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{registry.model}/{number}"))
+    [code] = folder.glob("*.py")
+    code.write_text("raise SystemExit('it was run')\n")
+    registry.client.log_model_artifact(version.model_id, str(code))
+    refused = registry.json("gate", "--version", number, expected=1)
+    [reason] = [reason for reason in refused["reasons"] if not reason["passed"]]
+    assert reason["detail"] == f"{code.name} was changed"
+    validated = registry.run("validate", "--version", number, expected=1)
+    assert f"✗ files as at training: {code.name} was changed" in validated
+    assert "it was run" not in validated
+    assert registry.tags(number)["validation_status"] == "failed"
+
+
+def test_a_pickle_is_refused(registry: Registry, tmp_path) -> None:
+    number = registry.add(0.0)
+    (tmp_path / "weights.bin").write_bytes(b"anything")
+    model_id = registry.client.get_model_version(registry.model, number).model_id
+    registry.client.log_model_artifact(model_id, str(tmp_path / "weights.bin"))
+    refused = registry.run("gate", "--version", number, expected=1)
+    assert "✗ no pickled code: pickled or compiled code in weights.bin" in refused
+    assert "✗ files as at training: weights.bin was not there at training" in refused
+
+
+def test_validation_has_a_time_limit(registry: Registry, tmp_path) -> None:
+    number = registry.add(0.0)
+    policy = tmp_path / "hasty.yaml"
+    policy.write_text(
+        "primary: {metric: eval/nll_per_token, direction: lower_is_better}\nsafety: {smoke_time_limit_s: 0.5}\n"
+    )
+    late = registry.run("validate", "--version", number, "--policy", str(policy), expected=1)
+    assert "✗ loads and answers in time: not within 0.5 s" in late
+
+
+def test_archive_takes_the_aliases_and_keeps_the_version_out(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    number = registry.add(-0.3)
+    registry.promote(number, "Staging")
+    assert "would be: archived" in registry.run("archive", "--version", number, "--dry-run")
+    assert registry.aliases == {"production": "1", "staging": number}
+    assert "archived. no longer wanted." in registry.run("archive", "--version", number, "--reason", "no longer wanted")
+    assert registry.aliases == {"production": "1"}
+    assert registry.tags(number)["stage"] == "Archived"
+    assert "Nothing to do: there is no candidate" in registry.run("auto-promote")
+    assert "There is no version 9" in registry.run("archive", "--version", "9", expected=2)
+
+
+def test_dry_runs_write_nothing_at_all(registry: Registry) -> None:
+    def everything() -> tuple[object, ...]:
+        experiments = [experiment.experiment_id for experiment in registry.client.search_experiments()]
+        runs = registry.client.search_runs(experiments, max_results=5000)
+        versions = registry.client.search_model_versions(f"name = '{registry.model}'")
+        return registry.aliases, len(runs), [(version.tags, version.description) for version in versions]
+
+    registry.promote(registry.add(0.0))
+    staged = registry.add(-0.3)
+    registry.promote(staged, "Staging")
+    registry.promote(registry.add(-0.1))
+    before = everything()
+    for command in (
+        ("gate", "--version", staged),
+        ("auto-promote",),
+        ("promote", "--stage", "Production"),
+        ("rollback",),
+        ("archive", "--version", staged),
+    ):
+        registry.stack.promoter(command[0], "--experiment-name", registry.experiment, *command[1:], "--dry-run")
+        assert everything() == before, command
+
+
+def test_github_gets_a_step_summary(registry: Registry, monkeypatch, tmp_path) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("# Before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    registry.promote(registry.add(0.0))
+    registry.add(0.1)
+    registry.run("auto-promote", expected=1)
+    text = summary.read_text()
+    assert text.startswith("# Before\n")
+    assert f"## {registry.model} version 1 → Production: promoted" in text
+    assert f"## {registry.model} version 2 → Staging: refused" in text
+    assert "| eval/nll_per_token |" in text
+
+
+def test_tables_take_any_column_and_filter(registry: Registry) -> None:
+    for number in range(3):
+        registry.add(-0.1 * number)
+    rows = registry.json("compare", "--metric", "eval/syntax_ok", "--tag", "dataset_digest", "--limit", "2")
+    assert [set(row) >= {"syntax_ok", "dataset_digest"} for row in rows] == [True, True]
+    best = registry.json("compare")[0]
+    [only] = registry.json("compare", "--filter", f"metrics.`eval/nll_per_token` <= {best['nll_per_token'] + 1e-9}")
+    assert only["run_id"] == best["run_id"]
+    assert "which MLflow does not take" in registry.run("compare", "--filter", "nonsense ~ 1", expected=2)
+    assert "which MLflow does not take" in registry.run("compare", "--order-by", "nonsense", expected=2)
+    versions = registry.json("compare-versions", "--filter", "version_number > 1", "--tag", "base_model")
+    assert [row["version"] for row in versions] == [3, 2]
+    assert versions[0]["base_model"] == "bundled:none@1"
+    assert "which MLflow does not take" in registry.run("compare-versions", "--filter", "nonsense", expected=2)
+    [row] = registry.json("best")
+    assert row["version"] == 3
+
+
+def test_of_equally_good_candidates_the_last_one_is_taken(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    for _ in range(2):
+        register(registry.client, registry.model, table(-0.3, 0.9, seed=50, examples=60))
+    assert registry.json("auto-promote")["version"] == "3"
+
+
+def test_the_terminal_shows_the_verdict_in_colour_and_a_pipe_does_not(registry: Registry) -> None:
+    import subprocess
+    import sys
+
+    registry.add(0.0)
+    command = [sys.executable, "-m", "promoter", "gate", "--experiment-name", registry.experiment, "--version", "1"]
+    plain = subprocess.run([*command, "--dry-run"], env=registry.stack.env, capture_output=True, text=True)
+    assert "\x1b[" not in plain.stdout
+    terminal = subprocess.run(
+        ["script", "-qec", " ".join([*command, "--dry-run"]), "/dev/null"],
+        env=registry.stack.env | {"TERM": "xterm"},
+        capture_output=True,
+        text=True,
+    )
+    assert "\x1b[32m\x1b[1mpassed" in terminal.stdout
+
+
+def test_quotes_in_a_name_are_refused(registry: Registry) -> None:
+    assert "holds a quote" in registry.run("history", "--model-name", "a'b", expected=2)
+
+
+def test_a_version_registered_by_hand_is_listed_and_refused(registry: Registry) -> None:
+    registry.client.create_registered_model(registry.model)
+    registry.client.create_model_version(registry.model, "file:///nowhere", tags={"role": "candidate"})
+    assert registry.json("compare-versions")[0]["version"] == 1
+    refused = registry.run("gate", "--version", "1", expected=1)
+    assert "has no metric eval/nll_per_token" in refused
+    assert "its files are not there" in refused or "no tag manifest_sha256" in refused
+
+
+def test_an_evaluation_made_later_counts_as_evidence(registry: Registry) -> None:
+    """After the command that the gate named, both were judged on the same."""
+    registry.promote(registry.add(0.0))
+    number = registry.add(-0.3, digest="new")
+    assert "trainer evaluate --model-uri" in registry.run("gate", "--version", number, expected=1)
+    # What `trainer evaluate` writes, of the incumbent on the candidate's data.
+    scratch = Registry(registry.stack, f"{registry.experiment}_scratch")
+    other = registry.client.get_model_version(scratch.model, scratch.add(0.0, digest="new"))
+    run = registry.client.get_run(str(other.run_id))
+    experiment = registry.client.get_experiment_by_name(registry.experiment)
+    assert experiment is not None
+    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+    tags["evaluates"] = f"{registry.model}/1"
+    copy = registry.client.create_run(experiment.experiment_id, tags=tags)
+    for name, value in run.data.metrics.items():
+        registry.client.log_metric(copy.info.run_id, name, value)
+    path = registry.client.download_artifacts(run.info.run_id, "eval/examples.parquet")
+    registry.client.log_artifact(copy.info.run_id, path, "eval")
+    registry.client.set_terminated(copy.info.run_id)
+    decision = registry.json("gate", "--version", number)
+    assert decision["incumbent"]["run_id"] == copy.info.run_id
