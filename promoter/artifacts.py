@@ -7,12 +7,14 @@ itself; its own sha256 is the version's tag `manifest_sha256`, kept in the datab
 import hashlib
 import json
 import pickletools
+import re
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import requests
 import yaml
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -22,13 +24,18 @@ from promoter.gate import Finding
 MANIFEST = "manifest.json"
 ADDED_BY_MLFLOW = ("registered_model_meta",)  # when a version is fetched: its name and number
 MANIFEST_TAG = "manifest_sha256"  # of a version
-PICKLES = {
+# Suffixes of files that are refused whatever they hold.
+REFUSED = {
     *(".pkl", ".pickle", ".pck", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill", ".cloudpickle"),
-    *(".pyc", ".pyo", ".so", ".h5", ".keras"),  # no pickles, but code that nobody can read
+    *(".npy", ".npz", ".h5", ".keras"),  # may hold pickles or code
+    *(".pyc", ".pyo", ".so", ".dll", ".dylib", ".whl", ".egg", ".jar"),  # code that nobody can read
+    *(".gz", ".tgz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".7z"),  # hide what they hold
 }
+# What such a file begins with, under another name.
+MAGIC = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x93NUMPY", b"\x89HDF", b"\x7fELF")
 SCANNED = 64 << 20  # bytes of a file without a telling name that are looked through for a pickle
-# Opcodes that call something; a text that happens to parse as a pickle has none.
-CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4"}
+IMPORTS, CALLS = {"GLOBAL", "INST", "STACK_GLOBAL"}, {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
+IDENTIFIERS = re.compile(r"[\w.]+ [\w.]+")  # the argument of GLOBAL and INST: module and name
 
 
 def uri(version: ModelVersion) -> str:
@@ -40,11 +47,14 @@ def signature(version: ModelVersion) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = mlflow.artifacts.download_artifacts(f"{uri(version)}/MLmodel", dst_path=folder)
-            found = (yaml.safe_load(Path(path).read_text()) or {}).get("signature")
+            found = yaml.safe_load(Path(path).read_text())
         except (MlflowException, OSError) as error:
             if _is_missing(error):
                 return None
             raise
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return None
+    found = found.get("signature") if isinstance(found, dict) else None
     if not found:
         return None
     parts = {name: json.loads(text) if text else None for name, text in found.items()}
@@ -107,32 +117,42 @@ def _sha256(path: Path) -> str:
 
 
 def _is_pickle(path: Path) -> bool:
-    if path.suffix.lower() in PICKLES:
+    if path.suffix.lower() in REFUSED:
         return True
-    if path.suffix == ".safetensors":  # eight bytes of length and then JSON, or it does not load
-        with path.open("rb") as file:
-            return file.read(9)[8:] != b"{"
-    if zipfile.is_zipfile(path):  # torch.save's form
-        with zipfile.ZipFile(path) as archive:
-            return any(Path(name).suffix.lower() in PICKLES for name in archive.namelist())
     with path.open("rb") as file:
-        return _calls(file.read(SCANNED))
+        start = file.read(SCANNED)
+    if path.suffix == ".safetensors":  # eight bytes of length and then JSON, or it does not load
+        return start[8:9] != b"{"
+    return start.startswith(MAGIC) or start[257:262] == b"ustar" or zipfile.is_zipfile(path) or _calls(start)
 
 
 def _calls(content: bytes) -> bool:
-    """Whether bytes begin with a pickle that calls something."""
-    called = False
-    try:
-        for opcode, _, _ in pickletools.genops(content):
-            called = called or opcode.name in CALLS
-    except Exception:  # it ends in the middle, or in what is no pickle
-        return called and content[:1] == b"\x80"
-    return called
+    """Whether bytes begin with a pickle, or several, that imports and calls something; also where it is cut short."""
+    imported = argued = False
+    position = 0
+    while position < len(content):
+        end = None
+        try:
+            for opcode, argument, place in pickletools.genops(content[position:]):
+                if opcode.name in IMPORTS:
+                    imported = imported or opcode.name == "STACK_GLOBAL" or bool(IDENTIFIERS.fullmatch(str(argument)))
+                argued = argued or "TUPLE" in opcode.name or opcode.name == "MARK"
+                if imported and argued and opcode.name in CALLS:
+                    return True
+                if opcode.name == "STOP":
+                    end = position + int(place or 0) + 1
+        except Exception:  # it ends in the middle, or in what is no pickle
+            return False
+        if end is None:
+            return False
+        position = end
+    return False
 
 
 def _is_missing(error: Exception) -> bool:
     """Whether what was asked for is not there; anything else is trouble with the store."""
-    return isinstance(error, FileNotFoundError) or (
-        isinstance(error, MlflowException)
-        and (error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND") or "404" in str(error))
-    )
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code == 404
+    if isinstance(error, MlflowException):
+        return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND") or " 404 " in str(error)
+    return isinstance(error, FileNotFoundError)

@@ -3,6 +3,7 @@
 import tempfile
 
 import pandas as pd
+import pyarrow as pa
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -22,10 +23,14 @@ def fetch(
     it on the same data in the same way, where there is one (the trainer makes it). `files`: look at them too."""
     run = _run(client, version, like)
     tables: dict[str, pd.DataFrame] = {}
+    unreadable: dict[str, str] = {}
     if run is not None:
         names = [policy.primary.metric, *(guard.metric for guard in policy.guards)]
         for path in {found.table for name in names if (found := metrics.parse(name)) is not None}:
-            if (table := _table(client, run.info.run_id, path)) is not None:
+            table = _table(client, run.info.run_id, path)
+            if isinstance(table, str):
+                unreadable[path] = table
+            elif table is not None:
                 tables[path] = table
     tags = run.data.tags if run is not None else {}
     return Evidence(
@@ -35,6 +40,7 @@ def fetch(
         **{name: tags.get(name) for name in GROUND},
         metrics=dict(run.data.metrics) if run is not None else {},
         tables=tables,
+        unreadable=unreadable,
         base_model=version.tags.get("base_model"),
         validation=version.tags.get("validation_status"),
         signature=artifacts.signature(version) if policy.safety.signature else None,
@@ -51,15 +57,19 @@ def _run(client: MlflowClient, version: ModelVersion, like: Evidence | None) -> 
     experiments = (
         [own.info.experiment_id] if own is not None else [e.experiment_id for e in client.search_experiments()]
     )
-    terms = [f"tags.evaluates = '{version.name}/{version.version}'", "attributes.status = 'FINISHED'"]
-    terms += [f"tags.{name} = '{value}'" for name, value in wanted.items() if value is not None]
-    found = client.search_runs(experiments, " and ".join(terms), order_by=["attributes.start_time DESC"], max_results=1)
-    return found[0] if found else own
+    terms = f"tags.evaluates = '{version.name}/{version.version}' and attributes.status = 'FINISHED'"
+    # The values go into no filter: they may hold any character.
+    found = client.search_runs(experiments, terms, order_by=["attributes.start_time DESC"], max_results=1000)
+    return next((run for run in found if wanted.items() <= run.data.tags.items()), own)
 
 
-def _table(client: MlflowClient, run_id: str, path: str) -> pd.DataFrame | None:
-    """An evaluation table of a run; None where it has none. Raises MlflowException where the store is in trouble."""
+def _table(client: MlflowClient, run_id: str, path: str) -> pd.DataFrame | str | None:
+    """An evaluation table of a run; None where it has none, and where it is broken, how."""
     if path not in (item.path for item in client.list_artifacts(run_id, path.rpartition("/")[0])):
         return None
     with tempfile.TemporaryDirectory() as temporary:
-        return pd.read_parquet(client.download_artifacts(run_id, path, temporary))
+        file = client.download_artifacts(run_id, path, temporary)
+        try:
+            return pd.read_parquet(file)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            return str(error)

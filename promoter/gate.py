@@ -19,6 +19,8 @@ from promoter.policy import Direction, Guard, Policy, Primary
 
 Stage = Literal["Staging", "Production"]
 LOOK_RESAMPLES = 1000  # of an interval that is shown, and decides nothing
+BEYOND = 10  # resamples that shall lie beyond a bound that decides
+MOST_RESAMPLES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Evidence:
     eval_settings: str | None = None  # decoding and all else that decides on the figures
     metrics: Mapping[str, float] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # by artifact path
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # tables that are there and broken: how
     base_model: str | None = None  # name@revision or sha256:digest
     validation: str | None = None  # passed, failed or never tried
     signature: Mapping[str, Any] | None = None  # inputs, outputs, params
@@ -183,6 +186,7 @@ def differences(metric: str, direction: Direction, candidate: Evidence, incumben
     if set(ours.index) != set(theirs.index):
         alone = len(set(ours.index) ^ set(theirs.index))
         raise NoValue(f"{parsed.table}: {alone} examples with {metric} are in one version's table only")
+    ours = ours.sort_index()  # so that the order of rows decides nothing
     theirs = theirs.loc[ours.index]
     if not np.array_equal(ours["weight"].to_numpy(), theirs["weight"].to_numpy()):
         raise NoValue(f"{parsed.table}: the versions' examples differ in length, so {metric} is not comparable")
@@ -217,6 +221,8 @@ def _table(metric: Metric, who: str, evidence: Evidence) -> Reason:
     """Whether the table is there and gives what the run has logged."""
     check = f"{who} has the table"
     table = evidence.tables.get(metric.table)
+    if broken := evidence.unreadable.get(metric.table):
+        return Reason("evidence", check, False, f"{who} version {evidence.version}: {metric.table} is broken: {broken}")
     if table is None:
         run = evidence.run_id or "?"
         return Reason("evidence", check, False, f"{who} version {evidence.version} has no {metric.table} in run {run}")
@@ -273,10 +279,15 @@ def _compare(
     improvement, weight = pairs["improvement"].to_numpy(), pairs["weight"].to_numpy()
     decides = isinstance(item, Primary) or item.certain
     own_alpha = alpha if primary else policy.significance.alpha
-    interval = statistics.bca_interval(
-        *(improvement, weight, own_alpha),
-        *(policy.significance.resamples if decides else LOOK_RESAMPLES, policy.significance.seed),
-    )
+    resamples = max(policy.significance.resamples, math.ceil(BEYOND / own_alpha)) if decides else LOOK_RESAMPLES
+    if resamples > MOST_RESAMPLES:
+        detail = (
+            f"so many candidates were tried against version {incumbent.version} that this one has an alpha of "
+            f"{own_alpha:.1g}, too small to be told by {MOST_RESAMPLES:,} resamples: judge on new data against another "
+            "incumbent, or set significance.correction"
+        )
+        return Reason("improvement", "significance", False, detail)
+    interval = statistics.bca_interval(improvement, weight, own_alpha, resamples, policy.significance.seed)
     better, worse = int((improvement > 0).sum()), int((improvement < 0).sum())
     return Comparison(
         metric=name,
@@ -400,7 +411,10 @@ def _signature(candidate: Evidence, incumbent: Evidence | None) -> Finding:
                 f"{part} of version {candidate.version} are {ours.get(part)}, of version {incumbent.version} "
                 f"{theirs.get(part)}: callers of the one would break",
             )
-    missing = sorted(set(theirs.get("params") or {}) - set(ours.get("params") or {}))
+    taken = ours.get("params") or {}
+    missing = [
+        f"{name} ({kind})" for name, kind in sorted((theirs.get("params") or {}).items()) if taken.get(name) != kind
+    ]
     if missing:
         return Finding(False, f"version {candidate.version} does not take {', '.join(missing)}, which callers may send")
     return Finding(True, f"inputs, outputs and parameters of version {incumbent.version}")

@@ -32,7 +32,7 @@ from mlflow.exceptions import MlflowException
 from promoter.errors import Busy, Unreachable
 
 EXPERIMENT = "promotions"
-CLOCK_S = 1.0  # how exactly a `Date` header tells the time
+CLOCK_S = 2.0  # how far behind a `Date` header may be
 PACE_S = 0.5  # of looking, while others hold the lock
 TAKE_BACK_S = 10.0  # within which a promoter takes its mark back, however slow its machine is
 LEASE_UNTIL, OWNER, CLAIM, GRANTED = "lease_until", "owner", "claim", "granted"  # tags of a claim
@@ -41,6 +41,11 @@ LEASE_UNTIL, OWNER, CLAIM, GRANTED = "lease_until", "owner", "claim", "granted" 
 def lease_s() -> float:
     """Seconds after which a promoter that died no longer counts."""
     return float(os.environ.get("PROMOTER_LEASE_S") or 30)
+
+
+def _now() -> float:
+    """Seconds of a clock that goes on while the machine is suspended, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Claim:
@@ -56,11 +61,28 @@ class Claim:
 
     def check(self) -> None:
         """Raise Busy where the lease has run out, as on a machine that slept: somebody else may have it now."""
-        if time.monotonic() > self._valid_until:
-            raise Busy(
-                f"The lease on {self.model} has run out, since the tracking server did not renew it in time. What was "
-                "begun is finished by the next promoter; run the same command again."
-            )
+        if _now() > self._valid_until:
+            self._lapsed()
+
+    def confirm(self) -> None:
+        """`check`, and ask the server too: before the write that counts. A third of the lease is left for it."""
+        run = self.client.get_run(self.run_id)
+        live = run.info.status == "RUNNING" and run.info.lifecycle_stage == "active"
+        if not live or _lease_until(run) <= _server_time(self.client.tracking_uri) + self.write_timeout_s:
+            self._lapsed()
+        self.check()
+
+    @property
+    def write_timeout_s(self) -> float:
+        """Seconds after which a write that counts is given up, so that it does not arrive after the lease."""
+        return lease_s() / 3
+
+    def _lapsed(self) -> None:
+        raise Busy(
+            f"The lease on {self.model} has run out, since it was not renewed in time: this machine slept, or the "
+            "tracking server did. What was begun is taken back or finished by the next promoter; run the same command "
+            "again."
+        )
 
     def keep(self) -> None:
         """Let the claim stay as the record of what follows."""
@@ -71,12 +93,13 @@ class Claim:
         self._renewer.join()
 
     def _renew(self) -> None:
-        while not self._released.wait(lease_s() / 3):
-            began = time.monotonic()
-            with suppress(Exception):  # once more in a third of the lease; `check` sees when it is too late
+        while not self._released.wait(lease_s() / 6):
+            began = _now()
+            with suppress(Exception):  # once more in a sixth of the lease; `check` sees when it is too late
                 until = _server_time(self.client.tracking_uri) + lease_s()
                 if self.client.get_run(self.run_id).info.status != "RUNNING":
                     self._valid_until = 0.0  # somebody has taken over
+                if _now() > self._valid_until:  # a lease that has run out is not renewed: others have seen that it had
                     return
                 self.client.set_tag(self.run_id, LEASE_UNTIL, f"{until:.3f}")
                 self._valid_until = began + lease_s() - CLOCK_S
@@ -91,6 +114,7 @@ def lease(client: MlflowClient, model: str, owner: str, wait_s: float = 0.0) -> 
         _wait_for_grant(claim, experiment_id, wait_s)
         yield claim
     except BaseException:
+        claim.release()
         with suppress(Exception):  # what failed goes out; without this the next one waits for the lease's end
             if claim.kept:
                 client.set_tag(claim.run_id, LEASE_UNTIL, "0")
@@ -149,7 +173,7 @@ def _experiment(client: MlflowClient) -> str:
 
 
 def _claim(client: MlflowClient, experiment_id: str, model: str, owner: str) -> Claim:
-    key, began = uuid.uuid4().hex, time.monotonic()
+    key, began = uuid.uuid4().hex, _now()
     tags = {
         "model": model,
         OWNER: f"{owner}@{socket.gethostname()}, process {os.getpid()}",

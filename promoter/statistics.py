@@ -44,11 +44,12 @@ def bca_interval(values: Floats, weights: Floats, alpha: float, resamples: int, 
     deviations = without.mean() - without
     acceleration = (deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5)
     wide = np.sqrt(n / (n - 1))
-    low, high = (
-        float(np.quantile(drawn, ndtr(bias + (bias + z) / (1 - acceleration * (bias + z)))))
-        for z in (wide * stdtrit(n - 1, alpha), wide * stdtrit(n - 1, 1 - alpha))
-    )
-    return Interval(low, high)
+    levels = []
+    for z in (wide * stdtrit(n - 1, alpha), wide * stdtrit(n - 1, 1 - alpha)):
+        stretch = 1 - acceleration * (bias + z)
+        # Far out in a skewed distribution the correction has a pole; behind it, it would turn round.
+        levels.append(ndtr(bias + (bias + z) / stretch) if stretch > 0 else float(z > 0))
+    return Interval(float(np.quantile(drawn, levels[0])), float(np.quantile(drawn, levels[1])))
 
 
 def _bootstrap(values: Floats, weights: Floats, resamples: int, seed: int) -> Floats:
