@@ -69,7 +69,7 @@ def table(nll: float, syntax_ok: float, seed: int, examples: int = EXAMPLES) -> 
     difficulty = common.gamma(9, 1.5 / 9, examples)  # nats per token
     own = np.random.default_rng(seed)
     per_token = np.maximum(0.01, difficulty + nll + own.normal(0, 0.2, examples))
-    parses = own.random(examples) < syntax_ok
+    parses = own.permutation(examples) < round(syntax_ok * examples)
     return pd.DataFrame(
         {
             "example_id": [f"example-{number}" for number in range(examples)],

@@ -1,31 +1,30 @@
 """The command line: `promoter COMMAND --help`."""
 
-import getpass
 import importlib.util
-import json
 import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import mlflow
-import requests
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from promoter import page, policy, promotion, records, registry, report, stages
 from promoter.errors import InputError, Unreachable
+from promoter.gate import Stage
 from promoter.lock import Claim, lease
+from promoter.options import options
 from promoter.promotion import Outcome, Request
-from promoter.records import Entry
 
-DEFAULT_EXPERIMENT = "code_model_fine_tuning"
 LOWER_IS_BETTER = ("nll", "loss", "perplexity", "memory", "seconds")  # in a metric's name, for `compare`
 
 
@@ -35,7 +34,7 @@ class _Promoter(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (MlflowException, requests.RequestException, ConnectionError) as error:
+        except (MlflowException, OSError) as error:  # requests' errors are OSErrors too
             message = getattr(error, "message", None) or str(error)
             raise Unreachable(
                 f"The tracking server at {ctx.params['tracking_uri']} did not do its work: {message}. What was "
@@ -69,96 +68,8 @@ def main(context: click.Context, tracking_uri: str) -> None:
         context.call_on_close(lambda: signal.signal(signal.SIGTERM, previous))
 
 
-def _model_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
-    """The model named, or the one that the trainer registers from the experiment."""
-    name = value or f"{context.params.get('experiment_name') or DEFAULT_EXPERIMENT}_model"
-    if "'" in name or '"' in name:
-        raise click.BadParameter(f"'{name}' holds a quote. Expected a registered model's name.")
-    return name
-
-
-def _options(*names: str) -> Callable[[Any], Any]:
-    """The options that several commands share, by name."""
-    known: dict[str, Any] = {
-        "experiment": click.option(
-            "--experiment-name",
-            default=DEFAULT_EXPERIMENT,
-            show_default=True,
-            is_eager=True,  # the model's name follows from it
-            help="MLflow experiment.",
-        ),
-        "model": click.option(
-            "--model-name", callback=_model_name, help="Registered PyFunc model.  [default: the experiment's, …_model]"
-        ),
-        "columns": _columns,
-        "policy": click.option(
-            "--policy",
-            "policy_name",
-            default="default",
-            show_default=True,
-            help="YAML file, or the name of a shipped policy (docs/promotion.md).",
-        ),
-        "by": click.option("--by", default=getpass.getuser, help="Who, for the record.  [default: you]"),
-        "version": click.option("--version", "number", help="Which version.  [default: the staged one]"),
-        "stage": click.option(
-            "--stage",
-            type=click.Choice(["Staging", "Production"]),
-            default="Staging",
-            show_default=True,
-            help="Where to.",
-        ),
-        "dry-run": click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing."),
-        "wait": click.option(
-            "--wait",
-            "wait_s",
-            type=click.FloatRange(0),
-            default=0,
-            show_default=True,
-            help="Seconds to wait for somebody else who is promoting the model.",
-        ),
-        "format": click.option(
-            "--format",
-            "output_format",
-            type=click.Choice(["text", "json", "markdown"]),
-            default="text",
-            show_default=True,
-            help="How to print.",
-        ),
-    }
-
-    def add(command: Any) -> Any:
-        for name in reversed(names):
-            command = known[name](command)
-        return command
-
-    return add
-
-
-def _columns(command: Any) -> Any:
-    """What a table shows, and which rows."""
-    for option in (
-        click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many rows."),
-        click.option(
-            "--filter", "filter_string", default="", help="MLflow's syntax, e.g. \"tags.role = 'candidate'\"."
-        ),
-        click.option("--tag", "tags", multiple=True, help="Tag to show, may be repeated."),
-        click.option(
-            "--param", "params", multiple=True, help="Param of the run to show, e.g. trainer.lr; may be repeated."
-        ),
-        click.option(
-            "--metric",
-            "metrics",
-            multiple=True,
-            default=report.SHOWN_METRICS,
-            help="Metric to show, may be repeated.  [default: the evaluation's]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @main.command()
-@_options("experiment", "columns", "format")
+@options("experiment", "columns", "format")
 @click.option("--order-by", help='E.g. "metrics.`eval/passed` DESC".  [default: best first by the first metric]')
 @click.pass_obj
 def compare(
@@ -199,7 +110,7 @@ def compare(
 
 
 @main.command("compare-versions")
-@_options("experiment", "model", "columns", "format")
+@options("experiment", "model", "columns", "format")
 @click.pass_obj
 def compare_versions(
     uri: str,
@@ -222,7 +133,7 @@ def compare_versions(
 
 
 @main.command()
-@_options("experiment", "model", "policy", "format")
+@options("experiment", "model", "policy", "format")
 @click.pass_obj
 def best(uri: str, experiment_name: str, model_name: str, policy_name: str, output_format: str) -> None:
     """Show the version that is best by the policy's primary metric, among those evaluated on the newest one's data."""
@@ -236,39 +147,39 @@ def best(uri: str, experiment_name: str, model_name: str, policy_name: str, outp
 
 
 @main.command()
-@_options("experiment", "model", "version", "policy", "by", "stage", "dry-run", "wait", "format")
+@options("experiment", "model", "version", "policy", "by", "stage", "dry-run", "wait", "format")
 @click.pass_context
-def gate(context: click.Context, /, number: str | None, policy_name: str, dry_run: bool, **options: Any) -> None:
+def gate(context: click.Context, /, number: str | None, policy_name: str, by: str, stage: Stage, **_: Any) -> None:
     """Judge a version against the incumbent, and leave the decision with its reports; nothing is moved.
 
     Without --version: the staged one, or else the best candidate.
     """
-    with _promoting(context, dry_run, **options) as (client, claim, options):
-        request = Request(policy=policy.load(policy_name), action="gate", only_judge=True, **options)
-        version, together = _chosen_or_best(client, context.params["model_name"], number, request)
-        outcome = promotion.run(client, claim, version, together, request) if version else _no_candidate(request)
+    request = Request(stage, "gate", by, policy.load(policy_name), only_judge=True)
+    with _promoting(context) as work:
+        if number is not None or registry.STAGING in registry.aliases(work.client, work.model):
+            outcome = promotion.run(work.client, work.claim, _chosen(work, number), [], request)
+        else:
+            outcome = _of_the_best(work, request)
     _finish(context, outcome)
 
 
 @main.command("auto-promote")
-@_options("experiment", "model", "policy", "by", "stage", "dry-run", "wait", "format")
+@options("experiment", "model", "policy", "by", "stage", "dry-run", "wait", "format")
 @click.pass_context
-def auto_promote(context: click.Context, /, policy_name: str, dry_run: bool, **options: Any) -> None:
+def auto_promote(context: click.Context, /, policy_name: str, by: str, stage: Stage, **_: Any) -> None:
     """Gate an experiment's best candidate against the version in production, and promote it if it is better.
 
     A candidate is a fine-tuned version newer than the one in production. Under a policy with `approval: manual`, one
     that passes awaits `promoter approve`.
     """
-    with _promoting(context, dry_run, **options) as (client, claim, options):
-        request = Request(policy=policy.load(policy_name), action="auto-promote", **options)
-        together = registry.candidates(client, context.params["model_name"])
-        version = _best_of(client, together, request)
-        outcome = promotion.run(client, claim, version, together, request) if version else _no_candidate(request)
+    request = Request(stage, "auto-promote", by, policy.load(policy_name))
+    with _promoting(context) as work:
+        outcome = _of_the_best(work, request)
     _finish(context, outcome)
 
 
 @main.command()
-@_options("experiment", "model", "version", "policy", "by", "stage", "dry-run", "wait", "format")
+@options("experiment", "model", "version", "policy", "by", "stage", "dry-run", "wait", "format")
 @click.option("--force", is_flag=True, help="Promote although the gate says no; needs --reason.")
 @click.option("--reason", default="", help="Why, for the record.")
 @click.pass_context
@@ -277,47 +188,52 @@ def promote(
     /,
     number: str | None,
     policy_name: str,
-    dry_run: bool,
+    by: str,
+    stage: Stage,
     force: bool,
     reason: str,
-    **options: Any,
+    **_: Any,
 ) -> None:
     """Promote one version, by default the staged one. It has to pass the gate."""
     if force and not reason:
         raise InputError("--force needs --reason TEXT: it goes into the record.")
-    with _promoting(context, dry_run, **options) as (client, claim, options):
-        loaded = policy.load(policy_name)
-        request = Request(policy=loaded, action="promote", force=force, reason=reason, **options)
-        version = _chosen(client, context.params["model_name"], number)
-        outcome = promotion.run(client, claim, version, [], request)
+    request = Request(stage, "promote", by, policy.load(policy_name), force, reason)
+    with _promoting(context) as work:
+        outcome = promotion.run(work.client, work.claim, _chosen(work, number), [], request)
     _finish(context, outcome)
 
 
 @main.command()
-@_options("experiment", "model", "dry-run", "wait", "format")
+@options("experiment", "model", "dry-run", "wait", "format")
 @click.option("--version", "number", help="Which version.  [default: the newest that awaits approval]")
 @click.option("--by", required=True, help="Who approves, for the record.")
 @click.option("--reason", required=True, help="Why, for the record.")
 @click.pass_context
-def approve(context: click.Context, /, number: str | None, reason: str, dry_run: bool, **options: Any) -> None:
+def approve(context: click.Context, /, number: str | None, by: str, reason: str, **_: Any) -> None:
     """Let a version go on that awaits approval. It is gated once more, by the same policy, since time has passed."""
-    name = context.params["model_name"]
-    with _promoting(context, dry_run, **options) as (client, claim, options):
-        waiting = records.awaiting(client, name, number)
-        tags = waiting.data.tags
-        version = registry.version(client, name, tags["version"])
-        together = [registry.version(client, name, other) for other in tags["tried"].split(",")]
-        options |= {"stage": tags["stage"], "policy": records.policy_of(client, waiting)}
-        request = Request(action="approve", reason=reason, approved=True, **options)
-        outcome = promotion.run(client, claim, version, together, request)
-        if claim is not None:  # it awaits nothing any more
-            done = "withdrawn" if outcome.refused else records.APPROVED
-            client.set_tag(waiting.info.run_id, "outcome", done)
+    with _promoting(context) as work:
+        waiting = records.awaiting(work.client, work.model, number)
+        tags = waiting[0].data.tags
+        version = registry.version(work.client, work.model, tags["version"])
+        if version.tags.get("stage") == stages.ARCHIVED:
+            raise InputError(
+                f"Version {version.version} was archived while it awaited approval. `promoter promote --version "
+                f"{version.version}` takes it nevertheless."
+            )
+        stage: Stage = "Production" if tags["stage"] == "Production" else "Staging"
+        request = Request(
+            stage, "approve", by, records.policy_of(work.client, waiting[0]), False, reason, approved=True
+        )
+        outcome = promotion.run(work.client, work.claim, version, records.from_ranges(tags["tried"]), request)
+        if work.claim is not None:  # it awaits nothing any more
+            for run in waiting:
+                done = records.WITHDRAWN if outcome.refused else records.APPROVED
+                work.client.set_tag(run.info.run_id, "outcome", done)
     _finish(context, outcome)
 
 
 @main.command()
-@_options("experiment", "model", "version", "policy", "dry-run")
+@options("experiment", "model", "version", "policy", "dry-run")
 @click.pass_context
 def validate(
     context: click.Context, experiment_name: str, model_name: str, number: str | None, policy_name: str, dry_run: bool
@@ -332,7 +248,7 @@ def validate(
 
     limit_s = policy.load(policy_name).safety.smoke_time_limit_s
     client = registry.connect(context.obj)
-    version = _chosen(client, model_name, number)
+    version = _chosen(_Work(client, model_name, None), number)
     with tempfile.TemporaryDirectory(prefix="ratchet-promoter-") as temporary:
         uri = f"models:/{model_name}/{version.version}"
         folder = mlflow.artifacts.download_artifacts(uri, dst_path=temporary)
@@ -351,40 +267,37 @@ def validate(
 
 
 @main.command()
-@_options("experiment", "model", "by", "dry-run", "wait", "format")
+@options("experiment", "model", "by", "dry-run", "wait", "format")
 @click.option("--reason", default="rolled back by hand", show_default=True, help="Why, for the record.")
 @click.pass_context
-def rollback(context: click.Context, /, reason: str, dry_run: bool, **options: Any) -> None:
+def rollback(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
     """Put the previous version back into production, at once and without a gate; the one taken out is archived."""
-    name = context.params["model_name"]
-    with _promoting(context, dry_run, **options) as (client, claim, options):
-        if claim is None:
-            taken_out, put_back = stages.rollback_pair(client, name)
+    with _promoting(context) as work:
+        if any(run.data.tags["action"] == records.ROLLBACK for run in work.settled):
+            number = registry.aliases(work.client, work.model)[registry.PRODUCTION]
+            why = f"a rollback that was interrupted is complete now: version {number} is in production"
+            outcome = promotion.nothing(None, "Production", records.ROLLBACK, by, why)
         else:
-            taken_out, put_back = stages.rollback(claim, reason, options["by"])
-    entry = Entry(
-        *(name, put_back, "Production", "Previous", taken_out, records.ROLLBACK, records.ROLLED_BACK),
-        *(options["by"], reason),
-    )
-    _finish(context, Outcome(entry, None, claim.run_id if claim else None))
+            entry = stages.rollback(work.claim, work.client, work.model, reason, by)
+            outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
+    _finish(context, outcome)
 
 
 @main.command()
-@_options("experiment", "model", "by", "dry-run", "wait", "format")
+@options("experiment", "model", "by", "dry-run", "wait", "format")
 @click.option("--version", "number", required=True, help="Which version.")
 @click.option("--reason", default="archived by hand", show_default=True, help="Why, for the record.")
 @click.pass_context
-def archive(context: click.Context, /, number: str, reason: str, dry_run: bool, **options: Any) -> None:
-    """Take a version out of the running, and its aliases from it; never the one in production."""
-    name = context.params["model_name"]
-    with _promoting(context, dry_run, **options) as (client, claim, options):
-        version = registry.version(client, name, number)
-        entry = stages.archive(claim, version, reason, options["by"])
-    _finish(context, Outcome(entry, None, claim.run_id if claim else None))
+def archive(context: click.Context, /, number: str, by: str, reason: str, **_: Any) -> None:
+    """Take a version out of the running, and all its aliases from it; never the one in production."""
+    with _promoting(context) as work:
+        entry = stages.archive(work.claim, registry.version(work.client, work.model, number), reason, by)
+        outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
+    _finish(context, outcome)
 
 
 @main.command()
-@_options("experiment", "model", "format")
+@options("experiment", "model", "format")
 @click.option(
     "--all", "all_of_them", is_flag=True, help="Also decisions that moved nothing: refused, awaiting approval."
 )
@@ -398,49 +311,48 @@ def history(uri: str, experiment_name: str, model_name: str, output_format: str,
     click.echo(report.render(table, output_format))
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a promoting command works with."""
+
+    client: MlflowClient
+    model: str
+    claim: Claim | None  # None: a dry run
+    settled: Sequence[Run] = ()  # records of dead promoters that were completed first
+
+
 @contextmanager
-def _promoting(
-    context: click.Context, dry_run: bool, model_name: str, wait_s: float, by: str, **options: Any
-) -> Iterator[tuple[MlflowClient, Claim | None, dict[str, Any]]]:
-    """(client, claim, options of the Request): under the lock, with all settled that was left; in a dry run without."""
-    client = registry.connect(context.obj)
-    registry.aliases(client, model_name)  # an unknown model is told before anything is written
-    request = {"by": by} | {key: value for key, value in options.items() if key == "stage"}
-    if dry_run:
-        yield client, None, request
+def _promoting(context: click.Context) -> Iterator[_Work]:
+    """Under the lock, with all settled that dead promoters left; in a dry run without."""
+    given = context.params
+    client, model = registry.connect(context.obj), given["model_name"]
+    registry.aliases(client, model)  # an unknown model is told before anything is written
+    if given["dry_run"]:
+        yield _Work(client, model, None)
         return
-    with lease(client, model_name, by, wait_s) as claim:
-        stages.settle(claim)
-        yield client, claim, request
+    with lease(client, model, given["by"], given["wait_s"]) as claim:
+        yield _Work(client, model, claim, stages.settle(claim))
 
 
-def _chosen(client: MlflowClient, name: str, number: str | None) -> ModelVersion:
+def _chosen(work: _Work, number: str | None) -> ModelVersion:
     if number is not None:
-        return registry.version(client, name, number)
-    staged = registry.with_alias(client, name, registry.STAGING)
+        return registry.version(work.client, work.model, number)
+    staged = registry.with_alias(work.client, work.model, registry.STAGING)
     if staged is None:
         raise InputError("No version is in Staging. Name one with --version, or run `promoter auto-promote` first.")
     return staged
 
 
-def _chosen_or_best(
-    client: MlflowClient, name: str, number: str | None, request: Request
-) -> tuple[ModelVersion | None, Sequence[ModelVersion]]:
-    """(version, those it was chosen from)."""
-    if number is not None or registry.STAGING in registry.aliases(client, name):
-        return _chosen(client, name, number), []
-    together = registry.candidates(client, name)
-    return _best_of(client, together, request), together
-
-
-def _best_of(client: MlflowClient, together: Sequence[ModelVersion], request: Request) -> ModelVersion | None:
+def _of_the_best(work: _Work, request: Request) -> Outcome:
+    """What comes of a request with the best candidate."""
+    together = registry.candidates(work.client, work.model)
     primary = request.policy.primary
-    return registry.best(client, together, primary.metric, primary.direction)
-
-
-def _no_candidate(request: Request) -> Outcome:
-    why = "there is no candidate newer than the version in production (`promote --version` takes any)"
-    return promotion.nothing(None, request, why)
+    version = registry.best(work.client, together, primary.metric, primary.direction)
+    if version is None:
+        why = "there is no candidate newer than the version in production (`promote --version` takes any)"
+        return promotion.nothing(None, request.stage, request.action, request.by, why)
+    numbers = [str(item.version) for item in together]
+    return promotion.run(work.client, work.claim, version, numbers, request)
 
 
 def _finish(context: click.Context, outcome: Outcome) -> None:
@@ -451,7 +363,7 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
         texts = {
             "text": f"Nothing to do: {entry.why}.",
             "markdown": f"Nothing to do: {entry.why}.",
-            "json": json.dumps({"outcome": entry.outcome, "why": entry.why, "dry_run": dry_run}),
+            "json": records.to_json({"outcome": entry.outcome, "why": entry.why, "dry_run": dry_run}),
         }
     else:
         facts = decision.to_dict() if decision is not None else {}
@@ -466,11 +378,11 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
         if entry.outcome == records.AWAITING and not dry_run:
             line += f"\nTo let it go on: promoter approve --version {entry.version} --by NAME --reason TEXT"
         if outcome.run_id is not None:
-            line += f"\nReport: {context.obj.rstrip('/')}{records.link(MlflowClient(), outcome.run_id)}"
+            line += f"\nReport: {context.obj.rstrip('/')}{records.link(MlflowClient().get_run(outcome.run_id))}"
         texts = {
             "text": "\n".join([*([report.decision_text(decision)] if decision is not None else []), line]),
             "markdown": page.markdown(entry, decision),
-            "json": json.dumps(facts | extra, indent=2, default=str),
+            "json": records.to_json(facts | extra),
         }
     click.echo(texts[context.params.get("output_format") or "text"])
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):

@@ -1,6 +1,6 @@
 """What a promoting command does: fetch the evidence, let the gate decide, act on it, leave a record."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -46,15 +46,15 @@ class Outcome:
 
 
 def run(
-    client: MlflowClient, claim: Claim | None, version: ModelVersion, together: Sequence[ModelVersion], request: Request
+    client: MlflowClient, claim: Claim | None, version: ModelVersion, together: Iterable[str], request: Request
 ) -> Outcome:
-    """Judge a version, chosen from those tried `together`, and move it where the gate, or force, lets it.
+    """Judge a version, chosen from those tried `together` (numbers), and move it where the gate, or force, lets it.
 
     Without a claim nothing is written: the outcome is what would happen. Raises InputError.
     """
     name, number, stage = version.name, str(version.version), request.stage
     if not request.only_judge and stage.lower() in version.aliases:
-        return nothing(version, request, f"version {number} of {name} is in {stage} already")
+        return nothing(version, stage, request.action, request.by, f"version {number} of {name} is in {stage} already")
     if PRODUCTION in version.aliases:
         raise InputError(
             f"Version {number} is in production. Expected another: `promoter compare-versions` lists them."
@@ -63,14 +63,19 @@ def run(
     policy = request.policy
     candidate = evidence.fetch(client, version, policy, files=True)
     other = evidence.fetch(client, incumbent, policy, like=candidate) if incumbent is not None else None
-    tried = [str(item.version) for item in together] or [number]
-    share = 1.0
+    tried = sorted({number, *together})
+    tags, share = {"tried": records.to_ranges(tried)}, 1.0
     if other is not None and policy.significance.correction == "alpha_spending":
-        share = records.share(client, name, number, tried, other.version, candidate.dataset_digest or "unknown")
+        digest, metric = candidate.dataset_digest or "unknown", policy.primary.metric
+        share = records.share(client, name, number, tried, other.version, digest, metric)
+        tags["alpha_share"] = repr(share)
     decision = decide(policy, candidate, other, stage, share * policy.significance.alpha)
     outcome = _outcome(decision, request)
+    if outcome == version.tags.get("gate") == records.AWAITING:
+        return nothing(
+            version, stage, request.action, request.by, f"version {number} of {name} awaits approval already"
+        )
     why = f"{request.reason} ({decision.why})" if request.reason else decision.why
-    tags = {"tried": ",".join(tried), "alpha_share": repr(share), "gate_passed": str(decision.passed).lower()}
     move = Move(version, stage, request.action, request.by, why, tags)
     if claim is None:
         replaced = registry.aliases(client, name).get(stage.lower(), NOTHING)
@@ -82,11 +87,10 @@ def run(
     return Outcome(entry, decision, claim.run_id)
 
 
-def nothing(version: ModelVersion | None, request: Request, why: str) -> Outcome:
+def nothing(version: ModelVersion | None, stage: str, action: str, by: str, why: str) -> Outcome:
     """There was nothing to do."""
     name, number = (version.name, str(version.version)) if version is not None else ("", NOTHING)
-    entry = Entry(name, number, request.stage, NOTHING, NOTHING, request.action, NOTHING_TO_DO, request.by, why)
-    return Outcome(entry)
+    return Outcome(Entry(name, number, stage, NOTHING, NOTHING, action, NOTHING_TO_DO, by, why))
 
 
 def _outcome(decision: Decision, request: Request) -> str:

@@ -5,9 +5,12 @@ the alias moved. Its tags are what `history` shows and what the next gate has to
 """
 
 import json
+import math
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -22,9 +25,10 @@ from promoter.policy import Policy
 NOTHING = "nothing"  # instead of a version, where there was none
 ROLLBACK = "rollback"
 PROMOTED, REFUSED, AWAITING = "promoted", "refused", "awaiting approval"
-ARCHIVED, ROLLED_BACK, APPROVED, JUDGED = "archived", "rolled back", "approved", "passed the gate"
+ARCHIVED, ROLLED_BACK, JUDGED = "archived", "rolled back", "passed the gate"
+APPROVED, WITHDRAWN = "approved", "withdrawn"  # of a decision that awaited approval
 MOVES = (PROMOTED, ARCHIVED, ROLLED_BACK)
-LONGEST = 5000  # characters of a tag; MLflow takes 8,000
+LONGEST = 7000  # characters of a tag; MLflow takes 8,000
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,15 @@ def write(claim: Claim, entry: Entry, decision: Decision | None = None, tags: di
     claim.check()
     claim.keep()
     values = {**asdict(entry), "mlflow.runName": f"{entry.model} {entry.version} → {entry.stage}", **(tags or {})}
+    values["decided_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     figures: list[Metric] = []
     if decision is not None:
         incumbent = decision.incumbent.version if decision.incumbent else NOTHING
-        values |= {"incumbent": incumbent, "dataset_digest": decision.candidate.dataset_digest or "unknown"}
+        values |= {
+            "incumbent": incumbent,
+            "dataset_digest": decision.candidate.dataset_digest or "unknown",
+            "primary_metric": decision.policy.primary.metric,
+        }
         now = int(time.time() * 1000)
         for item in decision.comparisons:
             for name in ("candidate", "incumbent", "improvement", "low", "high"):
@@ -59,20 +68,26 @@ def write(claim: Claim, entry: Entry, decision: Decision | None = None, tags: di
     client.log_batch(run_id, figures, tags=[RunTag(key, value[:LONGEST]) for key, value in values.items()])
     facts = asdict(entry) | (decision.to_dict() if decision else {"passed": True}) | {"why": entry.why}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "decision.json").write_text(json.dumps(facts, indent=2, default=str), encoding="utf-8")
+        Path(folder, "decision.json").write_text(to_json(facts), encoding="utf-8")
         Path(folder, "decision.md").write_text(page.markdown(entry, decision), encoding="utf-8")
         Path(folder, "decision.html").write_text(page.html(entry, decision), encoding="utf-8")
         client.log_artifacts(run_id, folder)
 
 
-def finish(client: MlflowClient, run_id: str) -> None:
+def finish(claim: Claim, run_id: str) -> None:
     """Mark a record as done: from here on it is history."""
-    client.set_terminated(run_id, "FINISHED")
+    claim.check()
+    claim.client.set_terminated(run_id, "FINISHED")
 
 
-def link(client: MlflowClient, run_id: str) -> str:
+def link(run: Run) -> str:
     """Where the MLflow UI shows a record's report; relative to the server, whatever its address."""
-    return f"/#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}/artifacts/decision.html"
+    return f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/decision.html"
+
+
+def of_version(client: MlflowClient, model: str, version: str) -> list[Run]:
+    """The finished records of a version, newest first."""
+    return list(_search(client, model, f"attributes.status = 'FINISHED' and tags.version = '{version}'", 1000))
 
 
 def history(client: MlflowClient, model: str, limit: int, all_of_them: bool = False) -> list[Run]:
@@ -87,34 +102,41 @@ def history(client: MlflowClient, model: str, limit: int, all_of_them: bool = Fa
     return runs[:limit]
 
 
-def awaiting(client: MlflowClient, model: str, version: str | None) -> Run:
-    """The newest decision that awaits approval. Raises InputError where there is none."""
+def awaiting(client: MlflowClient, model: str, version: str | None) -> list[Run]:
+    """The decisions on one version that await approval, newest first. Raises InputError where there is none."""
     which = f" and tags.version = '{version}'" if version else ""
-    found = _search(client, model, f"attributes.status = 'FINISHED' and tags.outcome = '{AWAITING}'{which}", 1)
+    found = _search(client, model, f"attributes.status = 'FINISHED' and tags.outcome = '{AWAITING}'{which}", 1000)
     if not found:
         raise InputError(
             f"No version of {model} awaits approval{f' as version {version}' if version else ''}. "
             "`promoter history --all` shows the decisions; "
             "`promoter auto-promote --policy approval` makes one that does."
         )
-    run: Run = found[0]
-    return run
+    return [run for run in found if run.data.tags["version"] == found[0].data.tags["version"]]
 
 
 def policy_of(client: MlflowClient, run: Run) -> Policy:
     """The policy that a decision was made by."""
     with tempfile.TemporaryDirectory() as folder:
         path = client.download_artifacts(run.info.run_id, "decision.json", folder)
-        return Policy.model_validate(json.loads(Path(path).read_text(encoding="utf-8"))["policy"])
+        try:
+            return Policy.model_validate(json.loads(Path(path).read_text(encoding="utf-8"))["policy"])
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"The decision in run {run.info.run_id} was made by a policy that this promoter does not know. Have it "
+                f"made anew: promoter auto-promote --policy FILE. ({' '.join(str(error).split())})"
+            ) from error
 
 
-def share(client: MlflowClient, model: str, version: str, together: list[str], incumbent: str, digest: str) -> float:
+def share(
+    client: MlflowClient, model: str, version: str, together: list[str], incumbent: str, digest: str, metric: str
+) -> float:
     """The share of alpha for a candidate, chosen from those tried `together`, against an incumbent on some data.
 
-    The one that it was given before, on the same data; else by how many others were tried against that incumbent. A
-    version tried once more on other data is another try.
+    The one that it was given before, on the same data by the same primary metric; else by how many others were tried
+    against that incumbent. A version tried once more on other data, or by another metric, is another try.
     """
-    tried: set[tuple[str, str]] = set()
+    tried: set[tuple[str, str, str]] = set()
     token = None
     while True:
         found = _search(
@@ -122,14 +144,45 @@ def share(client: MlflowClient, model: str, version: str, together: list[str], i
         )
         for run in found:
             tags = run.data.tags
-            others = set(tags.get("tried", tags["version"]).split(","))
-            if version in others and tags["dataset_digest"] == digest and "alpha_share" in tags:
+            ground = (tags["dataset_digest"], tags["primary_metric"])
+            others = from_ranges(tags["tried"])
+            if version in others and ground == (digest, metric) and "alpha_share" in tags:
                 return float(tags["alpha_share"])
-            tried |= {(other, tags["dataset_digest"]) for other in others}
+            tried |= {(other, *ground) for other in others}
         if not (token := found.token):
             break
-    new = {(other, digest) for other in (version, *together)} - tried
+    new = {(other, digest, metric) for other in (version, *together)} - tried
     return statistics.spend(1.0, len(tried), max(1, len(new)))
+
+
+def to_ranges(numbers: Iterable[str]) -> str:
+    """Version numbers in a tag's few characters: 1,2,3,7 is 1-3,7."""
+    parts: list[list[int]] = []
+    for number in sorted({int(number) for number in numbers}):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def from_ranges(text: str) -> set[str]:
+    """What to_ranges was given."""
+    pairs = [part.split("-") for part in text.split(",")]
+    return {str(number) for pair in pairs for number in range(int(pair[0]), int(pair[-1]) + 1)}
+
+
+def to_json(facts: object) -> str:
+    """JSON that every parser takes: a figure that is not finite is null."""
+
+    def finite(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(facts), indent=2, default=str)
 
 
 def _search(client: MlflowClient, model: str, terms: str, limit: int, token: str | None = None):  # type: ignore[no-untyped-def]

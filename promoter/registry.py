@@ -132,13 +132,14 @@ def candidates(client: MlflowClient, name: str) -> list[ModelVersion]:
     """
     incumbent = aliases(client, name).get(PRODUCTION, "0")
     newer = f"tags.role = 'candidate' and version_number > {incumbent}"
-    found = [item for item in versions(client, name, newer) if item.tags.get("stage") != "Archived"]
-    return comparable(found)
+    out = ("Archived", "Previous")  # what was in production and is not any more comes back by hand alone
+    return comparable([item for item in versions(client, name, newer) if item.tags.get("stage") not in out])
 
 
 def comparable(among: Sequence[ModelVersion]) -> list[ModelVersion]:
-    """Those of some versions that were evaluated on the first one's data and in the same way."""
-    ground = [among[0].tags.get(key) for key in GROUND] if among else []
+    """Those of some versions that were evaluated on the same data and in the same way as the first that was at all."""
+    judged = [item for item in among if item.tags.get("dataset_digest")] or among
+    ground = [judged[0].tags.get(key) for key in GROUND] if judged else []
     return [item for item in among if [item.tags.get(key) for key in GROUND] == ground]
 
 

@@ -5,15 +5,18 @@ of the version, the alias, and then what follows from the aliases (`settle`). Ki
 settles what was left, and the same command converges to the same state.
 
 Stages are kept as aliases, and as the tag `stage` on every version that ever had one: Staging, Production, Previous
-(the one to roll back to) and Archived. No alias ever names an archived version.
+(the one to roll back to) and Archived. No alias ever names an archived version; one that somebody gave by hand keeps
+its version from being archived by itself.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from math import ceil
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -26,7 +29,9 @@ from promoter.registry import PREVIOUS, PRODUCTION, STAGING
 
 ARCHIVED = "Archived"
 STAGES = {PRODUCTION: "Production", STAGING: "Staging", PREVIOUS: "Previous"}  # by alias, the highest first
-TOLD = ("gate", "decision_run_id", "decision_report", "promoted_at", "promoted_by", "promotion_run_id")  # tags
+GATE_TAGS = ("gate", "decision_run_id", "decision_report")  # of a version: the last decision on it
+MOVE_TAGS = ("promoted_at", "promoted_by", "promotion_run_id")  # the last move that it made
+LONGEST = 3000, 1500  # characters of a description, the user's part and ours; PostgreSQL's column has 5,000
 OURS = "\n\n---\n"  # in a version's description: from here on it is written by the promoter
 
 
@@ -53,50 +58,48 @@ class Move:
 def promote(claim: Claim, move: Move, decision: Decision | None, outcome: str = records.PROMOTED) -> Entry:
     """Put a version into Staging or Production, and record it."""
     client, version, alias = claim.client, move.version, move.stage.lower()
-    name = version.name
+    name, number = version.name, str(version.version)
     replaced = registry.aliases(client, name).get(alias, NOTHING)
     entry = move.entry(outcome, replaced)
     records.write(claim, entry, decision, move.tags)
-    _tell(claim, move, outcome)
+    _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
+    _write(claim, client.set_model_version_tag, name, number, "stage", move.stage)
     now = registry.aliases(client, name).get(alias, NOTHING)
     if now != replaced:
+        _take_back(claim, client.get_run(claim.run_id))
         raise Busy(
             f"{move.stage} of {name} went from version {replaced} to {now} while this was decided, by somebody who "
             "does not use the promoter. Nothing was moved; run the same command again."
         )
-    _write(claim, client.set_registered_model_alias, name, alias, str(version.version))  # the commit point
+    _move_alias(claim, client.set_registered_model_alias, name, alias, number)  # the commit point
     settle(claim)
     return entry
 
 
 def record(claim: Claim, move: Move, decision: Decision, outcome: str) -> Entry:
     """Record a decision that moves nothing: refused, awaiting approval, or only asked for."""
-    replaced = registry.aliases(claim.client, move.version.name).get(move.stage.lower(), NOTHING)
+    client, name, number = claim.client, move.version.name, str(move.version.version)
+    replaced = registry.aliases(client, name).get(move.stage.lower(), NOTHING)
     entry = move.entry(outcome, replaced)
     records.write(claim, entry, decision, move.tags)
-    _tell(claim, move, outcome)
-    records.finish(claim.client, claim.run_id)
+    _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
+    records.finish(claim, claim.run_id)
     return entry
 
 
-def rollback_pair(client: MlflowClient, name: str) -> tuple[str, str]:
-    """(version in production, version to roll back to). Raises InputError where there are not both."""
+def rollback(claim: Claim | None, client: MlflowClient, name: str, reason: str, by: str) -> Entry:
+    """Put the previous version back into production; without a claim only say so. Raises InputError where none is."""
     found = registry.aliases(client, name)
-    if PRODUCTION not in found or PREVIOUS not in found:
+    if PRODUCTION not in found or found.get(PREVIOUS, found[PRODUCTION]) == found[PRODUCTION]:
         raise InputError(
             f"{name} has no version to roll back to: production is {found.get(PRODUCTION, 'empty')}, previous is "
             f"{found.get(PREVIOUS, 'empty')}. `promoter promote --stage Production --version N --force --reason …` "
             "puts any version there."
         )
-    return found[PRODUCTION], found[PREVIOUS]
-
-
-def rollback(claim: Claim, reason: str, by: str) -> tuple[str, str]:
-    """Put the previous version back into production. Returns (from, to)."""
-    current, previous = rollback_pair(claim.client, claim.model)
-    version = registry.version(claim.client, claim.model, previous)
-    promote(claim, Move(version, "Production", ROLLBACK, by, reason, {}), None, records.ROLLED_BACK)
-    return current, previous
+    move = Move(registry.version(client, name, found[PREVIOUS]), "Production", ROLLBACK, by, reason, {})
+    if claim is None:
+        return move.entry(records.ROLLED_BACK, found[PRODUCTION])
+    return promote(claim, move, None, records.ROLLED_BACK)
 
 
 def archive(claim: Claim | None, version: ModelVersion, reason: str, by: str) -> Entry:
@@ -106,17 +109,18 @@ def archive(claim: Claim | None, version: ModelVersion, reason: str, by: str) ->
     move = Move(version, ARCHIVED, "archive", by, reason, {})
     entry = move.entry(records.ARCHIVED, NOTHING)
     if claim is not None:
+        client, number = claim.client, str(version.version)
         records.write(claim, entry, None)
-        _tell(claim, move, records.ARCHIVED)
+        _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, version.name, number)])
         settle(claim)
     return entry
 
 
-def settle(claim: Claim) -> None:
+def settle(claim: Claim) -> list[Run]:
     """Finish what follows from the aliases: `previous`, the stage tags, the records. Safe to repeat.
 
     So what a dead promoter left is completed, or taken back where it had moved nothing, by the next one, whatever that
-    came for.
+    came for. Returns the records that it completed.
     """
     client, name = claim.client, claim.model
     left = lock.unfinished(client, name, claim.run_id)
@@ -127,20 +131,23 @@ def settle(claim: Claim) -> None:
     for run in left:
         if run not in done and run.info.run_id != claim.run_id:
             with _where_it_exists():  # one that only slept may withdraw its claim just now
-                if "version" in run.data.tags:
-                    _take_back(claim, run.data.tags)
-                    _write(claim, client.set_terminated, run.info.run_id, "KILLED")
-                else:  # it had decided nothing yet: no record
-                    _write(claim, client.delete_run, run.info.run_id)
+                _take_back(claim, run)
     by_alias = registry.aliases(client, name)
-    if STAGING in by_alias and by_alias[STAGING] == by_alias.get(PRODUCTION):
-        _write(claim, client.delete_registered_model_alias, name, STAGING)
+    for alias in (STAGING, PREVIOUS):
+        if alias in by_alias and by_alias[alias] == by_alias.get(PRODUCTION):
+            _move_alias(claim, client.delete_registered_model_alias, name, alias)
     for version in registry.staged(client, name):  # with the aliases as they are now
-        stage = next((stage for alias, stage in STAGES.items() if alias in version.aliases), ARCHIVED)
-        if version.tags.get("stage") != stage:
-            _write(claim, client.set_model_version_tag, name, str(version.version), "stage", stage)
+        number = str(version.version)
+        stage = next((stage for alias, stage in STAGES.items() if alias in version.aliases), None)
+        if stage is None and not version.aliases:
+            stage = ARCHIVED
+        if stage is None:
+            _write(claim, client.delete_model_version_tag, name, number, "stage")
+        elif version.tags.get("stage") != stage:
+            _write(claim, client.set_model_version_tag, name, number, "stage", stage)
     for run in done:
-        records.finish(client, run.info.run_id)
+        records.finish(claim, run.info.run_id)
+    return done
 
 
 def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
@@ -151,38 +158,55 @@ def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
         if by_alias.get(PRODUCTION) == number:
             return False
         for alias in [alias for alias, named in by_alias.items() if named == number]:
-            _write(claim, client.delete_registered_model_alias, name, alias)
-        # After the aliases: none names an archived version.
-        _write(claim, client.set_model_version_tag, name, number, "stage", ARCHIVED)
+            _move_alias(claim, client.delete_registered_model_alias, name, alias)
+        with _where_it_exists():  # somebody may have deleted the version
+            # After the aliases: none names an archived version.
+            _write(claim, client.set_model_version_tag, name, number, "stage", ARCHIVED)
         return True
     if outcome not in (records.PROMOTED, records.ROLLED_BACK) or by_alias.get(tags["stage"].lower()) != number:
         return False
-    if tags["action"] == ROLLBACK:  # `previous` names the version in production now: there is none before it
-        if by_alias.get(PREVIOUS) == number:
-            _write(claim, client.delete_registered_model_alias, name, PREVIOUS)
-    elif tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, number):
+    # After a rollback `previous` names what is in production: `settle` takes it away, there is none before it.
+    if tags["action"] != ROLLBACK and tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, number):
         with _where_it_exists():  # somebody may have deleted the version that was replaced
-            _write(claim, client.set_registered_model_alias, name, PREVIOUS, tags["replaces"])
+            _move_alias(claim, client.set_registered_model_alias, name, PREVIOUS, tags["replaces"])
     return True
 
 
-def _take_back(claim: Claim, tags: dict[str, str]) -> None:
-    """Undo what a promoter that died before it moved an alias has written on its version."""
-    client, name, number = claim.client, claim.model, tags["version"]
+def _take_back(claim: Claim, run: Run) -> None:
+    """Undo what a promoter that moved nothing has written on its version, and mark its record KILLED."""
+    client, name, tags = claim.client, claim.model, run.data.tags
+    number = tags.get("version")
+    if number is None:  # it had decided nothing yet: no record
+        _write(claim, client.delete_run, run.info.run_id)
+        return
     with _where_it_exists():
-        version = client.get_model_version(name, number)
-        for key in TOLD:
-            if key in version.tags:
-                _write(claim, client.delete_model_version_tag, name, number, key)
-        if tags["moved_from"] != NOTHING:
-            _write(claim, client.set_model_version_tag, name, number, "stage", tags["moved_from"])
-        elif "stage" in version.tags:
-            _write(claim, client.delete_model_version_tag, name, number, "stage")
+        _tell(claim, number, records.of_version(client, name, number))
+        if tags.get("outcome") in (records.PROMOTED, records.ROLLED_BACK):
+            if tags["moved_from"] != NOTHING:
+                _write(claim, client.set_model_version_tag, name, number, "stage", tags["moved_from"])
+            else:
+                _write(claim, client.delete_model_version_tag, name, number, "stage")
+    _write(claim, client.set_terminated, run.info.run_id, "KILLED")
 
 
 def _write(claim: Claim, request: Callable[..., object], *arguments: str) -> None:
     claim.check()
     request(*arguments)
+
+
+def _move_alias(claim: Claim, request: Callable[..., object], *arguments: str) -> None:
+    """A write that counts: asked for once, and not so late that it could arrive after the lease."""
+    claim.confirm()
+    bounds = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ceil(claim.write_timeout_s))}
+    before = {name: os.environ.get(name) for name in bounds}
+    os.environ.update(bounds)
+    try:
+        request(*arguments)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -195,20 +219,29 @@ def _where_it_exists() -> Iterator[None]:
             raise
 
 
-def _tell(claim: Claim, move: Move, outcome: str) -> None:
-    """Tags and description of the version, so that the registry's page alone tells the story."""
-    client, name, number = claim.client, move.version.name, str(move.version.version)
-    now, report = datetime.now(UTC), records.link(client, claim.run_id)
-    tags = {"gate": outcome, "decision_run_id": claim.run_id, "decision_report": report}
-    if outcome in (records.PROMOTED, records.ROLLED_BACK):
-        tags |= {
-            "stage": move.stage,
-            "promoted_at": now.isoformat(timespec="seconds"),
-            "promoted_by": move.by,
-            "promotion_run_id": claim.run_id,
-        }
-    for key, value in tags.items():
-        _write(claim, client.set_model_version_tag, name, number, key, value)
-    before = (client.get_model_version(name, number).description or "").partition(OURS)[0]
-    what = f"**{move.stage}: {outcome}** by {move.by}, {now:%Y-%m-%d %H:%M} UTC. {move.why}. [Report]({report})"
-    _write(claim, client.update_model_version, name, number, before + OURS + what)
+def _tell(claim: Claim, number: str, decisions: list[Run]) -> None:
+    """Tags and description of a version from the decisions on it, newest first: the registry's page tells the story."""
+    client, name = claim.client, claim.model
+    version = client.get_model_version(name, number)
+    wanted: dict[str, str] = {}
+    story = ""
+    if decisions:
+        newest, tags = decisions[0], decisions[0].data.tags
+        wanted |= zip(GATE_TAGS, (tags["outcome"], newest.info.run_id, records.link(newest)), strict=True)
+        what = f"**{tags['stage']}: {tags['outcome']}** by {tags['by']}, {tags['decided_at']}. {tags['why']}"
+        story = f"{OURS}{what[: LONGEST[1]]}. [Report]({records.link(newest)})"
+    moved = next(
+        (run for run in decisions if run.data.tags["outcome"] in (records.PROMOTED, records.ROLLED_BACK)), None
+    )
+    if moved is not None:
+        facts = (moved.data.tags["decided_at"], moved.data.tags["by"], moved.info.run_id)
+        wanted |= zip(MOVE_TAGS, facts, strict=True)
+    for key in (*GATE_TAGS, *MOVE_TAGS):
+        if key in wanted and version.tags.get(key) != wanted[key]:
+            _write(claim, client.set_model_version_tag, name, number, key, wanted[key])
+        elif key not in wanted and key in version.tags:
+            _write(claim, client.delete_model_version_tag, name, number, key)
+    before = version.description or ""
+    after = before.partition(OURS)[0][: LONGEST[0]] + story
+    if after != before:
+        _write(claim, client.update_model_version, name, number, after)

@@ -4,9 +4,12 @@ In a process of its own (`python -m promoter.validation FOLDER`), which is kille
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,16 +55,26 @@ def validate(folder: Path, version: ModelVersion, time_limit_s: float) -> Result
     ]
     if not (manifest.passed and pickles.passed):
         return Result(files, [])
-    command = [sys.executable, "-m", "promoter.validation", str(folder)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "promoter.validation", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=time_limit_s)
+        output, errors = child.communicate(timeout=time_limit_s)
     except subprocess.TimeoutExpired:
         late = f"not within {time_limit_s:g} s (the policy's safety.smoke_time_limit_s)"
         return Result([*files, Check("loads and answers in time", False, late)], [])
+    finally:
+        with suppress(ProcessLookupError):  # and all that the model has started
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
     try:
-        found = json.loads(child.stdout.splitlines()[-1])
+        found = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
         return Result([*files, Check("loads", False, f"its process ended with {child.returncode}: {last}")], [])
     return Result([*files, *(Check(**check) for check in found["checks"])], [tuple(pair) for pair in found["samples"]])
 

@@ -1,12 +1,13 @@
 """How long the gate takes over many paired examples, against scipy's bootstrap of the same difference.
 
-    python -m tests.bench.gate [--pairs 100000] [--resamples 10000]
+    python -m tests.bench.gate [--pairs 100000] [--resamples 10000] [--simulated 2000]
 
 The peer is `scipy.stats.bootstrap` with the same number of resamples, by its percentile method: its BCa leaves each
 example out once by a table of pairs × pairs numbers, which takes hours here.
 """
 
 import time
+from collections.abc import Callable
 
 import click
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.stats import bootstrap
 
 from promoter.gate import Evidence, Finding, decide, differences
 from promoter.policy import load
+from promoter.statistics import Floats, bca_interval
 
 
 def evidence(version: str, rows: pd.DataFrame) -> Evidence:
@@ -43,11 +45,29 @@ def table(pairs: int, seed: int, nll: float) -> pd.DataFrame:
     )
 
 
+def simulate(gates: int) -> None:
+    """How often a difference of equal models looks better at alpha 0.05, as docs/promotion.md says."""
+    draws: dict[str, Callable[[np.random.Generator, int], Floats]] = {
+        "normal": lambda rng, n: rng.normal(0, 1, n),
+        "Laplace": lambda rng, n: rng.laplace(0, 1, n),
+        "Student's t, 3": lambda rng, n: rng.standard_t(3, n),
+        "skewed right": lambda rng, n: rng.exponential(1, n) - 1,
+        "skewed left": lambda rng, n: 1 - rng.exponential(1, n),
+    }
+    rng = np.random.default_rng(1)
+    for n in (20, 30, 100):
+        for name, draw in draws.items():
+            wrong = sum(bca_interval(draw(rng, n), np.ones(n), 0.05, 1000, seed).low > 0 for seed in range(gates))
+            print(f"{n:>4} pairs, {name:<15}{wrong / gates:>7.1%}")
+
+
 @click.command()
+@click.option("--simulated", default=0, show_default=True, help="Gates between equal models to simulate first.")
 @click.option("--pairs", default=100_000, show_default=True, help="Examples that both versions were judged on.")
 @click.option("--resamples", default=10_000, show_default=True, help="Of the bootstrap.")
-def main(pairs: int, resamples: int) -> None:
+def main(simulated: int, pairs: int, resamples: int) -> None:
     """Time a whole decision by the default policy: a paired metric, a pass-or-fail guard, another guard."""
+    simulate(simulated) if simulated else None
     candidate, incumbent = evidence("2", table(pairs, 2, -0.05)), evidence("1", table(pairs, 1, 0.0))
     policy = load("default")
     significance = policy.significance.model_copy(update={"resamples": resamples})

@@ -82,10 +82,17 @@ def assert_settled(client: MlflowClient, model: str) -> None:
     assert_sound(client, model)
     aliases = {alias: str(number) for alias, number in client.get_registered_model(model).aliases.items()}
     stages = {aliases[alias]: stage for alias, stage in reversed(STAGES.items()) if alias in aliases}
-    for version in client.search_model_versions(f"name = '{model}'"):
+    versions = list(client.search_model_versions(f"name = '{model}'"))
+    in_production = [version.version for version in versions if version.tags.get("stage") == "Production"]
+    assert len(in_production) == ("production" in aliases)
+    for version in versions:
+        for tag in ("decision_run_id", "promotion_run_id"):
+            if tag in version.tags:  # what a version tells of itself has come true
+                assert client.get_run(version.tags[tag]).info.status == "FINISHED", (version.version, tag)
+        told = version.tags.get("decision_run_id")
+        assert (told in str(version.description)) if told else "Report" not in str(version.description)
         stage = version.tags.get("stage")
         assert stage == stages.get(str(version.version), "Archived" if stage else None), (version.version, aliases)
-    assert list(stages.values()).count("Production") == ("production" in aliases)
     experiment = client.get_experiment_by_name("promotions")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], f"tags.model = '{model}' and attributes.status = 'RUNNING'")

@@ -116,6 +116,66 @@ def test_approval_stops_and_goes_on(registry: Registry) -> None:
     assert "No version of" in registry.run("approve", "--by", "ada", "--reason", "again", expected=2)
 
 
+def test_what_awaits_approval_is_not_asked_for_twice_and_may_be_archived(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    sibling, number = registry.add(-0.1), registry.add(-0.3)
+    command = ("auto-promote", "--stage", "Production", "--policy", "approval")
+    registry.run(*command)
+    assert f"version {number} of {registry.model} awaits approval already" in registry.run(*command)
+    registry.client.delete_model_version(registry.model, sibling)  # it was tried beside it
+    assert registry.json("approve", "--by", "a", "--reason", "r", "--dry-run")["outcome"] == "promoted"
+    registry.run("archive", "--version", number)
+    assert "was archived while it awaited approval" in registry.run("approve", "--by", "a", "--reason", "r", expected=2)
+    assert registry.aliases == {"production": "1"}
+
+
+def test_a_policy_without_correction_gives_no_share_to_keep(registry: Registry, tmp_path) -> None:
+    policy = tmp_path / "free.yaml"
+    policy.write_text(
+        "primary: {metric: eval/nll_per_token, direction: lower_is_better}\nsignificance: {correction: none}\n"
+    )
+    registry.promote(registry.add(0.0))
+    number = registry.add(-0.3)
+    assert registry.json("gate", "--version", number, "--policy", str(policy))["alpha"] == 0.05
+    # It was a try all the same.
+    assert registry.json("gate", "--version", number)["alpha"] == pytest.approx(0.05 / 6)
+
+
+def test_a_broken_table_is_refused_by_name(registry: Registry, tmp_path) -> None:
+    number = registry.add(0.0)
+    run_id = str(registry.client.get_model_version(registry.model, number).run_id)
+    (tmp_path / "examples.parquet").write_bytes(b"not parquet")
+    registry.client.log_artifact(run_id, str(tmp_path / "examples.parquet"), "eval")
+    assert "eval/examples.parquet is broken" in registry.run("gate", "--version", number, expected=1)
+
+
+def test_production_that_was_moved_by_hand_is_settled(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    registry.promote(registry.add(-0.3))
+    registry.client.set_registered_model_alias(registry.model, "production", "1")  # a rollback in the UI
+    assert "no version to roll back to" in registry.run("rollback", expected=2)
+    assert registry.aliases == {"production": "1"}
+    assert (registry.tags("1")["stage"], registry.tags("2")["stage"]) == ("Production", "Archived")
+
+
+def test_what_was_in_production_before_comes_back_by_hand_alone(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    registry.promote(registry.add(-0.5))
+    registry.promote("1")
+    assert registry.aliases == {"production": "1", "previous": "2"}
+    assert "Nothing to do: there is no candidate" in registry.run("auto-promote")
+
+
+def test_json_is_json_whatever_the_figures_are(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    number = registry.add(-0.3)
+    run_id = str(registry.client.get_model_version(registry.model, number).run_id)
+    registry.client.log_metric(run_id, "eval/nll_per_token", float("nan"))
+    refused = registry.run("gate", "--version", number, "--format", "json", expected=1)
+    facts = json.loads(refused, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert facts["candidate"]["metrics"]["eval/nll_per_token"] is None
+
+
 def test_an_approval_is_gated_once_more(registry: Registry) -> None:
     registry.promote(registry.add(0.0))
     number = registry.add(-0.2)
@@ -187,15 +247,23 @@ def test_dry_runs_write_nothing_at_all(registry: Registry) -> None:
     staged = registry.add(-0.3)
     registry.promote(staged, "Staging")
     registry.promote(registry.add(-0.1))
+    waiting = registry.add(-0.6)
+    registry.run("promote", "--version", waiting, "--stage", "Production", "--policy", "approval")
     before = everything()
     for command in (
         ("gate", "--version", staged),
         ("auto-promote",),
         ("promote", "--stage", "Production"),
+        ("promote", "--version", waiting, "--stage", "Staging"),
+        ("approve", "--by", "ada", "--reason", "r"),
         ("rollback",),
         ("archive", "--version", staged),
+        ("validate", "--version", staged),
     ):
-        registry.stack.promoter(command[0], "--experiment-name", registry.experiment, *command[1:], "--dry-run")
+        result = registry.stack.promoter(
+            command[0], "--experiment-name", registry.experiment, *command[1:], "--dry-run"
+        )
+        assert result.exit_code in (0, 1), (command, result.output)  # validate finds that an echo is no model
         assert everything() == before, command
 
 

@@ -1,5 +1,6 @@
 """A version's files: the manifest that the trainer writes, and code that nobody shall run unseen."""
 
+import gzip
 import io
 import json
 import pickle
@@ -74,8 +75,14 @@ def zipped(content: bytes) -> bytes:
         ("innocent.json", pickle.dumps(Evil(), protocol=0)),
         ("innocent.txt", pickle.dumps(Evil(), protocol=2)),
         ("innocent", pickle.dumps(Evil())),
-        ("cut.dat", pickle.dumps(Evil())[:-3]),
+        ("cut.dat", pickle.dumps(Evil())[:-1]),
+        ("cut.txt", b"cbuiltins\nprint\n(S'you ran me'\ntR"),
+        ("second.dat", pickle.dumps(1) + pickle.dumps(Evil())),
         ("innocent.dat", zipped(pickle.dumps(Evil()))),
+        ("inner.dat", zipped(zipped(b""))),
+        ("packed.dat", gzip.compress(pickle.dumps(Evil()))),
+        ("array.dat", b"\x93NUMPY\x01\x00"),
+        ("array.npz", b""),
         ("model.safetensors", pickle.dumps(Evil())),
         ("deep/er/optimizer.pt", b""),
         ("native.so", b""),
@@ -94,4 +101,5 @@ def test_texts_of_all_kinds_are_no_pickles(folder: Path, root: Path) -> None:
         (folder / f"text_{number}").write_bytes(path.read_bytes())
     (folder / "empty").write_bytes(b"")
     (folder / "dot.txt").write_text(".")
+    (folder / "words.txt").write_text("collections\nabc\nred\ngreen\n")
     assert no_pickle(folder).passed, no_pickle(folder).detail

@@ -42,6 +42,14 @@ def test_interval_is_the_same_for_the_same_seed_and_not_for_another() -> None:
     assert bca_interval(values, weights, ALPHA, 1000, seed=2) != first
 
 
+def test_a_bound_never_turns_round_however_small_alpha_is() -> None:
+    """One great loss among small gains: the acceleration has a pole far out."""
+    values = np.array([*np.linspace(0.9, 1.1, 19), -10.0])
+    lows = [bca_interval(values, np.ones(20), spend(ALPHA, earlier), 20_000, 0).low for earlier in range(0, 400, 20)]
+    assert lows == sorted(lows, reverse=True)
+    assert lows[0] < 0
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_differences_that_are_all_the_same_need_no_draw(value: float) -> None:
     interval = bca_interval(np.full(20, value), np.ones(20), ALPHA, 1000, 0)

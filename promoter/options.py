@@ -1,0 +1,99 @@
+"""The options that several commands share."""
+
+import getpass
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from promoter import report
+
+DEFAULT_EXPERIMENT = "code_model_fine_tuning"
+
+
+def _model_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """The model named, or the one that the trainer registers from the experiment."""
+    name = value or f"{context.params.get('experiment_name') or DEFAULT_EXPERIMENT}_model"
+    if "'" in name or '"' in name:
+        raise click.BadParameter(f"'{name}' holds a quote. Expected a registered model's name.")
+    return name
+
+
+def options(*names: str) -> Callable[[Any], Any]:
+    """The options that several commands share, by name."""
+    known: dict[str, Any] = {
+        "experiment": click.option(
+            "--experiment-name",
+            default=DEFAULT_EXPERIMENT,
+            show_default=True,
+            is_eager=True,  # the model's name follows from it
+            help="MLflow experiment.",
+        ),
+        "model": click.option(
+            "--model-name", callback=_model_name, help="Registered PyFunc model.  [default: the experiment's, …_model]"
+        ),
+        "columns": _columns,
+        "policy": click.option(
+            "--policy",
+            "policy_name",
+            default="default",
+            show_default=True,
+            help="YAML file, or the name of a shipped policy (docs/promotion.md).",
+        ),
+        "by": click.option("--by", default=getpass.getuser, help="Who, for the record.  [default: you]"),
+        "version": click.option("--version", "number", help="Which version.  [default: the staged one]"),
+        "stage": click.option(
+            "--stage",
+            type=click.Choice(["Staging", "Production"]),
+            default="Staging",
+            show_default=True,
+            help="Where to.",
+        ),
+        "dry-run": click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing."),
+        "wait": click.option(
+            "--wait",
+            "wait_s",
+            type=click.FloatRange(0),
+            default=0,
+            show_default=True,
+            help="Seconds to wait for somebody else who is promoting the model.",
+        ),
+        "format": click.option(
+            "--format",
+            "output_format",
+            type=click.Choice(["text", "json", "markdown"]),
+            default="text",
+            show_default=True,
+            help="How to print.",
+        ),
+    }
+
+    def add(command: Any) -> Any:
+        for name in reversed(names):
+            command = known[name](command)
+        return command
+
+    return add
+
+
+def _columns(command: Any) -> Any:
+    """What a table shows, and which rows."""
+    for option in (
+        click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many rows."),
+        click.option(
+            "--filter", "filter_string", default="", help="MLflow's syntax, e.g. \"tags.role = 'candidate'\"."
+        ),
+        click.option("--tag", "tags", multiple=True, help="Tag to show, may be repeated."),
+        click.option(
+            "--param", "params", multiple=True, help="Param of the run to show, e.g. trainer.lr; may be repeated."
+        ),
+        click.option(
+            "--metric",
+            "metrics",
+            multiple=True,
+            default=report.SHOWN_METRICS,
+            help="Metric to show, may be repeated.  [default: the evaluation's]",
+        ),
+    ):
+        command = option(command)
+    return command
