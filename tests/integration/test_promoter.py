@@ -193,7 +193,7 @@ def test_changed_files_are_refused_and_not_even_loaded(registry: Registry) -> No
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{registry.model}/{number}"))
     [code] = folder.glob("*.py")
     code.write_text("raise SystemExit('it was run')\n")
-    registry.client.log_model_artifact(version.model_id, str(code))
+    registry.client.log_model_artifact(str(version.source).rpartition("/")[2], str(code))
     refused = registry.json("gate", "--version", number, expected=1)
     [reason] = [reason for reason in refused["reasons"] if not reason["passed"]]
     assert reason["detail"] == f"{code.name} was changed"
@@ -206,7 +206,8 @@ def test_changed_files_are_refused_and_not_even_loaded(registry: Registry) -> No
 def test_a_pickle_is_refused(registry: Registry, tmp_path) -> None:
     number = registry.add(0.0)
     (tmp_path / "weights.bin").write_bytes(b"anything")
-    model_id = registry.client.get_model_version(registry.model, number).model_id
+    source = str(registry.client.get_model_version(registry.model, number).source)
+    model_id = source.rpartition("/")[2]
     registry.client.log_model_artifact(model_id, str(tmp_path / "weights.bin"))
     refused = registry.run("gate", "--version", number, expected=1)
     assert "✗ no pickled code: pickled or compiled code in weights.bin" in refused
@@ -329,7 +330,7 @@ def test_quotes_in_a_name_are_refused(registry: Registry) -> None:
 
 def test_a_version_registered_by_hand_is_listed_and_refused(registry: Registry) -> None:
     registry.client.create_registered_model(registry.model)
-    registry.client.create_model_version(registry.model, "file:///nowhere", tags={"role": "candidate"})
+    registry.client.create_model_version(registry.model, "mlflow-artifacts:/nowhere", tags={"role": "candidate"})
     assert registry.json("compare-versions")[0]["version"] == 1
     refused = registry.run("gate", "--version", "1", expected=1)
     assert "has no metric eval/nll_per_token" in refused
