@@ -12,6 +12,8 @@ import click
 from mlflow import MlflowClient
 from playwright.sync_api import Page, sync_playwright
 
+from infra import gate_demo
+
 TIMEOUT_MS = 30_000
 EXPERIMENT = "code_model_fine_tuning"
 
@@ -28,15 +30,15 @@ def look(page: Page, url: str, expected: list[str], picture: Path, search: str =
     click.echo(f"{picture}: shows {', '.join(expected)}")
 
 
-def follow_to_report(page: Page, url: str, picture: Path) -> None:
-    """From a version's page in the registry to the report of the decision that brought it where it is."""
+def follow_to_report(page: Page, url: str, picture: Path, expected: tuple[str, ...]) -> None:
+    """From a version's page in the registry to the report of the last decision on it."""
     page.goto(url)
     page.get_by_role("link", name="Report").first.click()
     report = page.frame_locator("iframe")
-    for text in ("Is it better?", "Did nothing else get worse?", "Each example's change", "Got better most"):
+    for text in expected:
         report.get_by_text(text).first.wait_for(state="visible", timeout=TIMEOUT_MS)
     page.screenshot(path=picture, animations="disabled")
-    click.echo(f"{picture}: shows why version and stage were decided so")
+    click.echo(f"{picture}: shows {', '.join(expected)}")
 
 
 @click.command()
@@ -82,7 +84,14 @@ def main(folder: Path) -> None:
         aliases = ["@ production", "@ previous"]
         models_url = f"{url}/#/models/{EXPERIMENT}_model"
         look(page, models_url, aliases, folder / "mlflow-models.png")
-        follow_to_report(page, f"{models_url}/versions/{version.version}", folder / "gate-report.png")
+        passed = ("Is it better?", "Did nothing else get worse?", "Each example's change", "Got better most")
+        follow_to_report(page, f"{models_url}/versions/{version.version}", folder / "gate-report.png", passed)
+        if any(model.name == gate_demo.MODEL for model in client.search_registered_models()):  # after `make gate-demo`
+            demo_url = f"{url}/#/models/{gate_demo.MODEL}/versions"
+            for number, candidate in enumerate(gate_demo.CANDIDATES, 2):
+                verdict = "passed the gate" if candidate.exit_code == 0 else "refused"
+                picture = folder / f"gate-demo-{number}.png"
+                follow_to_report(page, f"{demo_url}/{number}", picture, (f"version {number} → Staging: {verdict}",))
         browser.close()
 
 

@@ -87,7 +87,8 @@ def link(run: Run) -> str:
 
 def of_version(client: MlflowClient, model: str, version: str) -> list[Run]:
     """The finished records of a version, newest first."""
-    return list(_search(client, model, f"attributes.status = 'FINISHED' and tags.version = '{version}'", 1000))
+    found = _search(client, model, f"attributes.status = 'FINISHED' and tags.version = '{version}'", 1000)
+    return [run for run in found if "decided_at" in run.data.tags]  # older promoters wrote less
 
 
 def history(client: MlflowClient, model: str, limit: int, all_of_them: bool = False) -> list[Run]:
@@ -96,7 +97,7 @@ def history(client: MlflowClient, model: str, limit: int, all_of_them: bool = Fa
     token = None
     while len(runs) < limit:
         page_of_runs = _search(client, model, "attributes.status = 'FINISHED'", min(1000, 2 * limit), token)
-        runs += [run for run in page_of_runs if all_of_them or run.data.tags.get("outcome") in MOVES]
+        runs += [run for run in page_of_runs if all_of_them or run.data.tags.get("outcome", PROMOTED) in MOVES]
         if not (token := page_of_runs.token):
             break
     return runs[:limit]
