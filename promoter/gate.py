@@ -183,11 +183,10 @@ def differences(metric: str, direction: Direction, candidate: Evidence, incumben
         except NoValue as error:
             raise NoValue(f"version {evidence.version}: {error}") from error
     ours, theirs = both
-    if set(ours.index) != set(theirs.index):
-        alone = len(set(ours.index) ^ set(theirs.index))
+    ours, theirs = ours.sort_index(), theirs.sort_index()  # so that the order of rows decides nothing
+    if not ours.index.equals(theirs.index):
+        alone = len(ours.index.symmetric_difference(theirs.index))
         raise NoValue(f"{parsed.table}: {alone} examples with {metric} are in one version's table only")
-    ours = ours.sort_index()  # so that the order of rows decides nothing
-    theirs = theirs.loc[ours.index]
     if not np.array_equal(ours["weight"].to_numpy(), theirs["weight"].to_numpy()):
         raise NoValue(f"{parsed.table}: the versions' examples differ in length, so {metric} is not comparable")
     sign = -1.0 if direction == "lower_is_better" else 1.0

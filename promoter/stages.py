@@ -31,7 +31,7 @@ ARCHIVED = "Archived"
 STAGES = {PRODUCTION: "Production", STAGING: "Staging", PREVIOUS: "Previous"}  # by alias, the highest first
 GATE_TAGS = ("gate", "decision_run_id", "decision_report")  # of a version: the last decision on it
 MOVE_TAGS = ("promoted_at", "promoted_by", "promotion_run_id")  # the last move that it made
-LONGEST = 3000, 1500  # characters of a description, the user's part and ours; PostgreSQL's column has 5,000
+LONGEST = 2500, 1000  # characters in a description, of the user and of a decision; PostgreSQL's column has 5,000
 OURS = "\n\n---\n"  # in a version's description: from here on it is written by the promoter
 
 
@@ -224,18 +224,17 @@ def _tell(claim: Claim, number: str, decisions: list[Run]) -> None:
     client, name = claim.client, claim.model
     version = client.get_model_version(name, number)
     wanted: dict[str, str] = {}
-    story = ""
-    if decisions:
-        newest, tags = decisions[0], decisions[0].data.tags
-        wanted |= zip(GATE_TAGS, (tags["outcome"], newest.info.run_id, records.link(newest)), strict=True)
-        what = f"**{tags['stage']}: {tags['outcome']}** by {tags['by']}, {tags['decided_at']}. {tags['why']}"
-        story = f"{OURS}{what[: LONGEST[1]]}. [Report]({records.link(newest)})"
     moved = next(
         (run for run in decisions if run.data.tags["outcome"] in (records.PROMOTED, records.ROLLED_BACK)), None
     )
+    if decisions:
+        newest = decisions[0]
+        wanted |= zip(GATE_TAGS, (newest.data.tags["outcome"], newest.info.run_id, records.link(newest)), strict=True)
     if moved is not None:
         facts = (moved.data.tags["decided_at"], moved.data.tags["by"], moved.info.run_id)
         wanted |= zip(MOVE_TAGS, facts, strict=True)
+    told = [*decisions[:1], *([moved] if moved is not None and moved is not decisions[0] else [])]
+    story = OURS + "\n\n".join(_in_words(run) for run in told) if told else ""
     for key in (*GATE_TAGS, *MOVE_TAGS):
         if key in wanted and version.tags.get(key) != wanted[key]:
             _write(claim, client.set_model_version_tag, name, number, key, wanted[key])
@@ -245,3 +244,10 @@ def _tell(claim: Claim, number: str, decisions: list[Run]) -> None:
     after = before.partition(OURS)[0][: LONGEST[0]] + story
     if after != before:
         _write(claim, client.update_model_version, name, number, after)
+
+
+def _in_words(run: Run) -> str:
+    """A decision as a line of Markdown."""
+    tags = run.data.tags
+    what = f"**{tags['stage']}: {tags['outcome']}** by {tags['by']}, {tags['decided_at']}. {tags['why']}"
+    return f"{what[: LONGEST[1]]}. [Report]({records.link(run)})"

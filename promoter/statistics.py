@@ -14,6 +14,7 @@ from scipy.special import bdtr, ndtr, ndtri, stdtrit
 Floats = NDArray[np.float64]
 DRAWN_AT_ONCE = 1 << 17  # indices: 1 MB, which stays in the cache
 FEW_KINDS = 16
+BLOCK = 250  # resamples from one seed
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,17 @@ def _bootstrap(values: Floats, weights: Floats, resamples: int, seed: int) -> Fl
     # Both in one array, so that each draw is one look-up; centred, so that single precision does for the sums.
     pairs = ((values - center) + 1j * weights).astype(np.complex64)  # (n,)
     rows = max(1, DRAWN_AT_ONCE // n)
-    sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    sizes = [min(BLOCK, resamples - start) for start in range(0, resamples, BLOCK)]
     seeds = np.random.SeedSequence(seed).spawn(len(sizes))
 
     def draw(size: int, own: np.random.SeedSequence) -> Floats:
-        chosen = _indices(np.random.Generator(np.random.SFC64(own)), n, size * n).reshape(size, n)
-        sums = pairs.take(chosen, mode="wrap").sum(axis=1)  # "wrap" is the quickest; every index is in range
-        return np.asarray((sums.real.astype(float) + n * center) / sums.imag.astype(float), float)
+        generator = np.random.Generator(np.random.SFC64(own))
+        sums = []
+        for start in range(0, size, rows):
+            chosen = _indices(generator, n, min(rows, size - start) * n).reshape(-1, n)
+            sums.append(pairs.take(chosen, mode="wrap").sum(axis=1))  # "wrap" is the quickest; all are in range
+        found = np.concatenate(sums)
+        return np.asarray((found.real.astype(float) + n * center) / found.imag.astype(float), float)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter while it draws and adds
         return np.concatenate(list(pool.map(draw, sizes, seeds)))
