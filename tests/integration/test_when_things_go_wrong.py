@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
-from promoter.stages import lock
+from promoter.lock import lease
 from services.tracking.__main__ import main as tracking
 from serving.__main__ import main as serving
 from tests.integration.conftest import Stack, free_port
@@ -187,23 +187,22 @@ def test_bad_promoter_input_exits_with_2(stack: Stack, arguments: tuple[str, ...
     assert expected in result.output
 
 
-def test_promoter_without_a_server_exits_with_2() -> None:
+def test_promoter_without_a_server_exits_with_3() -> None:
     from promoter.cli import main
 
     result = CliRunner().invoke(main, ["--tracking-uri", "http://127.0.0.1:9", "compare"])
-    assert result.exit_code == 2
+    assert result.exit_code == 3
     assert "make start-mlflow" in result.output
 
 
-def test_second_promoter_is_told_and_changes_nothing(stack: Stack, monkeypatch) -> None:
-    import mlflow
-
+def test_second_promoter_is_told_and_changes_nothing(stack: Stack) -> None:
     stack.client.create_registered_model("locked_model")
-    mlflow.set_tracking_uri(stack.url)
-    with lock("locked_model"):
+    with lease(stack.client, "locked_model", "ada"):
         result = stack.promoter("rollback", "--model-name", "locked_model")
     assert result.exit_code == 4
-    assert "Somebody else is promoting locked_model" in result.output
+    assert "Somebody else is promoting locked_model: ada@" in result.output
+    nothing_left = stack.promoter("rollback", "--model-name", "locked_model")
+    assert nothing_left.exit_code == 2  # the lock is free again, and there is nothing to roll back
 
 
 def test_setup_only_makes_folders_env_file_and_database_and_keeps_what_is_there(tmp_path, root) -> None:
