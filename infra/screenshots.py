@@ -33,11 +33,13 @@ def look(page: Page, url: str, expected: list[str], picture: Path, search: str =
 def follow_to_report(page: Page, url: str, picture: Path, expected: tuple[str, ...]) -> None:
     """From a version's page in the registry to the report of the last decision on it."""
     page.goto(url)
-    page.get_by_role("link", name="Report").first.click()
-    report = page.frame_locator("iframe")
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Report").first.click()
+    tab = opened.value
     for text in expected:
-        report.get_by_text(text).first.wait_for(state="visible", timeout=TIMEOUT_MS)
-    page.screenshot(path=picture, animations="disabled")
+        tab.frame_locator("iframe").get_by_text(text).first.wait_for(state="visible", timeout=TIMEOUT_MS)
+    tab.screenshot(path=picture, animations="disabled")
+    tab.close()
     click.echo(f"{picture}: shows {', '.join(expected)}")
 
 
@@ -69,9 +71,10 @@ def main(folder: Path) -> None:
                 "--disable-component-update",
             ],
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        context = browser.new_context(viewport={"width": 1280, "height": 860})
+        page = context.new_page()
         # The assistant's panel would open by itself and cover a quarter of the page.
-        page.add_init_script(
+        context.add_init_script(
             "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"
             "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
         )
