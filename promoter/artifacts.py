@@ -5,6 +5,7 @@ itself; its own sha256 is the version's tag `manifest_sha256`, kept in the datab
 """
 
 import hashlib
+import io
 import json
 import pickletools
 import re
@@ -57,8 +58,11 @@ def signature(version: ModelVersion) -> dict[str, Any] | None:
     found = found.get("signature") if isinstance(found, dict) else None
     if not found:
         return None
-    parts = {name: json.loads(text) if text else None for name, text in found.items()}
-    params = {item["name"]: item["type"] for item in parts.get("params") or []}
+    try:
+        parts = {name: json.loads(text) if text else None for name, text in found.items()}
+        params = {item["name"]: item["type"] for item in parts.get("params") or []}
+    except (ValueError, TypeError, KeyError, AttributeError):  # none that one could check a request by
+        return None
     return {"inputs": parts.get("inputs"), "outputs": parts.get("outputs"), "params": params}
 
 
@@ -127,26 +131,40 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _calls(content: bytes) -> bool:
-    """Whether bytes begin with a pickle, or several, that imports and calls something; also where it is cut short."""
-    imported = argued = False
-    position = 0
-    while position < len(content):
-        end = None
+    """Whether bytes begin with a pickle, or several, that imports and calls something; also where it is cut short.
+
+    A second line behind the manifest: what only pickle itself understands, and pickletools does not, is not found.
+    """
+    if content[:1] == b"\x80" and content[1:2] <= b"\x05":
+        return True  # a pickle of protocol 2 to 5, whatever comes later
+    stream, imported = io.BytesIO(content), False
+    while stream.tell() < len(content):
+        stack: list[object] = []
         try:
-            for opcode, argument, place in pickletools.genops(content[position:]):
+            for opcode, argument, _ in pickletools.genops(stream):
+                _step(stack, opcode)
                 if opcode.name in IMPORTS:
                     imported = imported or opcode.name == "STACK_GLOBAL" or bool(IDENTIFIERS.fullmatch(str(argument)))
-                argued = argued or "TUPLE" in opcode.name or opcode.name == "MARK"
-                if imported and argued and opcode.name in CALLS:
+                if imported and opcode.name in CALLS:
                     return True
-                if opcode.name == "STOP":
-                    end = position + int(place or 0) + 1
         except Exception:  # it ends in the middle, or in what is no pickle
             return False
-        if end is None:
-            return False
-        position = end
     return False
+
+
+def _step(stack: list[object], opcode: pickletools.OpcodeInfo) -> None:
+    """What an opcode does to the depth of pickle's stack. Raises ValueError where it could not run: a mere text."""
+    mark, taken = pickletools.markobject, opcode.stack_before
+    if mark in taken or (opcode.name == "POP" and stack and stack[-1] is mark):
+        if mark not in stack:
+            raise ValueError("no mark")
+        while stack.pop() is not mark:
+            pass
+        taken = taken[: taken.index(mark)] if mark in taken else []
+    if len(taken) > len(stack):
+        raise ValueError("empty stack")
+    del stack[len(stack) - len(taken) :]
+    stack.extend(opcode.stack_after)
 
 
 def _is_missing(error: Exception) -> bool:

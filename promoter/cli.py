@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class _Promoter(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # `… | head`: click's matter
+            raise
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors too
             message = getattr(error, "message", None) or str(error)
             raise Unreachable(
@@ -381,13 +383,16 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
             line += f"\nReport: {context.obj.rstrip('/')}{records.link(MlflowClient().get_run(outcome.run_id))}"
         texts = {
             "text": "\n".join([*([report.decision_text(decision)] if decision is not None else []), line]),
-            "markdown": page.markdown(entry, decision),
+            "markdown": page.markdown(replace(entry, outcome=would + entry.outcome), decision),
             "json": records.to_json(facts | extra),
         }
     click.echo(texts[context.params.get("output_format") or "text"])
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(texts["markdown"] + "\n")
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(texts["markdown"] + "\n")
+        except OSError as error:  # what was done is done
+            click.echo(f"GITHUB_STEP_SUMMARY is {summary}, which cannot be written: {error.strerror}.", err=True)
     if outcome.refused:
         context.exit(1)
 

@@ -16,6 +16,6 @@ class Unreachable(click.ClickException):
 
 
 class Busy(click.ClickException):
-    """Somebody else is promoting this model; the command exits with 4 and has changed nothing."""
+    """Somebody else is promoting this model, or has taken over; the command exits with 4 and has moved nothing."""
 
     exit_code = 4

@@ -276,14 +276,14 @@ def _compare(
         )
         return Reason("evidence", f"pairs for {name}", False, detail)
     improvement, weight = pairs["improvement"].to_numpy(), pairs["weight"].to_numpy()
-    decides = isinstance(item, Primary) or item.certain
+    decides = not metric.pass_or_fail if isinstance(item, Primary) else item.certain  # else McNemar's test does
     own_alpha = alpha if primary else policy.significance.alpha
     resamples = max(policy.significance.resamples, math.ceil(BEYOND / own_alpha)) if decides else LOOK_RESAMPLES
     if resamples > MOST_RESAMPLES:
         detail = (
-            f"so many candidates were tried against version {incumbent.version} that this one has an alpha of "
-            f"{own_alpha:.1g}, too small to be told by {MOST_RESAMPLES:,} resamples: judge on new data against another "
-            "incumbent, or set significance.correction"
+            f"{name}: an alpha of {own_alpha:.1g} is too small to be told by {MOST_RESAMPLES:,} resamples. Either many "
+            f"candidates were tried against version {incumbent.version}: wait for another incumbent, or set "
+            "significance.correction; or the policy's own alpha is so small"
         )
         return Reason("improvement", "significance", False, detail)
     interval = statistics.bca_interval(improvement, weight, own_alpha, resamples, policy.significance.seed)

@@ -10,10 +10,11 @@ Two never hold it. The later of two held it only if the earlier claim was not th
 was there before that claim, and the earlier promoter saw it. And the first never waits for those that wait behind it.
 
 A claim has an owner and a lease, which a thread renews. A promoter that died does not, and after the lease the next one
-takes over. Time is the server's, by its `Date` header: promoters' clocks may differ. The claim becomes the record of
-what the promoter does (records.py), or is deleted where it does nothing.
+takes over. A lease's time is the server's, by its `Date` header: promoters' clocks may differ, and then claims are only
+served in another order. The claim becomes the record of what its promoter does (records.py), or is deleted.
 """
 
+import math
 import os
 import socket
 import threading
@@ -29,9 +30,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from promoter.errors import Busy, Unreachable
+from promoter.errors import Busy, InputError, Unreachable
 
 EXPERIMENT = "promotions"
+LEAST_S = 6.0  # of a lease, so that there is time to renew it
 CLOCK_S = 2.0  # how far behind a `Date` header may be
 PACE_S = 0.5  # of looking, while others hold the lock
 TAKE_BACK_S = 10.0  # within which a promoter takes its mark back, however slow its machine is
@@ -39,8 +41,15 @@ LEASE_UNTIL, OWNER, CLAIM, GRANTED = "lease_until", "owner", "claim", "granted" 
 
 
 def lease_s() -> float:
-    """Seconds after which a promoter that died no longer counts."""
-    return float(os.environ.get("PROMOTER_LEASE_S") or 30)
+    """Seconds after which a promoter that died no longer counts. Raises InputError."""
+    given = os.environ.get("PROMOTER_LEASE_S") or "30"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST_S <= seconds < math.inf:
+        raise InputError(f"PROMOTER_LEASE_S is '{given}'. Expected a number of seconds, at least {LEAST_S:g}.")
+    return seconds
 
 
 def _now() -> float:
@@ -54,7 +63,7 @@ class Claim:
     def __init__(self, client: MlflowClient, run_id: str, model: str, began: float) -> None:
         self.client, self.run_id, self.model = client, run_id, model
         self.kept = False
-        self._valid_until = began + lease_s() - CLOCK_S
+        self._valid_until = self._end(began)
         self._released = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True)
         self._renewer.start()
@@ -72,10 +81,32 @@ class Claim:
             self._lapsed()
         self.check()
 
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """`check`, and have MLflow's client send each request once and give it up before the lease's end."""
+        self.check()
+        bounds = {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(self.write_timeout_s)),
+        }
+        before = {name: os.environ.get(name) for name in bounds}
+        os.environ.update(bounds)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+
     @property
     def write_timeout_s(self) -> float:
-        """Seconds after which a write that counts is given up, so that it does not arrive after the lease."""
+        """Seconds after which a write is given up, so that it does not arrive after the lease."""
         return lease_s() / 3
+
+    def _end(self, began: float) -> float:
+        """When the last write of a lease that was renewed at `began` has to be sent."""
+        return began + lease_s() - CLOCK_S - self.write_timeout_s
 
     def _lapsed(self) -> None:
         raise Busy(
@@ -90,7 +121,7 @@ class Claim:
 
     def release(self) -> None:
         self._released.set()
-        self._renewer.join()
+        self._renewer.join(timeout=2)  # it may be waiting for a server that is gone; it ends with the process
 
     def _renew(self) -> None:
         while not self._released.wait(lease_s() / 6):
@@ -102,7 +133,7 @@ class Claim:
                 if _now() > self._valid_until:  # a lease that has run out is not renewed: others have seen that it had
                     return
                 self.client.set_tag(self.run_id, LEASE_UNTIL, f"{until:.3f}")
-                self._valid_until = began + lease_s() - CLOCK_S
+                self._valid_until = self._end(began)
 
 
 @contextmanager
@@ -131,6 +162,7 @@ def _wait_for_grant(claim: Claim, experiment_id: str, wait_s: float) -> None:
     client, began = claim.client, time.monotonic()
     ours = _order(client.get_run(claim.run_id))
     while True:
+        claim.check()
         others = _live(client, experiment_id, claim)
         earlier = [run for run in others if _order(run) < ours]
         if not earlier and all(GRANTED not in run.data.tags for run in others):

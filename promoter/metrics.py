@@ -95,7 +95,7 @@ def _columns(metric: Metric, table: pd.DataFrame) -> tuple["pd.Series[float]", "
             return table[metric.column].astype(float), ones
         drawn = table[["samples", "samples_passed"]].astype(float)
         return drawn.apply(lambda row: _pass_at(metric.k or 1, row["samples"], row["samples_passed"]), axis=1), ones
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise NoValue(f"{metric.table}: {metric.column} is no number everywhere: {error}") from error
 
 

@@ -117,7 +117,7 @@ def _examples(decision: Decision, changes: "pd.Series[float]") -> tuple[list[Exa
     ours, theirs = (
         evidence.tables[parsed.table].set_index("example_id") for evidence in (decision.candidate, decision.incumbent)
     )
-    if "completion" not in ours or "completion" not in theirs:
+    if not all({"prompt", "reference", "completion"} <= set(table) for table in (ours, theirs)):
         return [], []
     ordered = changes.sort_values(kind="stable")
 

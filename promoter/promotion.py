@@ -53,9 +53,10 @@ def run(
     Without a claim nothing is written: the outcome is what would happen. Raises InputError.
     """
     name, number, stage = version.name, str(version.version), request.stage
-    if not request.only_judge and stage.lower() in version.aliases:
+    by_alias = registry.aliases(client, name)
+    if not request.only_judge and by_alias.get(stage.lower()) == number:
         return nothing(version, stage, request.action, request.by, f"version {number} of {name} is in {stage} already")
-    if PRODUCTION in version.aliases:
+    if by_alias.get(PRODUCTION) == number:
         raise InputError(
             f"Version {number} is in production. Expected another: `promoter compare-versions` lists them."
         )
@@ -71,15 +72,15 @@ def run(
         tags["alpha_share"] = repr(share)
     decision = decide(policy, candidate, other, stage, share * policy.significance.alpha)
     outcome = _outcome(decision, request)
-    if outcome == version.tags.get("gate") == records.AWAITING:
+    tags["policy"] = records.digest(policy)
+    if outcome == records.AWAITING and records.awaits(client, name, number, stage, tags["policy"]):
         return nothing(
             version, stage, request.action, request.by, f"version {number} of {name} awaits approval already"
         )
     why = f"{request.reason} ({decision.why})" if request.reason else decision.why
-    move = Move(version, stage, request.action, request.by, why, tags)
+    move = Move(version, stage, request.action, request.by, why, by_alias, tags)
     if claim is None:
-        replaced = registry.aliases(client, name).get(stage.lower(), NOTHING)
-        return Outcome(move.entry(outcome, replaced), decision)
+        return Outcome(move.entry(outcome), decision)
     if outcome == records.PROMOTED:
         entry = stages.promote(claim, move, decision)
     else:

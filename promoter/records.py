@@ -4,11 +4,12 @@ A record is RUNNING while it is acted on, FINISHED once all that it says is true
 the alias moved. Its tags are what `history` shows and what the next gate has to know.
 """
 
+import hashlib
 import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +47,7 @@ class Entry:
     why: str
 
 
-def write(claim: Claim, entry: Entry, decision: Decision | None = None, tags: dict[str, str] | None = None) -> None:
+def write(claim: Claim, entry: Entry, decision: Decision | None = None, tags: Mapping[str, str] | None = None) -> None:
     """Make the claim the record of a decision, with decision.json, .md and .html as its artifacts."""
     client, run_id = claim.client, claim.run_id
     claim.check()
@@ -101,6 +102,17 @@ def history(client: MlflowClient, model: str, limit: int, all_of_them: bool = Fa
         if not (token := page_of_runs.token):
             break
     return runs[:limit]
+
+
+def digest(policy: Policy) -> str:
+    """Equal for policies that say the same."""
+    return hashlib.sha256(policy.model_dump_json().encode()).hexdigest()[:16]
+
+
+def awaits(client: MlflowClient, model: str, version: str, stage: str, policy: str) -> bool:
+    """Whether a version awaits approval for a stage, by a policy of this digest."""
+    wanted = {"outcome": AWAITING, "stage": stage, "policy": policy}.items()
+    return any(wanted <= run.data.tags.items() for run in of_version(client, model, version))
 
 
 def awaiting(client: MlflowClient, model: str, version: str | None) -> list[Run]:
@@ -164,7 +176,8 @@ def to_ranges(numbers: Iterable[str]) -> str:
             parts[-1][1] = number
         else:
             parts.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+    return text if len(text) <= LONGEST else f"{parts[0][0]}-{parts[-1][1]}"  # rather too many tries than too few
 
 
 def from_ranges(text: str) -> set[str]:

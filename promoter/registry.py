@@ -85,7 +85,7 @@ def versions(client: MlflowClient, name: str, filter_string: str = "", limit: in
 
 def version(client: MlflowClient, name: str, number: str) -> ModelVersion:
     """The version with a number. Raises InputError where there is none."""
-    if number.isdecimal():
+    if re.fullmatch(r"[1-9][0-9]*", number):
         try:
             found = client.get_model_version(name, number)
             found.aliases = [alias for alias, named in aliases(client, name).items() if named == number]
@@ -132,8 +132,13 @@ def candidates(client: MlflowClient, name: str) -> list[ModelVersion]:
     """
     incumbent = aliases(client, name).get(PRODUCTION, "0")
     newer = f"tags.role = 'candidate' and version_number > {incumbent}"
-    out = ("Archived", "Previous")  # what was in production and is not any more comes back by hand alone
-    return comparable([item for item in versions(client, name, newer) if item.tags.get("stage") not in out])
+    return comparable([item for item in versions(client, name, newer) if not _was_taken_out(item)])
+
+
+def _was_taken_out(version: ModelVersion) -> bool:
+    """Whether it comes back by hand alone: archived, or in production before. A hand-made alias leaves it no stage."""
+    stage = version.tags.get("stage")
+    return stage in ("Archived", "Previous") or (stage is None and "promoted_at" in version.tags)
 
 
 def comparable(among: Sequence[ModelVersion]) -> list[ModelVersion]:

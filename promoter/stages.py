@@ -9,11 +9,9 @@ Stages are kept as aliases, and as the tag `stage` on every version that ever ha
 its version from being archived by itself.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, field
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -29,10 +27,12 @@ from promoter.registry import PREVIOUS, PRODUCTION, STAGING
 
 ARCHIVED = "Archived"
 STAGES = {PRODUCTION: "Production", STAGING: "Staging", PREVIOUS: "Previous"}  # by alias, the highest first
-GATE_TAGS = ("gate", "decision_run_id", "decision_report")  # of a version: the last decision on it
+NO_GATE = (records.ROLLED_BACK, records.ARCHIVED)  # decided by a person alone
+GATE_TAGS = ("gate", "decision_run_id", "decision_report")  # of a version: the gate's last decision on it
 MOVE_TAGS = ("promoted_at", "promoted_by", "promotion_run_id")  # the last move that it made
+REPLACED_TAGS = ("replaced_by", "replaced_because")  # what took it out of production
 LONGEST = 2500, 1000  # characters in a description, of the user and of a decision; PostgreSQL's column has 5,000
-OURS = "\n\n---\n"  # in a version's description: from here on it is written by the promoter
+OURS = "\n\n---\n*Decided by the promoter:*\n\n"  # in a version's description: from here on it writes it
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ class Move:
     action: str
     by: str
     why: str
-    tags: dict[str, str]  # of the record, besides
+    aliases: Mapping[str, str]  # as they were when it was decided: version by alias
+    tags: Mapping[str, str] = field(default_factory=dict)  # of the record, besides
 
-    def entry(self, outcome: str, replaced: str) -> Entry:
+    def entry(self, outcome: str) -> Entry:
         """The move in words."""
-        version = self.version
+        version, replaced = self.version, self.aliases.get(self.stage.lower(), NOTHING)
         return Entry(
             *(version.name, str(version.version), self.stage, version.tags.get("stage", NOTHING), replaced),
             *(self.action, outcome, self.by, self.why),
@@ -59,18 +60,19 @@ def promote(claim: Claim, move: Move, decision: Decision | None, outcome: str = 
     """Put a version into Staging or Production, and record it."""
     client, version, alias = claim.client, move.version, move.stage.lower()
     name, number = version.name, str(version.version)
-    replaced = registry.aliases(client, name).get(alias, NOTHING)
-    entry = move.entry(outcome, replaced)
+    entry = move.entry(outcome)
     records.write(claim, entry, decision, move.tags)
     _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
     _write(claim, client.set_model_version_tag, name, number, "stage", move.stage)
-    now = registry.aliases(client, name).get(alias, NOTHING)
-    if now != replaced:
-        _take_back(claim, client.get_run(claim.run_id))
-        raise Busy(
-            f"{move.stage} of {name} went from version {replaced} to {now} while this was decided, by somebody who "
-            "does not use the promoter. Nothing was moved; run the same command again."
-        )
+    now = registry.aliases(client, name)
+    for moved in dict.fromkeys((alias, PRODUCTION)):
+        if now.get(moved) != move.aliases.get(moved):
+            _take_back(claim, client.get_run(claim.run_id))
+            raise Busy(
+                f"The alias {moved} of {name} went from version {move.aliases.get(moved, NOTHING)} to "
+                f"{now.get(moved, NOTHING)} while this was decided, by somebody who does not use the promoter. Nothing "
+                "was moved; run the same command again."
+            )
     _move_alias(claim, client.set_registered_model_alias, name, alias, number)  # the commit point
     settle(claim)
     return entry
@@ -79,8 +81,7 @@ def promote(claim: Claim, move: Move, decision: Decision | None, outcome: str = 
 def record(claim: Claim, move: Move, decision: Decision, outcome: str) -> Entry:
     """Record a decision that moves nothing: refused, awaiting approval, or only asked for."""
     client, name, number = claim.client, move.version.name, str(move.version.version)
-    replaced = registry.aliases(client, name).get(move.stage.lower(), NOTHING)
-    entry = move.entry(outcome, replaced)
+    entry = move.entry(outcome)
     records.write(claim, entry, decision, move.tags)
     _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
     records.finish(claim, claim.run_id)
@@ -96,9 +97,9 @@ def rollback(claim: Claim | None, client: MlflowClient, name: str, reason: str, 
             f"{found.get(PREVIOUS, 'empty')}. `promoter promote --stage Production --version N --force --reason …` "
             "puts any version there."
         )
-    move = Move(registry.version(client, name, found[PREVIOUS]), "Production", ROLLBACK, by, reason, {})
+    move = Move(registry.version(client, name, found[PREVIOUS]), "Production", ROLLBACK, by, reason, found)
     if claim is None:
-        return move.entry(records.ROLLED_BACK, found[PRODUCTION])
+        return move.entry(records.ROLLED_BACK)
     return promote(claim, move, None, records.ROLLED_BACK)
 
 
@@ -106,8 +107,7 @@ def archive(claim: Claim | None, version: ModelVersion, reason: str, by: str) ->
     """Take a version out for good; without a claim only say so. Raises InputError for the one in production."""
     if PRODUCTION in version.aliases:
         raise InputError(f"Version {version.version} is in production. Put another there first (promote or rollback).")
-    move = Move(version, ARCHIVED, "archive", by, reason, {})
-    entry = move.entry(records.ARCHIVED, NOTHING)
+    entry = Move(version, ARCHIVED, "archive", by, reason, {}).entry(records.ARCHIVED)
     if claim is not None:
         client, number = claim.client, str(version.version)
         records.write(claim, entry, None)
@@ -165,11 +165,24 @@ def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
         return True
     if outcome not in (records.PROMOTED, records.ROLLED_BACK) or by_alias.get(tags["stage"].lower()) != number:
         return False
+    with _where_it_exists():
+        _tell_who_follows(claim, tags)
     # After a rollback `previous` names what is in production: `settle` takes it away, there is none before it.
     if tags["action"] != ROLLBACK and tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, number):
         with _where_it_exists():  # somebody may have deleted the version that was replaced
             _move_alias(claim, client.set_registered_model_alias, name, PREVIOUS, tags["replaces"])
     return True
+
+
+def _tell_who_follows(claim: Claim, tags: dict[str, str]) -> None:
+    """Tag a version that was taken out of production with the one that follows it, and why."""
+    client, name = claim.client, claim.model
+    for key in REPLACED_TAGS:
+        if key in client.get_model_version(name, tags["version"]).tags:  # it is back
+            _write(claim, client.delete_model_version_tag, name, tags["version"], key)
+    if tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, tags["version"]):
+        for key, value in zip(REPLACED_TAGS, (tags["version"], f"{tags['outcome']}: {tags['why']}"), strict=True):
+            _write(claim, client.set_model_version_tag, name, tags["replaces"], key, value[: LONGEST[1]])
 
 
 def _take_back(claim: Claim, run: Run) -> None:
@@ -190,23 +203,14 @@ def _take_back(claim: Claim, run: Run) -> None:
 
 
 def _write(claim: Claim, request: Callable[..., object], *arguments: str) -> None:
-    claim.check()
-    request(*arguments)
+    with claim.in_time():
+        request(*arguments)
 
 
 def _move_alias(claim: Claim, request: Callable[..., object], *arguments: str) -> None:
-    """A write that counts: asked for once, and not so late that it could arrive after the lease."""
+    """A write that counts: the server is asked first whether the lease is ours still."""
     claim.confirm()
-    bounds = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ceil(claim.write_timeout_s))}
-    before = {name: os.environ.get(name) for name in bounds}
-    os.environ.update(bounds)
-    try:
-        request(*arguments)
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+    _write(claim, request, *arguments)
 
 
 @contextmanager
@@ -227,9 +231,11 @@ def _tell(claim: Claim, number: str, decisions: list[Run]) -> None:
     moved = next(
         (run for run in decisions if run.data.tags["outcome"] in (records.PROMOTED, records.ROLLED_BACK)), None
     )
-    if decisions:
-        newest = decisions[0]
-        wanted |= zip(GATE_TAGS, (newest.data.tags["outcome"], newest.info.run_id, records.link(newest)), strict=True)
+    by_gate = next((run for run in decisions if run.data.tags["outcome"] not in NO_GATE), None)
+    if by_gate is not None:
+        wanted |= zip(
+            GATE_TAGS, (by_gate.data.tags["outcome"], by_gate.info.run_id, records.link(by_gate)), strict=True
+        )
     if moved is not None:
         facts = (moved.data.tags["decided_at"], moved.data.tags["by"], moved.info.run_id)
         wanted |= zip(MOVE_TAGS, facts, strict=True)

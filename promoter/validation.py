@@ -60,6 +60,7 @@ def validate(folder: Path, version: ModelVersion, time_limit_s: float) -> Result
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         start_new_session=True,
     )
     try:
@@ -73,10 +74,11 @@ def validate(folder: Path, version: ModelVersion, time_limit_s: float) -> Result
         child.wait()
     try:
         found = json.loads(output.splitlines()[-1])
-    except (IndexError, ValueError):
+        result = Result([*files, *(Check(**check) for check in found["checks"])], [tuple(p) for p in found["samples"]])
+    except (IndexError, ValueError, KeyError, TypeError):
         last = (errors.strip().splitlines() or ["it said nothing"])[-1]
         return Result([*files, Check("loads", False, f"its process ended with {child.returncode}: {last}")], [])
-    return Result([*files, *(Check(**check) for check in found["checks"])], [tuple(pair) for pair in found["samples"]])
+    return result
 
 
 def ask(folder: str) -> Result:

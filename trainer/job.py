@@ -341,7 +341,7 @@ def _evaluate_incumbent(job: Job, experiment_id: str) -> None:
     if version is None or (version.tags.get("role"), version.tags.get("base_model")) == ("base", job.base.identity):
         return
     own = job.tags(tracking.EVALUATION)
-    if all(version.tags.get(key) == own[key] for key in ("dataset_digest", "eval_settings")):
+    if all(version.tags.get(key) == own[key] for key in ("dataset_digest", "prompt_template", "eval_settings")):
         return
     model, tokenizer = runs.load_version(version, job.config.model.device, job.config.model.dtype)
     job.evaluation.check(tokenizer, getattr(model.config, "max_position_embeddings", None))

@@ -101,5 +101,8 @@ def test_texts_of_all_kinds_are_no_pickles(folder: Path, root: Path) -> None:
         (folder / f"text_{number}").write_bytes(path.read_bytes())
     (folder / "empty").write_bytes(b"")
     (folder / "dot.txt").write_text(".")
-    (folder / "words.txt").write_text("collections\nabc\nred\ngreen\n")
+    for number, words in enumerate(
+        ("collections\nabc\nred", "cat\ndog\ntoken", "cloudpickle\nmlflow\ntorch", "int\nlong\ntokens")
+    ):
+        (folder / f"words_{number}.txt").write_text(words + "\n")
     assert no_pickle(folder).passed, no_pickle(folder).detail
