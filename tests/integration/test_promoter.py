@@ -334,8 +334,8 @@ def test_a_version_registered_by_hand_is_listed_and_refused(registry: Registry) 
     registry.client.create_model_version(registry.model, source, tags={"role": "candidate"}, model_id=model_id)
     assert registry.json("compare-versions")[0]["version"] == 2
     refused = registry.run("gate", "--version", "2", expected=1)
-    assert "has no metric eval/nll_per_token" in refused
-    assert "no tag manifest_sha256" in refused
+    assert "the version has no tag manifest_sha256" in refused
+    assert "names no revision" in refused
 
 
 def test_an_evaluation_made_later_counts_as_evidence(registry: Registry) -> None:
