@@ -138,7 +138,7 @@ def candidates(client: MlflowClient, name: str) -> list[ModelVersion]:
 def _was_taken_out(version: ModelVersion) -> bool:
     """Whether it comes back by hand alone: archived, or in production before. A hand-made alias leaves it no stage."""
     stage = version.tags.get("stage")
-    return stage in ("Archived", "Previous") or (stage is None and "promoted_at" in version.tags)
+    return stage in ("Archived", "Previous") or (stage is None and "replaced_by" in version.tags)
 
 
 def comparable(among: Sequence[ModelVersion]) -> list[ModelVersion]:

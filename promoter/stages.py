@@ -31,7 +31,7 @@ NO_GATE = (records.ROLLED_BACK, records.ARCHIVED)  # decided by a person alone
 GATE_TAGS = ("gate", "decision_run_id", "decision_report")  # of a version: the gate's last decision on it
 MOVE_TAGS = ("promoted_at", "promoted_by", "promotion_run_id")  # the last move that it made
 REPLACED_TAGS = ("replaced_by", "replaced_because")  # what took it out of production
-LONGEST = 2500, 1000  # characters in a description, of the user and of a decision; PostgreSQL's column has 5,000
+LONGEST = 1800, 850  # characters in a description, of the user and of a decision; PostgreSQL's column has 5,000
 OURS = "\n\n---\n*Decided by the promoter:*\n\n"  # in a version's description: from here on it writes it
 
 
@@ -239,7 +239,10 @@ def _tell(claim: Claim, number: str, decisions: list[Run]) -> None:
     if moved is not None:
         facts = (moved.data.tags["decided_at"], moved.data.tags["by"], moved.info.run_id)
         wanted |= zip(MOVE_TAGS, facts, strict=True)
-    told = [*decisions[:1], *([moved] if moved is not None and moved is not decisions[0] else [])]
+    told: list[Run] = []
+    for run in (*decisions[:1], moved, by_gate):  # the last decision, the last move, the last one by the gate
+        if run is not None and run not in told:
+            told.append(run)
     story = OURS + "\n\n".join(_in_words(run) for run in told) if told else ""
     for key in (*GATE_TAGS, *MOVE_TAGS):
         if key in wanted and version.tags.get(key) != wanted[key]:

@@ -166,6 +166,41 @@ def test_what_was_in_production_before_comes_back_by_hand_alone(registry: Regist
     assert "Nothing to do: there is no candidate" in registry.run("auto-promote")
 
 
+def test_a_hand_made_alias_brings_back_nothing_that_was_rolled_back(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    registry.promote(registry.add(-0.5))
+    registry.client.set_registered_model_alias(registry.model, "champion", "2")
+    registry.run("rollback", "--reason", "it writes nonsense")
+    assert registry.aliases == {"production": "1", "champion": "2"}
+    assert (registry.tags("2")["replaced_by"], "stage" in registry.tags("2")) == ("1", False)
+    assert registry.tags("2")["replaced_because"] == "rolled back: it writes nonsense"
+    assert "Nothing to do: there is no candidate" in registry.run("auto-promote")
+
+
+def test_an_approval_is_for_one_stage_and_one_policy(registry: Registry, tmp_path) -> None:
+    registry.promote(registry.add(0.0))
+    number = registry.add(-0.3)
+    command = ("promote", "--version", number, "--policy")
+    assert "awaiting approval" in registry.run(*command, "approval", "--stage", "Staging")
+    assert "awaiting approval" in registry.run(*command, "approval", "--stage", "Production")
+    stricter = tmp_path / "stricter.yaml"
+    stricter.write_text("primary: {metric: eval/nll_per_token, direction: lower_is_better}\napproval: manual\n")
+    assert "awaiting approval" in registry.run(*command, str(stricter), "--stage", "Production")
+    assert "awaits approval already" in registry.run(*command, str(stricter), "--stage", "Production")
+
+
+def test_a_number_is_a_number_however_it_is_written(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    for number in ("01", "1.0", "-1", "١", "x"):
+        assert f"There is no version {number} of" in registry.run("archive", "--version", number, expected=2)
+
+
+def test_a_dry_run_says_so_in_markdown_too(registry: Registry) -> None:
+    number = registry.add(0.0)
+    text = registry.run("promote", "--version", number, "--dry-run", "--format", "markdown")
+    assert text.startswith(f"## {registry.model} version 1 → Staging: would be: promoted")
+
+
 def test_json_is_json_whatever_the_figures_are(registry: Registry) -> None:
     registry.promote(registry.add(0.0))
     number = registry.add(-0.3)
