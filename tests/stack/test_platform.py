@@ -124,7 +124,7 @@ def test_compare_and_promote_and_ask(in_production: Platform) -> None:
 
 
 def test_a_refused_promotion_exits_with_1_and_bad_input_with_2(in_production: Platform) -> None:
-    assert "does not go to Staging" in in_production.run(
+    assert f"Version 1 of {MODEL} → Staging: refused" in in_production.run(
         "promoter", "promote", "--stage", "Staging", "--version", "1", expected=1
     )
     assert "Did you mean 'trainer.lr'" in in_production.run("trainer", "trainer.lrr=1", expected=2)
