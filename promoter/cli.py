@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from promoter import page, policy, promotion, records, registry, report, stages
+from promoter import artifacts, page, policy, promotion, records, registry, report, stages
 from promoter.errors import InputError, Unreachable
 from promoter.gate import Stage
 from promoter.lock import Claim, lease
@@ -252,12 +252,10 @@ def validate(
     client = registry.connect(context.obj)
     version = _chosen(_Work(client, model_name, None), number)
     with tempfile.TemporaryDirectory(prefix="ratchet-promoter-") as temporary:
-        uri = f"models:/{model_name}/{version.version}"
-        folder = mlflow.artifacts.download_artifacts(uri, dst_path=temporary)
+        folder = mlflow.artifacts.download_artifacts(artifacts.uri(version), dst_path=temporary)
         result = run_checks(Path(folder), version, limit_s)
     for check in result.checks:
-        mark = click.style("✓", fg="green") if check.passed else click.style("✗", fg="red", bold=True)
-        click.echo(f"  {mark} {check.name}: {check.detail}")
+        click.echo(report.check_text(check.name, check.passed, check.detail))
     for prompt, completion in result.samples[:1]:
         click.echo("A sample:\n" + "\n".join(f"    {line}" for line in (prompt + completion).splitlines()))
     if not dry_run:
@@ -365,7 +363,7 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
         texts = {
             "text": f"Nothing to do: {entry.why}.",
             "markdown": f"Nothing to do: {entry.why}.",
-            "json": records.to_json({"outcome": entry.outcome, "why": entry.why, "dry_run": dry_run}),
+            "json": report.to_json({"outcome": entry.outcome, "why": entry.why, "dry_run": dry_run}),
         }
     else:
         facts = decision.to_dict() if decision is not None else {}
@@ -384,7 +382,7 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
         texts = {
             "text": "\n".join([*([report.decision_text(decision)] if decision is not None else []), line]),
             "markdown": page.markdown(replace(entry, outcome=would + entry.outcome), decision),
-            "json": records.to_json(facts | extra),
+            "json": report.to_json(facts | extra),
         }
     click.echo(texts[context.params.get("output_format") or "text"])
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):

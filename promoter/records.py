@@ -6,7 +6,6 @@ the alias moved. Its tags are what `history` shows and what the next gate has to
 
 import hashlib
 import json
-import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -16,8 +15,9 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag
+from mlflow.store.entities import PagedList
 
-from promoter import page, statistics
+from promoter import page, report, statistics
 from promoter.errors import InputError
 from promoter.gate import Decision
 from promoter.lock import EXPERIMENT, Claim
@@ -69,7 +69,7 @@ def write(claim: Claim, entry: Entry, decision: Decision | None = None, tags: Ma
     client.log_batch(run_id, figures, tags=[RunTag(key, value[:LONGEST]) for key, value in values.items()])
     facts = asdict(entry) | (decision.to_dict() if decision else {"passed": True}) | {"why": entry.why}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "decision.json").write_text(to_json(facts), encoding="utf-8")
+        Path(folder, "decision.json").write_text(report.to_json(facts), encoding="utf-8")
         Path(folder, "decision.md").write_text(page.markdown(entry, decision), encoding="utf-8")
         Path(folder, "decision.html").write_text(page.html(entry, decision), encoding="utf-8")
         client.log_artifacts(run_id, folder)
@@ -186,20 +186,7 @@ def from_ranges(text: str) -> set[str]:
     return {str(number) for pair in pairs for number in range(int(pair[0]), int(pair[-1]) + 1)}
 
 
-def to_json(facts: object) -> str:
-    """JSON that every parser takes: a figure that is not finite is null."""
-
-    def finite(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(facts), indent=2, default=str)
-
-
-def _search(client: MlflowClient, model: str, terms: str, limit: int, token: str | None = None):  # type: ignore[no-untyped-def]
+def _search(client: MlflowClient, model: str, terms: str, limit: int, token: str | None = None) -> PagedList[Run]:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     ids = [experiment.experiment_id] if experiment is not None else []
     return client.search_runs(

@@ -46,14 +46,24 @@ class Columns:
 def render(table: pd.DataFrame, output_format: str) -> str:
     """A table as text, markdown or json (a list of objects; a missing value is null)."""
     if output_format == "json":
-        return json.dumps(
-            [{key: _jsonable(value) for key, value in row.items()} for row in table.to_dict(orient="records")],
-            indent=2,
-        )
+        return to_json(table.to_dict(orient="records"))
     shown = table.map(_cell)
     if shown.empty:
         return "(nothing)"
     return shown.to_markdown(index=False) if output_format == "markdown" else shown.to_string(index=False)
+
+
+def to_json(facts: object) -> str:
+    """JSON that every parser takes: a figure that is not finite is null."""
+
+    def finite(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(facts), indent=2, default=str)
 
 
 def runs_table(runs: list[Run], columns: Columns) -> pd.DataFrame:
@@ -118,6 +128,12 @@ def history_table(runs: list[Run]) -> pd.DataFrame:
     )
 
 
+def check_text(name: str, passed: bool, detail: str) -> str:
+    """A check for a terminal."""
+    mark = click.style("✓", fg="green") if passed else click.style("✗", fg="red", bold=True)
+    return f"  {mark} {name}: {detail}"
+
+
 def decision_text(decision: Decision) -> str:
     """The gate's verdict for a terminal: a line per check, those that failed in red."""
     verdict = (
@@ -128,14 +144,11 @@ def decision_text(decision: Decision) -> str:
     lines = [f"Gate: {verdict}"]
     in_order = [reason for reason in decision.reasons if reason.group == "evidence" and reason.passed]
     if in_order:
-        lines.append(
-            f"  {click.style('✓', fg='green')} evidence: {len(in_order)} checks passed (all are in the report)"
-        )
+        lines.append(check_text("evidence", True, f"{len(in_order)} checks passed (all are in the report)"))
     for reason in decision.reasons:
         if reason in in_order:
             continue
-        mark = click.style("✓", fg="green") if reason.passed else click.style("✗", fg="red", bold=True)
-        lines.append(f"  {mark} {reason.check}: {reason.detail}")
+        lines.append(check_text(reason.check, reason.passed, reason.detail))
     return "\n".join(lines)
 
 
@@ -148,12 +161,8 @@ def _time(milliseconds: int) -> str:
 
 
 def _cell(value: Any) -> str:
-    if _jsonable(value) is None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if not isinstance(value, float):
         return str(value)
     return f"{value:g}" if value.is_integer() else f"{value:.4f}"
-
-
-def _jsonable(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
