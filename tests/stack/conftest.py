@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import requests
 from mlflow import MlflowClient
@@ -114,6 +115,8 @@ def environ(tmp_path_factory) -> Iterator[dict[str, str]]:
     given = {name: value for name, value in values.items() if value}
     with (home / ".env").open("a") as file:
         file.writelines(f"{name}={value}\n" for name, value in given.items())
+    # Which server earlier tests spoke to: MLflow keeps it, and now and then writes it into the environment once more.
+    mlflow.set_tracking_uri("")
     with pytest.MonkeyPatch.context() as patch:
         for name in {*environment.values(environment.TEMPLATE.read_text().replace("#", "")), *given}:
             patch.delenv(name, raising=False)  # the shell would win over the file
