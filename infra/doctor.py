@@ -122,6 +122,7 @@ def check_pyfunc() -> str:
     import mlflow
 
     import serving.model
+    from serving.params import GenerationParams
     from trainer.base_model import TINY, resolve
     from trainer.config import ModelConfig
 
@@ -133,7 +134,7 @@ def check_pyfunc() -> str:
             python_model=serving.model.__file__,
             artifacts={"model": str(base.folder)},
             pip_requirements=[],
-            signature=serving.model.signature(serving.model.GenerationParams()),
+            signature=serving.model.signature(GenerationParams()),
             input_example=["def f():\n"],
         )
         answer = mlflow.pyfunc.load_model(path).predict(["def f():\n"], params={"max_new_tokens": 4})

@@ -1,4 +1,5 @@
-"""The MLflow PyFunc that generates code. It is logged as code with every model and loads without Ratchet.
+"""The MLflow PyFunc that generates code. It is logged as code with every model, with this package, and loads without
+Ratchet.
 
     model = mlflow.pyfunc.load_model("models:/code_model_fine_tuning_model@production")
     model.predict(["def add(a, b):\n"], params={"max_new_tokens": 32})
@@ -9,78 +10,22 @@ unpickled. The defaults of the generation parameters stand in the folder's gener
 """
 
 import math
-import threading
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_EXHAUSTED
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-
-@dataclass(frozen=True)
-class GenerationParams:
-    """The parameters that `predict` takes, with their defaults. Each may also stand in an input row."""
-
-    max_new_tokens: int = 64  # tokens
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0  # 0 to 1: sample from the smallest set of tokens with this probability
-    top_k: int = 0  # sample from so many tokens; 0: from all
-    repetition_penalty: float = 1.0  # 1: none
-    seed: int = -1  # of sampling; -1: a new one each time
-    stop: tuple[str, ...] = ()  # the completion ends before the first of these texts
-
-    def __post_init__(self) -> None:
-        for name, ok, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature <= 10, "0 to 10"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("seed", -1 <= self.seed < 2**63, "-1 or more, below 2^63"),
-        ):
-            if not ok:
-                raise _invalid(f"{name} is {getattr(self, name)}. Expected {expected}.")
-
-    def updated(self, changes: Mapping[str, Any]) -> "GenerationParams":
-        """A copy with some values changed. Raises MlflowException for an unknown name or a wrong type."""
-        refuse_unknown(changes)
-        values: dict[str, Any] = {}
-        for name, value in changes.items():
-            default = getattr(GenerationParams(), name)
-            try:
-                if name == "stop":
-                    stop = [value] if isinstance(value, str) else list(value)
-                    if not all(isinstance(item, str) and item for item in stop):
-                        raise ValueError
-                    values[name] = tuple(stop)
-                elif isinstance(value, (bool, str)) or (isinstance(default, int) and int(value) != value):
-                    raise ValueError
-                else:
-                    values[name] = type(default)(value)
-            except (TypeError, ValueError, OverflowError):
-                kind = "a list of texts" if name == "stop" else "a " + type(default).__name__
-                raise _invalid(f"{name} is {value!r}. Expected {kind}.") from None
-        return replace(self, **values)
-
-
-PARAM_NAMES = tuple(item.name for item in fields(GenerationParams))
-
-
-def refuse_unknown(params: Mapping[str, Any]) -> None:
-    """Raise MlflowException (INVALID_PARAMETER_VALUE) naming the parameters that do not exist."""
-    unknown = sorted(str(name) for name in params if name not in PARAM_NAMES)
-    if unknown:
-        raise _invalid(
-            f"Unknown generation parameter {', '.join(map(repr, unknown))}. Expected: {', '.join(PARAM_NAMES)}."
-        )
+from serving import fim
+from serving.params import PARAM_NAMES, REQUEST_ID, GenerationParams, invalid, refuse_unknown
+from serving.text import cut, decode_completion, encode_prompt
 
 
 def signature(defaults: GenerationParams) -> ModelSignature:
@@ -95,6 +40,7 @@ def signature(defaults: GenerationParams) -> ModelSignature:
         else ParamSpec(name, types[type(value)], value)
         for name, value in asdict(defaults).items()
     ]
+    params.append(ParamSpec(REQUEST_ID, DataType.string, ""))
     return ModelSignature(outputs=Schema([ColSpec(DataType.string)]), params=ParamSchema(params))
 
 
@@ -103,9 +49,9 @@ def choose_device(device: str) -> str:
     import torch
 
     if device not in ("auto", "cpu", "cuda"):
-        raise _invalid(f"device is {device!r}. Expected auto, cpu or cuda.")
+        raise invalid(f"device is {device!r}. Expected auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise _invalid("device is 'cuda', but torch sees no GPU here. Expected cpu or auto.")
+        raise invalid("device is 'cuda', but torch sees no GPU here. Expected cpu or auto.")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
@@ -114,22 +60,13 @@ def choose_dtype(dtype: str, device: str) -> Any:
     import torch
 
     if dtype not in ("auto", "bfloat16", "float32"):
-        raise _invalid(f"dtype is {dtype!r}. Expected auto, bfloat16 or float32.")
+        raise invalid(f"dtype is {dtype!r}. Expected auto, bfloat16 or float32.")
     if dtype == "auto":
         if device == "cuda":
             dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
         else:
             dtype = "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "float32"
     return getattr(torch, dtype)
-
-
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a prompt, by itself: completions are tokenised apart, here as in training."""
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if ids:
-        return ids
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [start]
 
 
 def generate(
@@ -145,7 +82,7 @@ def generate(
     longest = max(len(ids) for ids in encoded)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and longest + params.max_new_tokens > limit:
-        raise _invalid(
+        raise invalid(
             f"A prompt of {longest} tokens and max_new_tokens={params.max_new_tokens} exceed the model's "
             f"{limit} positions. Expected a shorter prompt or fewer new tokens."
         )
@@ -175,7 +112,7 @@ def generate(
             **sampling,
         )  # (B, T + new)
     return [
-        _cut(decode_completion(tokenizer, ids, row[longest:].tolist()), params.stop)
+        cut(decode_completion(tokenizer, ids, row[longest:].tolist()), params.stop)
         for ids, row in zip(encoded, output, strict=True)
     ]
 
@@ -183,7 +120,8 @@ def generate(
 class CodeGenerationModel(PythonModel):
     """Generates a completion for each prompt.
 
-    `model_config` at loading: `device` (auto, cpu, cuda) and `dtype` (auto, bfloat16, float32).
+    `model_config` at loading: `device` (auto, cpu, cuda), `dtype` (auto, bfloat16, float32), and the fields of
+    serving.engine.Limits.
     """
 
     # MLflow would ask, with a warning at each import, for a type hint on model_input; a hint fixes one form
@@ -194,12 +132,14 @@ class CodeGenerationModel(PythonModel):
         """Load the weights, merging a PEFT adapter. Raises MlflowException for pickled weights."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        config = context.model_config or {}
+        from serving.engine import Engine, Limits
+
+        config = dict(context.model_config or {})
         folder = Path(context.artifacts["model"])
-        device = choose_device(config.get("device", "auto"))
-        dtype = choose_dtype(config.get("dtype", "auto"), device)
+        device = choose_device(config.pop("device", "auto"))
+        dtype = choose_dtype(config.pop("dtype", "auto"), device)
         if not any(folder.glob("*.safetensors")):
-            raise _invalid(f"{folder} holds no *.safetensors. Expected weights in that format: no pickle is loaded.")
+            raise invalid(f"{folder} holds no *.safetensors. Expected weights in that format: no pickle is loaded.")
         if (folder / "adapter_config.json").is_file():
             from peft import PeftConfig, PeftModel
 
@@ -211,8 +151,17 @@ class CodeGenerationModel(PythonModel):
         self.model = model.to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.defaults = read_defaults(folder)
-        # One generation at a time: MLflow calls `predict` from many threads, and the seed is torch's own.
-        self.lock = threading.Lock()
+        self.fim = fim.tokens(self.tokenizer)
+        self.engine = Engine(
+            self.model,
+            self.tokenizer,
+            Limits(**config),
+            lambda prompts, params, stopping: generate(self.model, self.tokenizer, prompts, params, stopping),
+        )
+        if path := os.environ.get("SERVING_CHANNEL"):
+            from serving import channel
+
+            channel.listen(self, path)
 
     def predict(  # type: ignore[no-untyped-def]
         self, context: Any, model_input, params: dict[str, Any] | None = None
@@ -221,29 +170,36 @@ class CodeGenerationModel(PythonModel):
 
         `model_input`: a list of strings; a dict or a list of dicts with `prompt` and, row by row, any
         generation parameter; or a DataFrame with these columns. Raises MlflowException: bad input as
-        INVALID_PARAMETER_VALUE (HTTP 400), no memory as RESOURCE_EXHAUSTED (429), else INTERNAL_ERROR (500).
+        INVALID_PARAMETER_VALUE (HTTP 400), a full queue or no memory as RESOURCE_EXHAUSTED (429), too late as
+        TEMPORARILY_UNAVAILABLE (503), else INTERNAL_ERROR (500).
         """
-        defaults = self.defaults.updated(params or {})
+        given = dict(params or {})
+        request_id = given.pop(REQUEST_ID, "")
+        defaults = self.defaults.updated(given)
         rows = [(prompt, defaults.updated(changes)) for prompt, changes in parse_input(model_input)]
-        batches: dict[GenerationParams, list[int]] = {}
-        for number, (_, row_params) in enumerate(rows):
-            batches.setdefault(row_params, []).append(number)
-        completions = [""] * len(rows)
-        for batch_params, numbers in batches.items():
-            try:
-                with self.lock:
-                    texts = generate(self.model, self.tokenizer, [rows[number][0] for number in numbers], batch_params)
-            except MlflowException:
-                raise
-            except Exception as error:
-                out_of_memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-                raise MlflowException(
-                    f"Generation failed: {type(error).__name__}: {error}",
-                    error_code=RESOURCE_EXHAUSTED if out_of_memory else INTERNAL_ERROR,
-                ) from error
-            for number, text in zip(numbers, texts, strict=True):
-                completions[number] = text
-        return completions
+        requests = self.engine.submit(rows, request_id)
+        try:
+            return [request.future.result().text for request in requests]
+        finally:
+            for request in requests:  # where one has failed, nobody waits for the others
+                request.cancel()
+
+    def prompt_of(self, asked: Mapping[str, Any]) -> str:
+        """The prompt of a request of the gateway's: `prompt`, with `suffix` the text after a gap; or chat `messages`.
+
+        Raises MlflowException where the model has no chat template.
+        """
+        if "messages" not in asked:
+            prompt, suffix = str(asked["prompt"]), str(asked.get("suffix") or "")
+            return fim.fill(prompt, suffix, self.fim or fim.NEUTRAL) if suffix else prompt
+        if not self.tokenizer.chat_template:
+            raise invalid("The model has no chat template. Expected a prompt, by /v1/completions.")
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(asked["messages"], tokenize=False, add_generation_prompt=True)
+            )
+        except Exception as error:  # whatever the template's own code raises
+            raise invalid(f"The model's chat template refuses the messages: {error}") from error
 
 
 def parse_input(model_input: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -259,7 +215,7 @@ def parse_input(model_input: Any) -> list[tuple[str, dict[str, Any]]]:
     else:
         rows = [model_input]
     if not rows:
-        raise _invalid("The input has no rows. Expected at least one prompt.")
+        raise invalid("The input has no rows. Expected at least one prompt.")
     return [_parse_row(row, number) for number, row in enumerate(rows)]
 
 
@@ -295,7 +251,7 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> list[Any]:
         if not isinstance(values, (list, tuple)) or name == "stop":
             values = [values] * len(rows)
         if len(values) != len(rows):
-            raise _invalid(f"'{name}' has {len(values)} values for {len(rows)} prompts. Expected one, or as many.")
+            raise invalid(f"'{name}' has {len(values)} values for {len(rows)} prompts. Expected one, or as many.")
         for row, item in zip(rows, values, strict=True):
             row[name] = item
     return rows
@@ -309,7 +265,7 @@ def _parse_row(row: Any, number: int) -> tuple[str, dict[str, Any]]:
     if isinstance(row, str):
         return row, {}
     if not isinstance(row, Mapping):
-        raise _invalid(f"Row {number} is a {type(row).__name__}. Expected a text, or a dict with 'prompt'.")
+        raise invalid(f"Row {number} is a {type(row).__name__}. Expected a text, or a dict with 'prompt'.")
     # MLflow's parser makes numpy values; tolist() of a scalar is a plain scalar.
     values = {
         str(name): value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
@@ -319,28 +275,13 @@ def _parse_row(row: Any, number: int) -> tuple[str, dict[str, Any]]:
         return values["0"], {}
     prompt = values.pop("prompt", None)
     if not isinstance(prompt, str):
-        raise _invalid(f"Row {number} has prompt={prompt!r}. Expected a text under 'prompt'.")
+        raise invalid(f"Row {number} has prompt={prompt!r}. Expected a text under 'prompt'.")
     # In a DataFrame a cell without a value is NaN: that row takes the default.
     return prompt, {name: value for name, value in values.items() if not _is_missing(value)}
 
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def decode_completion(tokenizer: Any, prompt_ids: list[int], new_ids: list[int]) -> str:
-    """The text that the new tokens add; decoded with the prompt, since some tokenizers drop a first space."""
-    head = tokenizer.decode(prompt_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text = tokenizer.decode(prompt_ids + new_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text[len(head) :])
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    return text[: min((text.find(item) for item in stop if item in text), default=len(text))]
-
-
-def _invalid(message: str) -> MlflowException:
-    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 def _refuse_params_that_mlflow_drops() -> None:
@@ -355,8 +296,8 @@ def _refuse_params_that_mlflow_drops() -> None:
 
     def enforce_known(params: Any, schema: Any) -> Any:
         names = {spec.name for spec in schema.params} if schema is not None else set()
-        if names == set(PARAM_NAMES) and isinstance(params, Mapping):
-            refuse_unknown(params)
+        if names - {REQUEST_ID} == set(PARAM_NAMES) and isinstance(params, Mapping):
+            refuse_unknown({name: value for name, value in params.items() if name != REQUEST_ID})
         return enforce(params, schema)
 
     vars(enforce_known)["refuses_unknown"] = True

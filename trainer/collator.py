@@ -7,8 +7,8 @@ the token that comes next, or -100 where it bears no loss. So no logits are comp
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from serving.model import encode_prompt
-from trainer.data import fim
+from serving import fim
+from serving.text import encode_prompt
 from trainer.data.example import Example
 
 

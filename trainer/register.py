@@ -84,6 +84,7 @@ def log_and_register(
             name="model",
             flavor=pyfunc,
             python_model=serving.model.__file__,
+            code_paths=[str(Path(serving.model.__file__).parent)],
             artifacts={"model": str(folder)},
             model_config={"device": "auto", "dtype": "auto"},
             pip_requirements=requirements,

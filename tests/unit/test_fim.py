@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.data import fim
+from serving import fim
 
 
 class Vocabulary:

@@ -216,7 +216,7 @@ def test_unexpected_failure_is_an_internal_error_and_no_memory_says_so(tiny, mon
         def fail(*args, raised=raised, **kwargs):
             raise raised
 
-        monkeypatch.setattr(model.model, "generate", fail)
+        monkeypatch.setattr(model.model, "forward", fail)
         with pytest.raises(MlflowException, match="Generation failed") as caught:
             model.predict(None, ["a"])
         assert caught.value.error_code == code

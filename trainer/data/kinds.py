@@ -7,7 +7,7 @@ as it is while other code comes and goes.
 import math
 from collections.abc import Mapping, Sequence
 
-from trainer.data import fim
+from serving import fim
 from trainer.data.example import Example, hash64
 from trainer.data.functions import Function, moved
 

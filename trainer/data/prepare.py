@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving import fim
 from trainer.config import DataConfig
-from trainer.data import filters, fim, kinds, other_languages, python
+from trainer.data import filters, kinds, other_languages, python
 from trainer.data.duplicates import Fingerprints
 from trainer.data.example import KINDS, Example, ExampleFile, digest, from_line, hash64, to_line
 from trainer.data.report import Report, histogram

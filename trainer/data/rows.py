@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-from trainer.data import fim
+from serving import fim
 from trainer.data.example import KINDS, ROW, Example
 from trainer.data.filters import LANGUAGE_NAMES
 from trainer.data.sources import File, Row

@@ -16,11 +16,12 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from tqdm import tqdm
 
-from serving.model import encode_prompt
+from serving import fim
+from serving.text import encode_prompt
 from trainer import tracking
 from trainer.collator import prompt_of
 from trainer.config import EvalConfig
-from trainer.data import benchmarks, fim
+from trainer.data import benchmarks
 from trainer.data.example import Example
 from trainer.data.rows import parse
 from trainer.errors import InputError

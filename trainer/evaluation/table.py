@@ -15,7 +15,9 @@ from typing import Any
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from serving.model import GenerationParams, decode_completion, generate
+from serving.model import generate
+from serving.params import GenerationParams
+from serving.text import decode_completion
 from trainer.collator import EncodedExample, collate, encode, prompt_of
 from trainer.config import EvalConfig
 from trainer.data import other_languages, python

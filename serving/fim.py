@@ -20,8 +20,12 @@ KNOWN = (
 
 def prompt(prefix: str, suffix: str) -> str:
     """The prompt of a gap, in neutral markers."""
-    before, after, middle = NEUTRAL
-    return f"{before}{prefix}{after}{suffix}{middle}"
+    return fill(prefix, suffix, NEUTRAL)
+
+
+def fill(prefix: str, suffix: str, own: tuple[str, str, str]) -> str:
+    """The prompt of a gap, in a model's own markers."""
+    return f"{own[0]}{prefix}{own[1]}{suffix}{own[2]}"
 
 
 def is_prompt(text: str) -> bool:
@@ -49,4 +53,4 @@ def render(text: str, tokenizer: Any) -> str:
         return text
     before, after, middle = NEUTRAL
     prefix, _, rest = text.removeprefix(before).partition(after)
-    return f"{own[0]}{prefix}{own[1]}{rest.removesuffix(middle)}{own[2]}"
+    return fill(prefix, rest.removesuffix(middle), own)
