@@ -110,11 +110,14 @@ class Demo:
 
     def serve(self) -> None:
         service = Service("serving")
-        service.stop()  # it serves the version that was in production when it started
-        serving_port_is_free(self.serving.serving_host, self.serving.serving_port)
-        click.echo("$ python -m serving")
-        service.start("serving")
-        self.wait_for(service, lambda: _answers(f"{self.serving_url}/ping"))
+        if service.process() is None:
+            serving_port_is_free(self.serving.serving_host, self.serving.serving_port)
+            click.echo("$ python -m serving")
+            service.start("serving")
+        else:
+            click.echo("It is running already, and follows the alias.")
+        version = self.client.get_model_version_by_alias(MODEL, PRODUCTION).version
+        self.wait_for(service, lambda: _serves(f"{self.serving_url}/ping", str(version)))
         click.echo(f"Ready: {self.serving_url}/invocations  (log: {service.log})")
         reply = requests.post(f"{self.serving_url}/invocations", json={"inputs": [PROMPT]}, timeout=60)
         reply.raise_for_status()
@@ -182,9 +185,10 @@ def _wait(child: "subprocess.Popen[bytes]") -> int:
         signal.signal(signal.SIGINT, previous)
 
 
-def _answers(url: str) -> bool:
+def _serves(url: str, version: str) -> bool:
     try:
-        return requests.get(url, timeout=5).ok
+        reply = requests.get(url, timeout=5)
+        return reply.ok and reply.headers["X-Model-Version"] == version
     except requests.RequestException:
         return False
 

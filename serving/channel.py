@@ -11,6 +11,7 @@ where SERVING_CHANNEL names a path. HTTP; one JSON object per line in answers th
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from serving.engine import Engine, Result
+from serving.state import end_with
 
 if TYPE_CHECKING:
     from serving.model import CodeGenerationModel
@@ -33,6 +35,8 @@ def listen(model: "CodeGenerationModel", path: str) -> None:
     """Answer on a Unix socket, from a thread of its own, for as long as the process lives."""
     import uvicorn
 
+    if supervisor := os.environ.get("SERVING_SUPERVISOR"):
+        end_with(int(supervisor), os.getpid())
     Path(path).unlink(missing_ok=True)
     config = uvicorn.Config(application(model), uds=path, log_level="warning", access_log=False, lifespan="off")
     threading.Thread(target=uvicorn.Server(config).run, name="channel", daemon=True).start()

@@ -6,7 +6,7 @@ import sys
 import urllib.error
 import urllib.request
 
-from serving.waiting import WAITING
+from serving.state import WAITING
 
 
 def health(url: str, timeout_s: float = 4.0) -> tuple[bool, str]:

@@ -117,6 +117,13 @@ def generate(
     ]
 
 
+def default_config() -> dict[str, Any]:
+    """The `model_config` to log with the PyFunc: MLflow lets only its keys be set at loading."""
+    from serving.engine import Limits
+
+    return {"device": "auto", "dtype": "auto", **asdict(Limits())}
+
+
 class CodeGenerationModel(PythonModel):
     """Generates a completion for each prompt.
 

@@ -86,7 +86,7 @@ def log_and_register(
             python_model=serving.model.__file__,
             code_paths=[str(Path(serving.model.__file__).parent)],
             artifacts={"model": str(folder)},
-            model_config={"device": "auto", "dtype": "auto"},
+            model_config=serving.model.default_config(),
             pip_requirements=requirements,
             signature=serving.model.signature(generation),
         )

@@ -1,0 +1,223 @@
+"""One `mlflow models serve` process, for one version's files: start it, see that it answers, stop it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.settings import ServingSettings
+from serving.versions import Refused
+
+SMOKE = {"inputs": ["def add(a, b):\n"], "params": {"max_new_tokens": 4}}
+LAST_LINES = 40
+
+
+class Child:
+    """A child process and all that it started."""
+
+    def __init__(self, settings: ServingSettings, folder: Path, label: str) -> None:
+        self.label, self.folder = label, folder
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.channel = settings.run_folder / f"{self.port}.sock"
+        self.timeout_s = settings.serving_timeout_s
+        self.log: deque[str] = deque(maxlen=LAST_LINES)
+        arguments = [
+            *(sys.executable, "-m", "mlflow", "models", "serve"),
+            *("--model-uri", str(folder)),
+            *("--env-manager", "local"),
+            *("--host", "127.0.0.1"),
+            *("--port", str(self.port)),
+            *("--timeout", str(self.timeout_s)),
+        ]
+        self.process = subprocess.Popen(
+            arguments,
+            env=os.environ
+            | {
+                "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
+                "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+                "PYTHONDONTWRITEBYTECODE": "1",  # the model's files stay those of the manifest
+                "SERVING_CHANNEL": str(self.channel),
+                "SERVING_SUPERVISOR": str(os.getpid()),
+                "SERVING_MODEL_CONFIG": json.dumps(settings.limits),  # MLflow's: `model_config` at loading
+                # `mlflow models serve` starts `uvicorn` by name: the one of this Python, also where no venv is active.
+                "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_until_ready(self, timeout_s: float, go_on: Callable[[], bool]) -> None:
+        """Return once it answers. Raises Refused where it ends instead, or takes too long; InterruptedError where
+        `go_on` says no."""
+        until = time.monotonic() + timeout_s
+        while not self._answers():
+            if not go_on():
+                raise InterruptedError
+            if not self.alive():
+                raise Refused(f"it does not load: {self.last_words()}")
+            if time.monotonic() > until:
+                raise Refused(f"it has not loaded within {timeout_s:.0f} s")
+            time.sleep(0.1)  # the pace of asking
+
+    def smoke(self) -> None:
+        """Ask for a completion. Raises Refused where none comes."""
+        request = urllib.request.Request(
+            f"{self.url}/invocations", json.dumps(SMOKE).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
+                answer: Any = json.load(reply)
+            if not isinstance(answer["predictions"][0], str):
+                raise ValueError(answer)
+        except urllib.error.HTTPError as error:
+            message = error.read().decode(errors="replace")
+            raise Refused(f"it does not answer a smoke request: HTTP {error.code}: {_first_line(message)}") from error
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise Refused(f"it does not answer a smoke request: {error}; {self.last_words()}") from error
+
+    def busy(self) -> int:
+        """Completions under way or waiting; 0 where it does not answer any more."""
+        try:
+            connection = HTTPConnection("child", timeout=2)
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(2)
+            connection.sock.connect(str(self.channel))
+            connection.request("GET", "/stats")
+            stats = json.load(connection.getresponse())
+            connection.close()
+            return int(stats["active"] + stats["waiting"])
+        except (OSError, ValueError, KeyError):
+            return 0
+
+    def retire(self, drain_s: float) -> None:
+        """Stop once all that was begun has been answered, or after `drain_s`."""
+        until, idle_since = time.monotonic() + drain_s, time.monotonic()
+        while time.monotonic() < until and self.alive():
+            if self.busy():
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > 1:  # and whoever had just chosen it has come
+                break
+            time.sleep(0.1)  # the pace of asking
+        self.stop()
+
+    def stop(self, grace_s: float = 10) -> None:
+        """End it: by SIGTERM, and by SIGKILL what is left of it after `grace_s`."""
+        self._signal(signal.SIGTERM)
+        until = time.monotonic() + grace_s
+        while self._group_lives() and time.monotonic() < until:
+            self.process.poll()
+            time.sleep(0.05)  # the pace of asking
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+        self.channel.unlink(missing_ok=True)
+
+    def memory_bytes(self) -> int:
+        """What its processes hold resident; 0 where the system does not say."""
+        return sum(_resident(pid) for pid in _group(self.pid))
+
+    def last_words(self) -> str:
+        """The last line of its log that tells something."""
+        lines = [line for line in self.log if line.strip()]
+        errors = [line for line in lines if "Error" in line or "Exception" in line]
+        return (errors or lines or ["it said nothing"])[-1].strip()[:500]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(line.rstrip())
+            click.echo(f"[{self.label}] {line.rstrip()}")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/ping", timeout=2) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return
+
+    def _group_lives(self) -> bool:
+        try:
+            os.killpg(self.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _group(leader: int) -> list[int]:
+    """The processes of a process group, where /proc tells."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(entry.read_text().rpartition(")")[2].split()[2]) == leader:
+                found.append(int(entry.parent.name))
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def available_bytes() -> int | None:
+    """Memory that a further process may take, by the machine and by this container's limit; None where nobody says."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    with suppress(OSError, ValueError):  # no limit of its own
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        if limit != "max":
+            free = min(free, int(limit) - used + int(stat.get("inactive_file", 0)))
+    return free
+
+
+def _first_line(text: str) -> str:
+    with suppress(ValueError, KeyError, TypeError):
+        text = json.loads(text)["message"]
+    return (text.strip().splitlines() or ["no text"])[-1][:300]

@@ -1,0 +1,434 @@
+"""The first process of the container: keeps the version that the alias names behind the gateway, and both running.
+
+It resolves the alias, starts `mlflow models serve` for exactly that version, and tells the gateway (serving.state).
+When the alias moves, a second child is started beside the first; once it has loaded, answered, and its files are found
+as at training, new requests go to it, and the first ends when it has answered what it had begun. A version that fails
+any of this never goes live: the first serves on.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving import state, versions
+from serving.child import Child, available_bytes
+from serving.settings import ServingSettings
+from serving.state import Live, Pending, State
+from serving.versions import InputError, NotYet, Refused, Unavailable, Unreachable
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+TICK_S = 0.1
+LONGEST_PAUSE_S = 60.0  # between attempts to get or start what fails
+LASTED_S = 60.0  # a child that lived so long was well: its next restart does not wait
+
+
+@dataclass
+class Running:
+    """A version that is live."""
+
+    version: "ModelVersion"
+    child: Child
+
+
+@dataclass
+class Preparation:
+    """A version on its way, in a thread of its own."""
+
+    version: "ModelVersion"
+    seen: float  # monotonic: when the alias was first seen on it
+    result: "Future[Child]"
+    abandoned: threading.Event
+
+
+class Supervisor:
+    """Runs until SIGTERM. `run` returns the exit code."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        self.settings = settings
+        self.state = State()
+        self.telling = threading.Lock()
+        self.stopping = threading.Event()
+        self.nudge = threading.Event()  # set: ask for the alias now
+        self.gateway: subprocess.Popen[bytes] | None = None
+        self.live: Running | None = None
+        self.preparing: Preparation | None = None
+        self.before: ModelVersion | None = None  # was live until the one on its way needed its memory
+        self.retiring: list[tuple[str, threading.Thread]] = []
+        self.pause, self.not_before = 1.0, 0.0
+        self.wanted: tuple[str, float] | None = None  # version and when it was first seen
+        self.asked_at = -1e9
+        self.ended: int | None = None  # the exit code, where there is nothing to go on for
+
+    def run(self) -> int:
+        """Serve until told to stop."""
+        self._prepare_folder()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stopping.set())
+        signal.signal(signal.SIGUSR1, lambda *_: self.nudge.set())
+        first = None if self.settings.serving_wait else self._first()  # raises where there is none
+        self._start_gateway()
+        try:
+            if first is not None:
+                self._prepare(first)
+            while not self.stopping.is_set() and self.ended is None:
+                self._tick()
+                self.stopping.wait(TICK_S)
+        finally:
+            self._stop()
+        return self.ended or 0
+
+    # Deciding
+
+    def _tick(self) -> None:
+        self._watch_gateway()
+        self._watch_child()
+        self.retiring = [item for item in self.retiring if item[1].is_alive()]
+        if self.preparing is not None and self.preparing.result.done():
+            self._take(self.preparing)
+        now = time.monotonic()
+        if self.nudge.is_set() or now - self.asked_at >= self.settings.serving_poll_s:
+            self.nudge.clear()
+            self.asked_at = now
+            self._follow()
+        self._tell(draining=tuple(version for version, _ in self.retiring))
+
+    def _follow(self) -> None:
+        """Bring the alias's version on its way, if it is not live, on its way, or refused."""
+        try:
+            version = versions.resolve(self.settings)
+        except NotYet as error:
+            self.wanted = None
+            if self.live is None and self.preparing is None:
+                self._tell(status=state.WAITING, message=error.message)
+            return
+        except Unreachable as error:
+            if self.live is None and self.preparing is None and time.monotonic() >= self.not_before:
+                self._without_tracking(error)
+            return
+        number = str(version.version)
+        if self.wanted is None or self.wanted[0] != number:
+            self.wanted = (number, time.monotonic())
+            self._forget_refusals(number)
+        if self.preparing is not None:
+            if str(self.preparing.version.version) != number:
+                self.preparing.abandoned.set()  # the alias has moved on
+            return
+        if self.live is not None and str(self.live.version.version) == number:
+            return
+        if self.live is not None and number in self.state.refused:
+            return  # the live one serves on; until the alias moves
+        if time.monotonic() >= self.not_before:
+            self._prepare(version)
+
+    def _forget_refusals(self, number: str) -> None:
+        """The alias came to this version: what was refused is tried again when the alias comes to it again."""
+        self._tell(refused={version: why for version, why in self.state.refused.items() if version != number})
+
+    def _without_tracking(self, error: Unreachable) -> None:
+        """Nobody says which version has the alias: serve the one that was live last, if it is here."""
+        version = versions.remembered(self.settings)
+        if version is None:
+            self._tell(status=state.FAILING, message=error.message)
+            return
+        click.echo(f"{error.message} Serving version {version.version}, which was live last.")
+        self._prepare(version)
+
+    def _first(self) -> "ModelVersion | None":
+        """The version to begin with. Raises NotYet, Unreachable."""
+        try:
+            version = versions.resolve(self.settings)
+        except Unreachable:
+            if versions.remembered(self.settings) is None:
+                raise
+            return None  # `_follow` comes to it
+        self.wanted = (str(version.version), time.monotonic())
+        return version
+
+    # A version on its way
+
+    def _prepare(self, version: "ModelVersion") -> None:
+        seen = self.wanted[1] if self.wanted and self.wanted[0] == str(version.version) else time.monotonic()
+        task = Preparation(version, seen, Future(), threading.Event())
+        self.preparing = task
+        if self.live is None:
+            self._tell(status=state.STARTING, message=f"version {version.version} is on its way")
+
+        def work() -> None:
+            try:
+                task.result.set_result(self._bring_up(task))
+            except BaseException as error:
+                task.result.set_exception(error)
+
+        threading.Thread(target=work, name=f"version {version.version}", daemon=True).start()
+
+    def _bring_up(self, task: Preparation) -> Child:
+        """Fetch, check, start and ask a version. In a thread of its own."""
+        version, label = task.version, f"version {task.version.version}"
+
+        def step(name: str) -> None:
+            if task.abandoned.is_set() or self.stopping.is_set():
+                raise InterruptedError
+            self._tell(pending=Pending(str(version.version), name, time.time()))
+
+        step("fetching")
+        folder = versions.fetch(self.settings, version)
+        step("comparing with its manifest")
+        click.echo(f"{label}: {versions.verify(folder, version)}")
+        lacking = self._lacks_memory()
+        if lacking:
+            click.echo(f"{label}: {lacking}")
+            step("waiting for the memory of the version before")
+            self._make_way()
+        try:
+            return self._start(task, step)
+        except Refused as error:
+            if self.live is None or "out of memory" not in error.message.lower():
+                raise
+            click.echo(f"{label}: no memory beside the live version ({error.message}); once more without it")
+            self._make_way()
+            return self._start(task, step)
+
+    def _start(self, task: Preparation, step: Callable[[str], None]) -> Child:
+        step("loading")
+        child = Child(self.settings, versions.folder_of(self.settings, task.version), f"version {task.version.version}")
+        try:
+            child.wait_until_ready(
+                self.settings.serving_start_timeout_s,
+                lambda: not (task.abandoned.is_set() or self.stopping.is_set()),
+            )
+            step("answering a smoke request")
+            child.smoke()
+        except BaseException:
+            child.stop()
+            raise
+        return child
+
+    def _lacks_memory(self) -> str | None:
+        """Why a second model does not fit beside the live one; None where it does, or nobody can say."""
+        if not self.settings.serving_memory_check or self.live is None:
+            return None
+        needed, available = self.live.child.memory_bytes(), available_bytes()
+        if available is None or needed < available:
+            return None
+        return (
+            f"the live version's processes hold {needed >> 20} MiB, and {available >> 20} MiB are left. Both do not "
+            "fit: the live one is stopped first, and requests wait meanwhile. Give serving more memory "
+            "(SERVING_MEMORY in the stack) to swap without a gap."
+        )
+
+    def _make_way(self) -> None:
+        """Stop the live version before the next one is loaded; requests wait at the gateway."""
+        running, self.live = self.live, None
+        if running is None:
+            return
+        self.before = running.version
+        self._tell(status=state.STARTING, message="the next version is loading, without the one before", live=None)
+        running.child.retire(self.settings.serving_timeout_s)
+
+    def _take(self, task: Preparation) -> None:
+        """Let a version live that is ready, or say why it is not."""
+        self.preparing = None
+        number = str(task.version.version)
+        try:
+            child = task.result.result()
+        except InterruptedError:
+            self._tell(pending=None)
+            return
+        except (Refused, Unavailable, InputError) as error:
+            self._not_live(task, error.message, isinstance(error, Refused))
+            return
+        except Exception as error:
+            self._not_live(task, f"{type(error).__name__}: {error}", True)
+            return
+        old, self.live = self.live, Running(task.version, child)
+        first = old is None and self.state.swaps == 0 and self.before is None
+        self.before, self.pause, self.not_before = None, 1.0, 0.0
+        took = time.monotonic() - task.seen
+        self._tell(
+            status=state.SERVING,
+            message="",
+            pending=None,
+            live=self._describe(task.version, child),
+            refused={version: why for version, why in self.state.refused.items() if version != number},
+            swaps=self.state.swaps + (not first),
+            last_swap_s=took,
+        )
+        click.echo(
+            f"Serving {task.version.name} version {number} ({self.settings.serving_alias}) at "
+            f"http://{self.settings.serving_host}:{self.settings.serving_port}; ready in {took:.1f} s"
+        )
+        if old is not None:
+            self._retire(old)
+        self._after(lambda: versions.tell(self.settings, task.version, None))
+        with contextlib.suppress(OSError):
+            versions.remember(self.settings, task.version)
+            kept = [task.version, *([old.version] if old else [])]  # the one before too: a rollback fetches nothing
+            versions.keep_only([versions.folder_of(self.settings, version) for version in kept])
+
+    def _not_live(self, task: Preparation, why: str, refused: bool) -> None:
+        number = str(task.version.version)
+        serving = self.live.version.version if self.live else None
+        rest = f" Version {serving} serves on." if serving else ""
+        click.echo(f"Version {number} does not go live: {why}.{rest}", err=True)
+        self.not_before = time.monotonic() + self.pause
+        self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
+        if refused:
+            self._tell(
+                pending=None,
+                refused={**self.state.refused, number: why},
+                swaps_failed=self.state.swaps_failed + 1,
+            )
+            self._after(lambda: versions.tell(self.settings, task.version, why))
+        else:
+            trouble = f"version {number}: {why}" if self.live else self.state.message
+            self._tell(pending=None, message=trouble, swaps_failed=self.state.swaps_failed + 1)
+        if self.live is None and self.before is not None and str(self.before.version) != number:
+            back, self.before = self.before, None
+            self._prepare(back)  # the one that had made way
+        elif self.live is None:
+            self._tell(status=state.FAILING, message=f"version {number}: {why}")
+            if not self.settings.serving_wait and self.state.swaps == 0 and self.state.restarts == 0:
+                self.ended = 1  # a first start that fails, where nobody asked to wait
+
+    def _describe(self, version: "ModelVersion", child: Child) -> Live:
+        return Live(
+            version.name,
+            str(version.version),
+            str(version.run_id or ""),
+            version.tags.get(versions.MANIFEST_TAG, ""),
+            child.url,
+            str(child.channel),
+            child.pid,
+            time.time(),
+            str(version.source).rpartition("/")[2],
+        )
+
+    # What is running
+
+    def _retire(self, running: Running) -> None:
+        thread = threading.Thread(target=running.child.retire, args=(self.settings.serving_timeout_s,), daemon=True)
+        thread.start()
+        self.retiring.append((str(running.version.version), thread))
+
+    def _watch_child(self) -> None:
+        """Start the live version again where its process has ended."""
+        running = self.live
+        if running is None or running.child.alive():
+            return
+        version, child = running.version, running.child
+        click.echo(f"Version {version.version} has ended: {child.last_words()}", err=True)
+        self.live = None
+        lasted = time.time() - self.state.live.since if self.state.live else 0.0
+        if lasted > LASTED_S:
+            self.pause = 1.0
+        self.not_before = time.monotonic() + (0.0 if lasted > LASTED_S or self.state.restarts == 0 else self.pause)
+        self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
+        self._tell(
+            status=state.STARTING,
+            message=f"version {version.version} has ended, and is started again",
+            live=None,
+            restarts=self.state.restarts + 1,
+        )
+        child.stop()
+        if self.preparing is not None:
+            self.before = version  # comes back where the one on its way fails
+        elif time.monotonic() >= self.not_before:
+            self._prepare(version)  # without asking tracking, which may be down
+
+    def _start_gateway(self) -> None:
+        metrics = self.settings.run_folder / "metrics"
+        shutil.rmtree(metrics, ignore_errors=True)  # counters of workers that are gone
+        metrics.mkdir()
+        arguments = [
+            *(sys.executable, "-m", "gunicorn", "serving.gateway:create()"),
+            *("--worker-class", "asgi"),
+            *("--workers", str(self.settings.serving_workers)),
+            *("--bind", f"{self.settings.serving_host}:{self.settings.serving_port}"),
+            *("--graceful-timeout", str(self.settings.serving_timeout_s)),
+            *("--keep-alive", "75"),
+            *("--worker-tmp-dir", str(self.settings.run_folder)),
+            *("--log-level", "warning"),
+            "--no-control-socket",
+        ]
+        self.gateway = subprocess.Popen(
+            arguments,
+            env=os.environ
+            | self._environment()
+            | {"PROMETHEUS_MULTIPROC_DIR": str(metrics), "SERVING_SUPERVISOR": str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """The settings as they are now, options too, for the gateway to read."""
+        return {
+            name.upper(): str(value)
+            for name, value in self.settings.model_dump(exclude_none=True).items()
+            if str(value) != ""
+        }
+
+    def _watch_gateway(self) -> None:
+        """Start the gateway again where it has ended. (Its workers it looks after itself.)"""
+        if self.gateway is not None and self.gateway.poll() is not None:
+            click.echo(f"The gateway has ended with {self.gateway.returncode}, and is started again.", err=True)
+            time.sleep(1)  # its port may still be in use
+            self._start_gateway()
+
+    def _stop(self) -> None:
+        """End the gateway, once it has answered what it had begun, and then the models."""
+        if self.preparing is not None:
+            self.preparing.abandoned.set()
+        if self.gateway is not None and self.gateway.poll() is None:
+            self.gateway.terminate()
+            try:
+                self.gateway.wait(self.settings.serving_timeout_s + 5)
+            except subprocess.TimeoutExpired:
+                self.gateway.kill()
+        if self.preparing is not None:
+            with contextlib.suppress(BaseException):
+                self.preparing.result.result(timeout=20).stop()
+        if self.live is not None:
+            self.live.child.stop()
+        for _, thread in self.retiring:
+            thread.join(20)
+
+    def _prepare_folder(self) -> None:
+        folder = self.settings.run_folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for socket in folder.glob("*.sock"):
+                socket.unlink()
+            state.write(self.state, folder / "state.json")
+        except OSError as error:
+            raise InputError(f"RATCHET_HOME: {folder} cannot be written: {error}.") from error
+
+    def _tell(self, **values: Any) -> None:
+        """Change the state, and let the gateway know. From any thread."""
+        with self.telling:
+            changed = self.state.changed(**values)
+            if changed == self.state:
+                return
+            if (changed.status, changed.message) != (self.state.status, self.state.message) and changed.message:
+                click.echo(f"{changed.status.capitalize()}: {changed.message}")
+            self.state = changed
+            try:
+                state.write(changed, self.settings.run_folder / "state.json")
+            except OSError as error:
+                click.echo(f"The state was not written: {error}", err=True)
+
+    def _after(self, tell: Callable[[], None]) -> None:
+        """Do what nothing waits for, and may take as long as tracking does."""
+        threading.Thread(target=tell, daemon=True).start()
