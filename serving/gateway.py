@@ -115,7 +115,7 @@ def create() -> FastAPI:
     from serving import openai  # which needs this module
 
     app.include_router(openai.router)
-    app.add_exception_handler(Refusal, lambda request, error: _refused(request, error))
+    app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Edge, gateway=gateway)
@@ -300,7 +300,8 @@ class Edge:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        known: dict[str, Any] = scope.setdefault("state", {})
+        known: dict[str, Any] = dict(scope.get("state") or {})  # gunicorn's own is shared by all requests
+        scope = {**scope, "state": known}
         known["request_id"] = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
         known["live"], known["user"], known["failed"] = None, "", None
         path, began, status = scope["path"], time.monotonic(), 500

@@ -21,7 +21,7 @@ class ServingSettings(BaseSettings):
     serving_poll_s: float = Field(default=2.0, ge=0.1)
     serving_webhook_url: str = ""
     serving_start_timeout_s: float = Field(default=600.0, gt=0)
-    serving_memory_check: bool = True
+    serving_memory_reserve_mb: int = Field(default=256, ge=0)
 
     serving_host: str = "127.0.0.1"
     serving_port: int = Field(default=8000, ge=1, le=65535)

@@ -218,10 +218,11 @@ class Supervisor:
 
     def _lacks_memory(self) -> str | None:
         """Why a second model does not fit beside the live one; None where it does, or nobody can say."""
-        if not self.settings.serving_memory_check or self.live is None:
+        running, available = self.live, available_bytes()
+        if running is None or available is None:
             return None
-        needed, available = self.live.child.memory_bytes(), available_bytes()
-        if available is None or needed < available:
+        needed = running.child.memory_bytes()
+        if needed + (self.settings.serving_memory_reserve_mb << 20) < available:
             return None
         return (
             f"the live version's processes hold {needed >> 20} MiB, and {available >> 20} MiB are left. Both do not "
