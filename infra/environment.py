@@ -7,6 +7,7 @@ Writes what is missing and keeps what is there: settings that you changed, secre
 containers run as users of their own. Base images made by `make offline-images` (.env.offline) are entered in .env.
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -15,6 +16,8 @@ from pathlib import Path
 
 TEMPLATE = Path(__file__).parent / "env" / "stack.env"
 OFFLINE = ".env.offline"
+TOKENS = "SERVING_TOKENS_FILE"  # hashes of the tokens that serving takes (serving.access)
+TOKEN = "serving_token"  # the first of them, beside that file
 
 
 class InputError(Exception):
@@ -43,8 +46,12 @@ def write(folder: Path) -> list[str]:
             continue
         if path != default:
             raise InputError(f"{name} is {path!r} in {env_file}, which is no file. Write it, or remove the line.")
-        _write_secret(folder / path)
-        done.append(f"a random secret in {path}")
+        if name == TOKENS:
+            _write_token(folder / path)
+            done.append(f"a token for serving in {Path(path).parent / TOKEN}, its hash in {path}")
+        else:
+            _write_secret(folder / path)
+            done.append(f"a random secret in {path}")
     if (folder / ".secrets").is_dir():
         (folder / ".secrets").chmod(0o700)
     if not env_file.exists() or env_file.read_text() != text:
@@ -78,6 +85,16 @@ def _write_secret(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
     _replace(path, secrets.token_urlsafe(32), 0o444)
+
+
+def _write_token(path: Path) -> None:
+    """A first token for serving: itself for its owner alone, and its hash, which the container gets."""
+    token = f"rt-{secrets.token_urlsafe(32)}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    _replace(path.with_name(TOKEN), token, 0o400)
+    # Written to later, by `python -m serving.access add`.
+    _replace(path, f"owner:{hashlib.sha256(token.encode()).hexdigest()}\n", 0o644)
 
 
 def _replace(path: Path, text: str, mode: int) -> None:

@@ -24,7 +24,7 @@ LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
 
 
 class Tokens:
-    """The tokens of a file; None as its path lets everybody in, a file that is gone or broken nobody."""
+    """The tokens of a file; None as its path lets everybody in, a file that is gone nobody."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -49,8 +49,10 @@ class Tokens:
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if seen != self._seen:
                 self._hashes, self._seen = parse(self.path.read_text(encoding="utf-8")), seen
-        except (OSError, InputError):
+        except OSError:
             self._hashes, self._seen = {}, None
+        except InputError:
+            self._seen = None  # it is being written; what was known holds until it can be read
 
 
 def parse(text: str) -> dict[str, str]:
@@ -89,8 +91,9 @@ def _store(path: Path, lines: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.touch(mode=0o644)
-        with path.open("w", encoding="utf-8") as file:
+        with path.open("r+", encoding="utf-8") as file:  # never empty meanwhile
             file.write(lines)
+            file.truncate()
     except OSError as error:
         raise InputError(f"--file is '{path}', which cannot be written: {error.strerror}.") from error
 

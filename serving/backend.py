@@ -39,7 +39,7 @@ class Backend:
 
     def __init__(self, settings: ServingSettings) -> None:
         self.settings = settings
-        self.file = StateFile(settings.run_folder / "state.json")
+        self.file = StateFile(settings.serving_run_folder / "state.json")
         self._http: aiohttp.ClientSession | None = None
         self._channels: dict[str, aiohttp.ClientSession] = {}
 

@@ -34,7 +34,7 @@ class Child:
         self.label, self.folder = label, folder
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.channel = settings.run_folder / f"{self.port}.sock"
+        self.channel = settings.serving_run_folder / f"{self.port}.sock"
         self.timeout_s = settings.serving_timeout_s
         self.log: deque[str] = deque(maxlen=LAST_LINES)
         arguments = [

