@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from promoter.policy import Floor, Guard, Policy, Primary, Safety, Significance
+from serving.settings import ServingSettings
 from trainer.config import Config, walk
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -43,6 +44,17 @@ def policy_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def serving_table() -> str:
+    """All environment variables of serving in Markdown: name, default, what it does."""
+    rows = ["| variable | default | |", "|---|---|---|"]
+    rows += [
+        f"| `{name.upper()}` | `{_default(field.default)}` | {field.description} |"
+        for name, field in ServingSettings.model_fields.items()
+        if field.description
+    ]
+    return "\n".join(rows) + "\n"
+
+
 def written(page: str, rows: str) -> str:
     """The page with the table as it has to be."""
     before, _, rest = page.partition(BEGIN)
@@ -55,6 +67,6 @@ def _default(value: object) -> object:
 
 
 if __name__ == "__main__":
-    for name, rows in (("training.md", table()), ("promotion.md", policy_table())):
+    for name, rows in (("training.md", table()), ("promotion.md", policy_table()), ("serving.md", serving_table())):
         page = DOCS / name
         page.write_text(written(page.read_text(), rows))

@@ -13,32 +13,52 @@ class ServingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True)
 
-    ratchet_home: Path = Path("var")
-    mlflow_tracking_uri: str = "http://127.0.0.1:5000"
-    serving_model: str = "code_model_fine_tuning_model"
-    serving_alias: str = "production"
-    serving_wait: bool = False
-    serving_poll_s: float = Field(default=2.0, ge=0.1)
-    serving_webhook_url: str = ""
+    ratchet_home: Path = Field(default=Path("var"), description="Where the files of served versions are kept.")
+    mlflow_tracking_uri: str = Field(default="http://127.0.0.1:5000", description="The tracking server.")
+    serving_model: str = Field(default="code_model_fine_tuning_model", description="The registered model.")
+    serving_alias: str = Field(default="production", description="The alias that is followed.")
+    serving_wait: bool = Field(
+        default=False, description="Where no version has the alias yet, wait for one and answer 503 until then."
+    )
+    serving_poll_s: float = Field(default=2.0, ge=0.1, description="Seconds between two looks at the alias.")
+    serving_webhook_url: str = Field(
+        default="",
+        description="This serving's `/webhook` as the tracking server reaches it: then the registry says when an alias "
+        "moves. Empty: none.",
+    )
     serving_run_folder: Path = Path()  # set by the supervisor: where the processes of this container meet
-    serving_start_timeout_s: float = Field(default=600.0, gt=0)
-    serving_memory_reserve_mb: int = Field(default=256, ge=0)
+    serving_start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds that a model may take to load.")
+    serving_memory_reserve_mb: int = Field(
+        default=256,
+        ge=0,
+        description="MiB to be left where a second model is loaded beside the live one; else the live one is stopped "
+        "first, and requests wait meanwhile.",
+    )
 
-    serving_host: str = "127.0.0.1"
-    serving_port: int = Field(default=8000, ge=1, le=65535)
-    serving_workers: int = Field(default=2, ge=1)
-    serving_timeout_s: int = Field(default=60, gt=SECONDS_TO_SPARE)
-    serving_max_body_bytes: int = Field(default=1 << 20, ge=1)
-    serving_tokens_file: Path | None = None
+    serving_host: str = Field(default="127.0.0.1", description="The interface to listen on.")
+    serving_port: int = Field(default=8000, ge=1, le=65535, description="The port.")
+    serving_workers: int = Field(default=2, ge=1, description="Processes of the gateway.")
+    serving_timeout_s: int = Field(
+        default=60,
+        gt=SECONDS_TO_SPARE,
+        description=f"`mlflow models serve`'s timeout. {SECONDS_TO_SPARE} s before it a request is given up: 503, and "
+        "its place is free.",
+    )
+    serving_max_body_bytes: int = Field(default=1 << 20, ge=1, description="Largest body of a request; else 413.")
+    serving_tokens_file: Path | None = Field(
+        default=None, description="Hashes of the tokens that may ask; else 401. None: everybody may."
+    )
 
-    serving_max_batch: int = Field(default=32, ge=1)
-    serving_max_queue: int = Field(default=128, ge=1)
-    serving_max_prompt_tokens: int = Field(default=4096, ge=1)
-    serving_max_new_tokens: int = Field(default=2048, ge=1)
-    serving_max_batch_tokens: int = Field(default=65_536, ge=1)
+    serving_max_batch: int = Field(default=32, ge=1, description="Completions that are under way at once.")
+    serving_max_queue: int = Field(default=128, ge=1, description="Completions that may wait; else 429.")
+    serving_max_prompt_tokens: int = Field(default=4096, ge=1, description="Longest prompt; else 422.")
+    serving_max_new_tokens: int = Field(default=2048, ge=1, description="Most tokens to ask for; else 422.")
+    serving_max_batch_tokens: int = Field(
+        default=65_536, ge=1, description="Tokens, asked for and read, under way at once: bounds the memory for them."
+    )
 
-    serving_trace_sample: float = Field(default=1.0, ge=0, le=1)
-    serving_trace_prompts: bool = True
+    serving_trace_sample: float = Field(default=1.0, ge=0, le=1, description="Share of requests that is traced.")
+    serving_trace_prompts: bool = Field(default=True, description="Whether traces hold prompts and completions.")
 
     @property
     def models(self) -> Path:

@@ -84,8 +84,8 @@ def test_twenty_swaps_under_load_lose_no_request(stack: Stack, folders, tmp_path
     seconds = [answer[1] for answer in load.answers]
     first = [min(a[0] + a[1] for a in load.answers if a[3] == number and a[0] > when) - when for when, number in moved]
     print(
-        f"\n{len(seconds)} requests of 16 clients in {SWAPS} swaps: none failed; p50 {np.median(seconds):.2f} s, "
-        f"p99 {np.percentile(seconds, 99):.2f} s; alias to first answer {np.median(first):.1f} s, {max(first):.1f} at most"
+        f"\n{len(seconds)} requests of 16 clients, {SWAPS} swaps: none failed; p50 {np.median(seconds):.2f} s, "
+        f"p99 {np.percentile(seconds, 99):.2f} s; alias to answer {np.median(first):.1f} s, {max(first):.1f} s at most"
     )
 
 

@@ -1,5 +1,6 @@
 """`make env`: random secrets that only the owner reaches, and nothing lost."""
 
+import hashlib
 import re
 import stat
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra import environment
+from serving.access import parse
 
 
 def mode(path: Path) -> int:
@@ -24,8 +26,8 @@ def test_secrets_are_random_long_and_out_of_the_env_file(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         environment.write(tmp_path / name)
     one, two = secrets_of(tmp_path / "one"), secrets_of(tmp_path / "two")
-    assert set(one) == {"postgres_password", "minio_root_password"}
-    assert len({*one.values(), *two.values()}) == 4
+    assert set(one) == {"postgres_password", "minio_root_password", "serving_token", "serving_tokens"}
+    assert len({*one.values(), *two.values()}) == 8
     env = tmp_path / "one" / ".env"
     for value in one.values():
         assert len(value) >= 40
@@ -33,7 +35,12 @@ def test_secrets_are_random_long_and_out_of_the_env_file(tmp_path: Path) -> None
     assert mode(env) == 0o600
     # The folder keeps others out; the files in it are mounted as they are, for users of the containers' own.
     assert mode(tmp_path / "one" / ".secrets") == 0o700
-    assert {mode(path) for path in (tmp_path / "one" / ".secrets").iterdir()} == {0o444}
+    modes = {path.name: mode(path) for path in (tmp_path / "one" / ".secrets").iterdir()}
+    assert modes.pop("serving_token") == 0o400  # for you alone: the container gets its hash
+    assert modes.pop("serving_tokens") == 0o644  # which `serving.access` writes to
+    assert set(modes.values()) == {0o444}
+    assert one["serving_token"] not in one["serving_tokens"]
+    assert parse(one["serving_tokens"]) == {"owner": hashlib.sha256(one["serving_token"].encode()).hexdigest()}
 
 
 def test_a_second_run_keeps_secrets_and_settings(tmp_path: Path) -> None:

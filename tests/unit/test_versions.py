@@ -1,0 +1,112 @@
+"""What serving knows of versions: which has the alias, its files fetched once and compared with their manifest."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
+from mlflow.exceptions import MlflowException
+
+from serving import versions
+from serving.settings import ServingSettings
+from serving.versions import InputError, NotYet, Refused, Unavailable, Unreachable, fetch, folder_of, resolve, verify
+from trainer import manifest
+
+
+def version(number: str, source: str = "models:/m-1", **tags: str) -> ModelVersion:
+    return ModelVersion(
+        "code",
+        number,
+        creation_timestamp=1,
+        source=source,
+        tags=[ModelVersionTag(key, value) for key, value in tags.items()],
+    )
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch) -> ServingSettings:
+    """A registry whose versions' files come from the URI alone; version 3's cannot be fetched."""
+
+    def download(uri: str, dst_path: str) -> str:
+        if uri.endswith("/3"):
+            raise MlflowException("the store is gone")
+        if uri.endswith("/4"):
+            raise OSError(28, "No space left on device")
+        folder = Path(dst_path) / "model"
+        folder.mkdir()
+        (folder / "MLmodel").write_text(uri)
+        return str(folder)
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
+    return ServingSettings(ratchet_home=tmp_path, serving_model="code")
+
+
+def test_an_unreachable_tracking_server_is_named_and_not_awaited_as_a_promotion() -> None:
+    with pytest.raises(Unreachable, match=r"No answer from the tracking server at http://127\.0\.0\.1:9"):
+        resolve(ServingSettings(mlflow_tracking_uri="http://127.0.0.1:9"))
+    assert not issubclass(Unreachable, NotYet)
+
+
+def test_files_are_fetched_once_and_those_of_other_versions_go(settings: ServingSettings, monkeypatch) -> None:
+    first = fetch(settings, version("1"))
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", None)
+    assert fetch(settings, version("1")) == first
+    monkeypatch.undo()
+    assert folder_of(settings, version("1", source="models:/m-2")) != first  # another database's version 1
+    with pytest.raises(Unavailable, match="code version 3 cannot be fetched"):
+        fetch(settings, version("3"))
+
+
+def test_half_a_model_is_never_there(settings: ServingSettings) -> None:
+    first = fetch(settings, version("1"))
+    with pytest.raises(Unavailable, match="code version 3 cannot be fetched: the store is gone"):
+        fetch(settings, version("3"))
+    with pytest.raises(InputError, match="No space left on device"):
+        fetch(settings, version("4"))
+    assert list(first.parent.iterdir()) == [first]
+    second = fetch(settings, version("2"))
+    versions.keep_only([second])
+    assert list(first.parent.iterdir()) == [second]
+
+
+@pytest.mark.parametrize(
+    ("harm", "found"),
+    [
+        (lambda folder: (folder / "weights").write_text("other"), "weights was changed"),
+        (lambda folder: (folder / "weights").unlink(), "weights is gone"),
+        (lambda folder: (folder / "more.py").write_text("x"), "more.py was added"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json is not the one"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is not the one"),
+    ],
+)
+def test_files_that_are_not_those_of_training_are_refused_and_fetched_anew(tmp_path: Path, harm, found: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("as trained")
+    trained = version("1", manifest_sha256=manifest.write(folder))
+    (folder / "registered_model_meta").write_text("MLflow adds this")
+    assert "files as at training" in verify(folder, trained)
+    harm(folder)
+    with pytest.raises(Refused, match=found):
+        verify(folder, trained)
+    assert not folder.exists()
+
+
+def test_a_version_without_a_manifest_is_served_unchecked(tmp_path: Path) -> None:
+    assert "are not checked" in verify(tmp_path, version("1"))
+
+
+def test_what_was_live_last_is_remembered_while_its_files_are_here(settings: ServingSettings) -> None:
+    assert versions.remembered(settings) is None
+    live = version("1", manifest_sha256="abc")
+    fetch(settings, live)
+    versions.remember(settings, live)
+    found = versions.remembered(settings)
+    assert found is not None
+    assert (found.version, found.tags, folder_of(settings, found)) == ("1", live.tags, folder_of(settings, live))
+    assert versions.remembered(settings.model_copy(update={"serving_model": "other"})) is None
+    note = json.loads((settings.models / versions.LAST_LIVE).read_text())
+    (settings.models / versions.LAST_LIVE).write_text(json.dumps(note | {"version": "2"}))
+    assert versions.remembered(settings) is None  # its files are not here
+    (settings.models / versions.LAST_LIVE).write_text("{")
+    assert versions.remembered(settings) is None
