@@ -98,8 +98,8 @@ class Child:
             if not isinstance(answer["predictions"][0], str):
                 raise ValueError(answer)
         except urllib.error.HTTPError as error:
-            message = error.read().decode(errors="replace")
-            raise Refused(f"it does not answer a smoke request: HTTP {error.code}: {_first_line(message)}") from error
+            why = _reason(error.read().decode(errors="replace"))
+            raise Refused(f"it does not answer a smoke request: HTTP {error.code}: {why}") from error
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise Refused(f"it does not answer a smoke request: {error}; {self.last_words()}") from error
 
@@ -217,7 +217,9 @@ def available_bytes() -> int | None:
     return free
 
 
-def _first_line(text: str) -> str:
+def _reason(text: str) -> str:
+    """What an error of MLflow's scoring server comes down to: the last line of its stack trace, or its message."""
     with suppress(ValueError, KeyError, TypeError):
-        text = json.loads(text)["message"]
+        error = json.loads(text)
+        text = error.get("stack_trace") or error["message"]
     return (text.strip().splitlines() or ["no text"])[-1][:300]

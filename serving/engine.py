@@ -126,7 +126,8 @@ class Engine:
         requests = [Request(prompt, params, time.monotonic() + limit, on_text, id) for prompt, params in rows]
         with self._news:
             waiting = len(self._inbox) + len(self._waiting)
-            if waiting and waiting + len(rows) > self.limits.max_queue:
+            free = max(0, self.limits.max_batch - len(self._active))
+            if waiting and waiting + len(rows) > self.limits.max_queue + free:
                 raise MlflowException(
                     f"{waiting} completions wait already, and the queue has {self.limits.max_queue} places. "
                     f"Ask again in {self.retry_after_s():.0f} s.",
@@ -305,6 +306,7 @@ class Engine:
                     finish = "length"
             if finish:
                 text.finish()
+                finish = "stop" if text.stopped else finish  # by what had been held back
             if request.on_text and (piece := text.take()):
                 request.on_text(piece)
             if finish:

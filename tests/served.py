@@ -70,15 +70,15 @@ class Serving:
     process: "subprocess.Popen[str]"
     url: str
     log: Path
+    headers: dict[str, str] = field(default_factory=dict)  # the token
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = requests.get(f"{self.url}/status", timeout=10).json()
+        found: dict[str, Any] = requests.get(f"{self.url}/status", headers=self.headers, timeout=10).json()
         return found
 
     def ask(self, prompt: str = PROMPT, **params: Any) -> requests.Response:
-        return requests.post(
-            f"{self.url}/invocations", json={"inputs": [prompt], "params": {"max_new_tokens": 8, **params}}, timeout=90
-        )
+        asked = {"inputs": [prompt], "params": {"max_new_tokens": 8, **params}}
+        return requests.post(f"{self.url}/invocations", json=asked, headers=self.headers, timeout=90)
 
     def version(self) -> str | None:
         """The version behind /ping; None where nothing answers it with 200."""
@@ -87,6 +87,12 @@ class Serving:
         except requests.RequestException:
             return None
         return reply.headers["X-Model-Version"] if reply.ok else None
+
+    def listens(self) -> bool:
+        try:
+            return requests.get(f"{self.url}/ping", timeout=5).status_code in (200, 503)
+        except requests.RequestException:
+            return False
 
     def wait_for(self, condition: Any, what: str, timeout_s: float = 90) -> None:
         met = wait_until(condition, timeout_s, lambda: self.process.poll() is None)
@@ -97,7 +103,7 @@ class Serving:
 
     def metric(self, line: str) -> float:
         """The value of one line of /metrics, by its name and labels; 0 where it is not there."""
-        text = requests.get(f"{self.url}/metrics", timeout=10).text
+        text = requests.get(f"{self.url}/metrics", headers=self.headers, timeout=10).text
         return next((float(found.split()[-1]) for found in text.splitlines() if found.startswith(line)), 0.0)
 
 
@@ -126,6 +132,7 @@ def serving_process(
         )
         service = Serving(process, f"http://127.0.0.1:{port}", log_path)
         try:
+            service.wait_for(service.listens, "it listens")
             yield service
         finally:
             process.terminate()

@@ -255,5 +255,6 @@ def test_killed_itself_nothing_of_it_stays(stack: Stack, folders, tmp_path) -> N
         service.wait_for_version(numbers[0])
         children = psutil.Process(service.process.pid).children(recursive=True)
         service.process.kill()
+        service.process.wait()
         _, alive = psutil.wait_procs(children, timeout=30)
         assert not alive

@@ -73,7 +73,13 @@ def make_stack(home: Path) -> Stack:
     """A folder and a free port for a tracking server."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    env = os.environ | {"RATCHET_HOME": str(home), "TRACKING_PORT": str(port), "MLFLOW_TRACKING_URI": url}
+    env = os.environ | {
+        "RATCHET_HOME": str(home),
+        "TRACKING_PORT": str(port),
+        "MLFLOW_TRACKING_URI": url,
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "https,http",  # to serving, as in the stack
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    }
     return Stack(url, home, env)
 
 

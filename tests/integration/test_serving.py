@@ -1,0 +1,330 @@
+"""What clients see of serving: OpenAI's own client, MLflow's forms, tokens, limits, feedback, metrics."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import openai
+import pytest
+import requests
+from click.testing import CliRunner
+
+from services.tracking.readiness import wait_until
+from serving.access import main as access
+from serving.state import StateFile
+from tests.integration.conftest import Stack
+from tests.served import PROMPT, Serving, register, serving_process
+
+pytestmark = pytest.mark.integration
+
+MODEL = "served"
+# Small limits, so that they are reached.
+LIMITS = {
+    "SERVING_MAX_PROMPT_TOKENS": "300",
+    "SERVING_MAX_NEW_TOKENS": "400",
+    "SERVING_MAX_BODY_BYTES": "20000",
+    "SERVING_MAX_BATCH": "4",
+    "SERVING_MAX_QUEUE": "2",
+}
+
+
+def tokens(*arguments: str) -> str:
+    result = CliRunner().invoke(access, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.output.strip()
+
+
+@pytest.fixture(scope="module")
+def service(stack: Stack, tiny, tmp_path_factory) -> Iterator[Serving]:
+    number = register(stack, MODEL, tiny.folder)
+    stack.client.set_registered_model_alias(MODEL, "production", number)
+    home = tmp_path_factory.mktemp("serving")
+    tokens("add", "ada", "--file", str(home / "tokens"))
+    (home / "token").write_text(tokens("add", "bob", "--file", str(home / "tokens")))
+    with serving_process(stack, MODEL, home, SERVING_TOKENS_FILE=str(home / "tokens"), **LIMITS) as service:
+        service.headers = {"Authorization": f"Bearer {(home / 'token').read_text()}"}
+        service.wait_for_version(number)
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(service: Serving) -> openai.OpenAI:
+    token = service.headers["Authorization"].removeprefix("Bearer ")
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=token, max_retries=0)
+
+
+def post(service: Serving, path: str, body: object, **headers: str) -> requests.Response:
+    data = body if isinstance(body, (str, bytes)) else json.dumps(body)
+    return requests.post(
+        service.url + path,
+        data=data,
+        headers={"Content-Type": "application/json", **service.headers, **headers},
+        timeout=60,
+    )
+
+
+def test_the_openai_client_completes(client: openai.OpenAI, service: Serving) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "ratchet"
+    raw = client.completions.with_raw_response.create(
+        model=MODEL, prompt=PROMPT, max_tokens=12, extra_headers={"X-Request-ID": "mine-1"}
+    )
+    assert raw.headers["X-Model-Version"] == "1"
+    assert raw.headers["X-Request-ID"] == "mine-1"
+    answer = raw.parse()
+    assert answer.choices[0].text == service.ask(max_new_tokens=12).json()["predictions"][0]
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(PROMPT), 12)  # one token for each byte
+    assert answer.system_fingerprint == "version-1"
+
+
+def test_the_openai_client_streams_the_same(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=40)
+    chunks = list(
+        client.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=40, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    texts = [choice.text for chunk in chunks for choice in chunk.choices]
+    assert "".join(texts) == whole.choices[0].text
+    assert sum(bool(text) for text in texts) > 5
+    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "length"
+    assert chunks[-1].usage == whole.usage
+
+
+def test_the_openai_client_fills_in_the_middle(client: openai.OpenAI) -> None:
+    filled = client.completions.create(model=MODEL, prompt="def f(", suffix="):\n    pass\n", max_tokens=8)
+    asked = "<fim_prefix>def f(<fim_suffix>):\n    pass\n<fim_middle>"  # this model has no markers of its own
+    assert filled.choices[0].text == client.completions.create(model=MODEL, prompt=asked, max_tokens=8).choices[0].text
+    assert filled.usage is not None
+    assert filled.usage.prompt_tokens == len(asked)
+
+
+def test_several_prompts_and_several_answers(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt=["a", "b"], n=2, temperature=1.0, seed=3, max_tokens=8)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert len({choice.text for choice in answer.choices}) > 2
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 2
+    again = client.completions.create(model=MODEL, prompt=["a", "b"], n=2, temperature=1.0, seed=3, max_tokens=8)
+    assert [choice.text for choice in again.choices] == [choice.text for choice in answer.choices]
+
+
+def test_a_model_without_a_chat_template_says_so(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.UnprocessableEntityError, match="no chat template"):
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hello"}])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"model": "other"}, openai.NotFoundError, "The model 'other' is not served here. Expected 'served'"),
+        ({"max_tokens": 401}, openai.UnprocessableEntityError, "max_new_tokens is 401. Expected 400 at most here"),
+        ({"max_tokens": 0}, openai.UnprocessableEntityError, "max_new_tokens is 0. Expected 1 or more"),
+        ({"prompt": "x" * 301}, openai.UnprocessableEntityError, "A prompt has 301 tokens. Expected 300 at most here"),
+        ({"temperature": -1}, openai.UnprocessableEntityError, "temperature is -1"),
+        ({"n": 0}, openai.UnprocessableEntityError, "n is '0'"),
+        ({"prompt": [1, 2]}, openai.UnprocessableEntityError, "prompt"),
+        ({"logprobs": 3}, openai.UnprocessableEntityError, "logprobs is 3. It is not supported here"),
+        ({"prompt": "x" * 20_001}, openai.APIStatusError, "larger than 20000 bytes"),
+    ],
+)
+def test_errors_have_openais_form_and_say_what_was_expected(client: openai.OpenAI, given, error, message) -> None:
+    with pytest.raises(error) as caught:
+        client.completions.create(**({"model": MODEL, "prompt": "x", "max_tokens": 4} | given))
+    assert message in caught.value.body["message"]
+    assert set(caught.value.body) == {"message", "type", "param", "code"}
+
+
+def test_mlflows_forms_are_answered_as_mlflow_does(service: Serving) -> None:
+    for path, text in (("/ping", "\n"), ("/health", "\n")):
+        assert requests.get(service.url + path, timeout=10).text == text
+    assert requests.get(f"{service.url}/version", timeout=10).text.startswith("3.")
+    split = {"dataframe_split": {"columns": ["prompt", "max_new_tokens"], "data": [["a", 2], ["b", 3]]}}
+    assert len(post(service, "/invocations", split).json()["predictions"]) == 2
+    unknown = post(service, "/invocations", {"inputs": ["a"], "params": {"max_tokens": 3}})
+    assert unknown.status_code == 400
+    assert "Unknown generation parameter 'max_tokens'" in unknown.json()["message"]
+    for body in ("{nope", "[]", '{"x": 1}'):
+        wrong = post(service, "/invocations", body)
+        assert wrong.status_code == 400
+        assert set(wrong.json()) == {"error_code", "message"}
+    csv = post(service, "/invocations", "prompt\nabc\n", **{"Content-Type": "text/csv"})
+    assert len(csv.json()["predictions"]) == 1
+    assert post(service, "/invocations", "x", **{"Content-Type": "text/plain"}).status_code == 415
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/v1/completions", "/status", "/metrics", "/feedback"])
+def test_without_a_known_token_nothing_is_answered(service: Serving, path: str) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic YTpi"}):
+        reply = requests.request(
+            "GET" if path in ("/status", "/metrics") else "POST", service.url + path, headers=headers, timeout=10
+        )
+        assert reply.status_code == 401
+        assert reply.headers["WWW-Authenticate"] == "Bearer"
+        assert "token" in reply.text
+
+
+def test_tokens_come_and_go_while_it_runs(service: Serving) -> None:
+    file = service.log.parent / "tokens"
+    token = tokens("add", "carol", "--file", str(file))
+    assert token not in file.read_text()  # its hash alone is kept
+    headers = {"Authorization": f"Bearer {token}"}
+
+    def status() -> int:
+        return requests.get(f"{service.url}/status", headers=headers, timeout=10).status_code
+
+    assert status() == 200
+    assert tokens("list", "--file", str(file)).split() == ["ada", "bob", "carol"]
+    tokens("remove", "carol", "--file", str(file))
+    assert status() == 401
+    again = CliRunner().invoke(access, ["add", "bob", "--file", str(file)])
+    assert again.exit_code == 2
+    assert "'bob' has a token" in again.output
+
+
+def test_a_full_queue_is_429_with_the_time_to_wait(service: Serving, client: openai.OpenAI) -> None:
+    streams = [
+        client.completions.create(model=MODEL, prompt="x", max_tokens=400, stream=True, temperature=1.0)
+        for _ in range(4)
+    ]
+    long = {"prompt": ["a", "b"], "max_tokens": 400}
+    import threading
+
+    threading.Thread(target=post, args=(service, "/v1/completions", long)).start()
+    service.wait_for(lambda: service.status()["engine"]["waiting"] == 2, "the queue is full")
+    reply = post(service, "/v1/completions", {"prompt": "x"})
+    assert reply.status_code == 429
+    assert int(reply.headers["Retry-After"]) >= 1
+    assert "the queue has 2 places" in reply.json()["error"]["message"]
+    mlflows = post(service, "/invocations", {"inputs": ["x"]})
+    assert mlflows.status_code == 429
+    assert mlflows.headers["Retry-After"]
+    for stream in streams:
+        stream.close()  # hangs up
+    began = time.monotonic()
+    service.wait_for(lambda: service.status()["engine"]["active"] == 0, "places are free", 30)
+    assert time.monotonic() - began < 30
+
+
+def test_who_hangs_up_frees_the_place(service: Serving, client: openai.OpenAI) -> None:
+    def active() -> int:
+        return int(service.status()["engine"]["active"])
+
+    for path, body in (
+        ("/v1/completions", {"prompt": "x", "max_tokens": 400, "temperature": 1.0, "n": 4}),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 400, "temperature": 1.0, "n": 4, "stream": True}),
+        ("/invocations", {"inputs": ["x"] * 4, "params": {"max_new_tokens": 400, "temperature": 1.0}}),
+    ):
+        service.wait_for(lambda: active() == 0, "it is idle")
+        before = service.status()["engine"]["tokens"]
+        session = requests.Session()
+        with pytest.raises(requests.exceptions.RequestException):  # noqa: PT012
+            reply = session.post(
+                service.url + path,
+                json=body,
+                headers=service.headers,
+                timeout=(5, 0.3),
+                stream=bool(body.get("stream")),
+            )
+            reply.close()
+            raise requests.exceptions.RequestException
+        session.close()
+        service.wait_for(lambda: active() == 0, f"{path} is let go", 20)
+        assert service.status()["engine"]["tokens"] - before < 4 * 400, path
+
+
+def test_feedback_is_an_assessment_on_the_completions_trace(stack: Stack, service: Serving, client) -> None:
+    answer = client.completions.create(model=MODEL, prompt="traced", max_tokens=4)
+    reply = post(service, "/feedback", {"id": answer.id, "accepted": False, "comment": "no"})
+    assert reply.status_code == 200, reply.text
+    trace = stack.client.get_trace(reply.json()["trace_id"])
+    [assessment] = trace.info.assessments
+    assert (assessment.name, assessment.feedback.value, assessment.rationale) == ("accepted", False, "no")
+    assert assessment.source.source_id == "bob"
+    assert trace.info.tags["model_version"] == "1"
+    span = trace.data.spans[0]
+    assert span.inputs["inputs"][0]["prompt"] == "traced"
+    assert span.outputs == {"completions": [answer.choices[0].text]}
+    assert int(span.attributes["completion_tokens"]) == 4
+    unknown = post(service, "/feedback", {"id": "cmpl-unknown", "accepted": True})
+    assert unknown.status_code == 404
+    assert "No trace tells of the completion 'cmpl-unknown'" in unknown.json()["message"]
+    assert post(service, "/feedback", {"id": "x", "accept": True}).status_code == 422
+
+
+def test_metrics_and_status_tell_what_went_on(service: Serving) -> None:
+    def value(line: str) -> float:
+        return service.metric(line)
+
+    before = value('ratchet_requests_total{path="/v1/completions",status="200",version="1"}')
+    tokens_before = value('ratchet_completion_tokens_total{version="1"}')
+    for _ in range(6):  # both workers
+        post(service, "/v1/completions", {"prompt": "x", "max_tokens": 3})
+    post(service, "/invocations", {"inputs": ["x"], "params": {"max_new_tokens": 5}})
+    assert value('ratchet_requests_total{path="/v1/completions",status="200",version="1"}') == before + 6
+    assert value('ratchet_completion_tokens_total{version="1"}') == tokens_before + 23
+    assert value('ratchet_live_version{model="served",version="1"}') == 1
+    for name in ("request_seconds", "queue_seconds", "first_token_seconds", "batch_size"):
+        assert (
+            f"ratchet_{name}_bucket" in requests.get(f"{service.url}/metrics", headers=service.headers, timeout=10).text
+        )
+    requests.get(f"{service.url}/no/such/path", headers=service.headers, timeout=10)
+    assert value('ratchet_requests_total{path="other",status="404"') >= 1
+    status = service.status()
+    assert status["status"] == "serving"
+    assert status["live"]["version"] == "1"
+    assert status["live"]["since"] <= time.time()
+
+
+def test_prompts_can_be_left_out_of_traces(stack: Stack, tiny, tmp_path) -> None:
+    number = register(stack, "untold", tiny.folder)
+    stack.client.set_registered_model_alias("untold", "production", number)
+    with serving_process(stack, "untold", tmp_path / "serving", SERVING_TRACE_PROMPTS="false") as service:
+        service.wait_for_version(number)
+        answer = post(service, "/v1/completions", {"prompt": "secret", "max_tokens": 4}).json()
+        trace = post(service, "/feedback", {"id": answer["id"], "accepted": True}).json()["trace_id"]
+        found = stack.client.get_trace(trace)
+        assert "secret" not in found.to_json()
+        assert answer["choices"][0]["text"] not in str(found.data.spans[0].outputs)
+
+
+def test_the_registrys_webhook_makes_it_quick(stack: Stack, tiny, tmp_path) -> None:
+    numbers = [register(stack, "hooked", tiny.folder) for _ in range(2)]
+    stack.client.set_registered_model_alias("hooked", "production", numbers[0])
+    with serving_process(stack, "hooked", tmp_path / "serving", SERVING_POLL_S="3600") as service:
+        service.wait_for_version(numbers[0])
+        hook = stack.client.create_webhook("hook", f"{service.url}/webhook", ["model_version_alias.created"])
+        try:
+            stack.client.set_registered_model_alias("hooked", "production", numbers[1])
+            service.wait_for_version(numbers[1])  # which it would ask for in an hour
+        finally:
+            stack.client.delete_webhook(hook.webhook_id)
+
+
+def test_nothing_in_production_is_503_with_the_reason(stack: Stack, tmp_path) -> None:
+    with serving_process(stack, "nothing", tmp_path / "serving") as service:
+        service.wait_for(lambda: service.status()["message"] != "starting", "it has looked")
+        for path in ("/ping", "/v1/completions", "/invocations"):
+            reply = (
+                requests.get(service.url + path, timeout=10)
+                if path == "/ping"
+                else post(service, path, {"prompt": "x", "inputs": ["x"]})
+            )
+            assert reply.status_code == 503
+            assert reply.headers["Retry-After"]
+            assert "No version of 'nothing' has the alias 'production'" in reply.text
+            assert "promoter promote" in reply.text
+
+
+def test_the_state_is_read_again_when_it_changes(tmp_path) -> None:
+    from serving import state
+
+    path = tmp_path / "state.json"
+    file = StateFile(path)
+    assert file.read().status == state.WAITING
+    state.write(state.State(status=state.SERVING), path)
+    assert wait_until(lambda: file.read().status == state.SERVING, 5, lambda: True)
+    path.unlink()
+    assert file.read().status == state.SERVING
