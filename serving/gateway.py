@@ -102,7 +102,7 @@ def create() -> FastAPI:
     """The application, with its settings from the environment."""
     gateway = Gateway(ServingSettings())
     if supervisor := os.environ.get("SERVING_SUPERVISOR"):
-        end_with(int(supervisor), os.getpid())
+        end_with(int(supervisor), os.getppid())  # gunicorn's first process, and so all of its workers
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -79,6 +79,7 @@ def make_stack(home: Path) -> Stack:
         "MLFLOW_TRACKING_URI": url,
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "https,http",  # to serving, as in the stack
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # seconds
     }
     return Stack(url, home, env)
 

@@ -41,6 +41,7 @@ class Platform:
     tracking_url: str
     serving_url: str
     secrets: dict[str, str]  # by the variable that names the file
+    headers: dict[str, str]  # with the first token for serving
 
     def docker_compose(self, *arguments: str, expected: int | None = 0, timeout_s: float = 300, **env: str) -> str:
         """Run `docker compose …` as Ada does; returns what it printed. `expected` None allows any exit code."""
@@ -106,8 +107,10 @@ def environ(tmp_path_factory) -> Iterator[dict[str, str]]:
         "COMPOSE_PROJECT_NAME": f"ratchet-test-{os.getpid()}",
         "POSTGRES_PASSWORD_FILE": str(home / ".secrets" / "postgres_password"),
         "MINIO_ROOT_PASSWORD_FILE": str(home / ".secrets" / "minio_root_password"),
+        "SERVING_TOKENS_FILE": str(home / ".secrets" / "serving_tokens"),
         "TRACKING_PORT": str(free_port()),
         "SERVING_PORT": str(free_port()),
+        "BALANCER_PORT": str(free_port()),
         "MINIO_CONSOLE_PORT": str(free_port()),
         "RATCHET_TAG": TAG,
         "GIT_COMMIT": commit.stdout.strip(),
@@ -132,6 +135,7 @@ def platform(engine, environ) -> Iterator[Platform]:
         f"http://127.0.0.1:{environ['TRACKING_PORT']}",
         f"http://127.0.0.1:{environ['SERVING_PORT']}",
         {name: Path(environ[name]).read_text() for name in SECRETS},
+        {"Authorization": f"Bearer {Path(environ['SERVING_TOKENS_FILE']).with_name('serving_token').read_text()}"},
     )
     try:
         stack.docker_compose("--profile", "jobs", "build", "--quiet", timeout_s=1800)
@@ -142,7 +146,7 @@ def platform(engine, environ) -> Iterator[Platform]:
             raise
         yield stack
     finally:  # the jobs' networks and volumes too
-        stack.docker_compose("--profile", "jobs", "down", "--volumes", "--timeout", "5")
+        stack.docker_compose("--profile", "*", "down", "--volumes", "--timeout", "5")
 
 
 @pytest.hookimpl(hookwrapper=True)

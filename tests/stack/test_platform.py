@@ -3,13 +3,15 @@
 import json
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 import requests
 
 from tests.conftest import ROOT
-from tests.stack.conftest import Platform
+from tests.integration.conftest import free_port
+from tests.stack.conftest import Platform, docker_json
 from tests.unit.test_data import write_tree
 
 pytestmark = pytest.mark.stack
@@ -40,6 +42,7 @@ def ask(platform: Platform) -> list[str]:
     reply = requests.post(
         f"{platform.serving_url}/invocations",
         json={"inputs": ["def add(a, b):\n"], "params": {"max_new_tokens": 8}},
+        headers=platform.headers,
         timeout=60,
     )
     assert reply.status_code == 200, reply.text
@@ -57,11 +60,13 @@ def test_one_shots_are_done_and_services_are_healthy(platform: Platform) -> None
 def test_before_the_first_promotion_serving_waits_and_says_so(platform: Platform) -> None:
     if platform.client.search_registered_models():
         pytest.fail("this test has to run before the first training")
-    reply = requests.post(f"{platform.serving_url}/invocations", json={"inputs": ["x"]}, timeout=10)
+    asked = {"json": {"inputs": ["x"]}, "timeout": 10}
+    reply = requests.post(f"{platform.serving_url}/invocations", headers=platform.headers, **asked)
     assert reply.status_code == 503
-    assert reply.json()["status"] == "waiting"
+    assert "waiting: No version of" in reply.json()["message"]
     assert "has the alias 'production'" in reply.json()["message"]
-    assert "Waiting. No version of" in platform.docker_compose("logs", "serving")
+    assert requests.post(f"{platform.serving_url}/invocations", **asked).status_code == 401  # without the token
+    assert "Waiting: No version of" in platform.docker_compose("logs", "serving")
     log = platform.inspect("serving")["State"]["Health"]["Log"]
     assert log[-1]["Output"].startswith("waiting: ")
     assert log[-1]["ExitCode"] == 0
@@ -121,6 +126,73 @@ def test_compare_and_promote_and_ask(in_production: Platform) -> None:
     assert "ada" in history  # the host's user, not the container's
     assert len(ask(in_production)) == 1
     assert "version 2 (production)" in in_production.docker_compose("logs", "serving")
+
+
+def test_serving_follows_the_alias_without_a_restart(in_production: Platform) -> None:
+    def live() -> str:
+        reply = requests.get(f"{in_production.serving_url}/ping", timeout=10)
+        return reply.headers["X-Model-Version"] if reply.ok else ""
+
+    assert [hook.url for hook in in_production.client.list_webhooks()] == ["http://serving:8000/webhook"]
+    started = in_production.inspect("serving")["State"]["StartedAt"]
+    answer = ask(in_production)
+    for number in ("1", "2"):
+        in_production.client.set_registered_model_alias(MODEL, "production", number)
+        in_production.wait_for(lambda number=number: live() == number, f"version {number} is live")
+    assert ask(in_production) == answer
+    assert in_production.inspect("serving")["State"]["StartedAt"] == started
+    processes = in_production.docker_compose("top", "serving")
+    assert processes.count("gunicorn") == 3  # the first and two workers
+    in_production.docker_compose("stop", "serving")
+    assert in_production.inspect("serving")["State"]["ExitCode"] == 0
+    in_production.up()
+    in_production.wait_for(in_production.serves, "serving answers again")
+
+
+def test_several_replicas_behind_the_balancer_and_one_is_killed(in_production: Platform, environ) -> None:
+    ports = free_port()
+    scaled = ("--profile", "scale", "up", "--detach", "--no-recreate", "--scale", "serving=3", "serving", "balancer")
+    in_production.docker_compose(*scaled, SERVING_PORT=f"{ports}-{ports + 20}")
+    url = f"http://127.0.0.1:{environ['BALANCER_PORT']}"
+    answers: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask_on() -> None:
+        while not stop.is_set():
+            try:
+                reply = requests.post(
+                    f"{url}/v1/completions",
+                    json={"prompt": "def add(a, b):\n", "max_tokens": 8},
+                    headers=in_production.headers,
+                    timeout=90,
+                )
+                answers.append((reply.status_code, reply.text))
+            except requests.RequestException as error:
+                answers.append((0, repr(error)))
+
+    def replicas() -> list[str]:
+        found = in_production.docker_compose("ps", "--quiet", "serving").split()
+        return [one for one in found if docker_json("inspect", one)["State"]["Health"]["Status"] == "healthy"]
+
+    try:
+        in_production.wait_for(lambda: len(replicas()) == 3, "three replicas are healthy")
+        in_production.wait_for(lambda: requests.get(f"{url}/ping", timeout=10).ok, "the balancer knows one")
+        clients = [threading.Thread(target=ask_on) for _ in range(8)]
+        for client in clients:
+            client.start()
+        in_production.wait_for(lambda: len(answers) > 30, "there is load")
+        subprocess.run(["docker", "kill", replicas()[0]], check=True, capture_output=True)
+        seen = len(answers)
+        in_production.wait_for(lambda: len(answers) > seen + 60, "the others answer")
+        stop.set()
+        for client in clients:
+            client.join()
+        assert [answer for answer in answers if answer[0] != 200] == []
+        assert in_production.inspect("balancer")["HostConfig"]["ReadonlyRootfs"]
+    finally:
+        stop.set()
+        in_production.docker_compose("--profile", "scale", "rm", "--stop", "--force", "balancer")
+        in_production.docker_compose("up", "--detach", "--wait", "--scale", "serving=1")
 
 
 def test_a_refused_promotion_exits_with_1_and_bad_input_with_2(in_production: Platform) -> None:
