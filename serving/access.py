@@ -48,11 +48,13 @@ class Tokens:
             stat = self.path.stat()
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if seen != self._seen:
-                self._hashes, self._seen = parse(self.path.read_text(encoding="utf-8")), seen
+                self._seen = seen
+                self._hashes = parse(self.path.read_text(encoding="utf-8"))
         except OSError:
             self._hashes, self._seen = {}, None
         except InputError:
-            self._seen = None  # it is being written; what was known holds until it can be read
+            # It is being written, or broken: what was known holds until it can be read.
+            print(f"{self.path} cannot be read as tokens: those that were known before go on", flush=True)
 
 
 def parse(text: str) -> dict[str, str]:

@@ -22,6 +22,8 @@ from serving.state import Live, State, StateFile
 T = TypeVar("T")
 GONE = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 POLL_S = 0.02
+KEEP_S = 2.0  # idle connections: uvicorn closes them after 5
+BREAKS = 2  # how often a request is asked again that was under way when its child went away
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ class Backend:
             if session is not None:
                 await session.close()
 
-    async def live(self, until: float, gone: int | None = None) -> Live:
-        """The live child, another one than that with the process `gone`; waits for one that is on its way.
+    async def live(self, until: float) -> Live:
+        """The live child; waits for one that is on its way.
 
         Raises Refusal (503) where none is, or none by `until` on the monotonic clock.
         """
         while True:
             now = self.state
-            if now.live is not None and now.live.pid != gone:
+            if now.live is not None:
                 return now.live
             if now.status in (state.WAITING, state.FAILING):
                 raise Refusal(503, f"{now.status}: {now.message}", code=now.status, retry_after_s=5)
@@ -145,27 +147,31 @@ class Backend:
         return {}
 
     async def _attempt(self, send: Callable[[Live], Awaitable[T]], until: float) -> T:
-        gone: int | None = None
+        broken = 0
         while True:
-            live = await self.live(until, gone)
+            live = await self.live(until)
             try:
                 return await send(live)
             except GONE as error:
-                if time.monotonic() > until:
+                # One that nobody took is sent again for as long as there is time; one that broke off may be the cause.
+                broken += not isinstance(error, aiohttp.ClientConnectorError)
+                if time.monotonic() > until or broken > BREAKS:
                     raise Refusal(503, "The model went away while it answered. Ask again.", retry_after_s=2) from error
-                gone = live.pid
+                await asyncio.sleep(POLL_S)
             except TimeoutError as error:
                 message = f"No answer within {self.settings.serving_timeout_s} s. Ask for fewer tokens."
                 raise Refusal(503, message, retry_after_s=5) from error
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
-            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S))
         return self._http
 
     def _channel(self, path: str) -> aiohttp.ClientSession:
         if path not in self._channels:
-            self._channels[path] = aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, limit=0))
+            self._channels[path] = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(path, limit=0, keepalive_timeout=KEEP_S)
+            )
         return self._channels[path]
 
 

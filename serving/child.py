@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from serving.settings import ServingSettings
-from serving.versions import Refused
+from serving.versions import Refused, Unavailable
 
 SMOKE = {"inputs": ["def add(a, b):\n"], "params": {"max_new_tokens": 4}}
 LAST_LINES = 40
@@ -53,6 +53,8 @@ class Child:
                 "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
                 "PYTHONDONTWRITEBYTECODE": "1",  # the model's files stay those of the manifest
                 "SERVING_CHANNEL": str(self.channel),
+                # One thread for each completion that may be there: asyncio's own choice is 6 on two cores.
+                "UVICORN_LOOP": "serving.loop:create",
                 "SERVING_SUPERVISOR": str(os.getpid()),
                 "SERVING_MODEL_CONFIG": json.dumps(settings.limits),  # MLflow's: `model_config` at loading
                 # `mlflow models serve` starts `uvicorn` by name: the one of this Python, also where no venv is active.
@@ -75,20 +77,23 @@ class Child:
         return self.process.poll() is None
 
     def wait_until_ready(self, timeout_s: float, go_on: Callable[[], bool]) -> None:
-        """Return once it answers. Raises Refused where it ends instead, or takes too long; InterruptedError where
-        `go_on` says no."""
+        """Return once it answers. Raises Refused where it ends instead, Unavailable where it takes too long,
+        InterruptedError where `go_on` says no."""
         until = time.monotonic() + timeout_s
         while not self._answers():
             if not go_on():
                 raise InterruptedError
             if not self.alive():
-                raise Refused(f"it does not load: {self.last_words()}")
+                words = self.last_words()
+                if "address already in use" in words.lower():  # between the choice of the port and its use
+                    raise Unavailable(f"it does not start: {words}")
+                raise Refused(f"it does not load: {words}")
             if time.monotonic() > until:
-                raise Refused(f"it has not loaded within {timeout_s:.0f} s")
+                raise Unavailable(f"it has not loaded within {timeout_s:.0f} s (SERVING_START_TIMEOUT_S)")
             time.sleep(0.1)  # the pace of asking
 
     def smoke(self) -> None:
-        """Ask for a completion. Raises Refused where none comes."""
+        """Ask for a completion, and at the engine's socket. Raises Refused where no answer comes."""
         request = urllib.request.Request(
             f"{self.url}/invocations", json.dumps(SMOKE).encode(), {"Content-Type": "application/json"}
         )
@@ -97,6 +102,7 @@ class Child:
                 answer: Any = json.load(reply)
             if not isinstance(answer["predictions"][0], str):
                 raise ValueError(answer)
+            self._stats()
         except urllib.error.HTTPError as error:
             why = _reason(error.read().decode(errors="replace"))
             raise Refused(f"it does not answer a smoke request: HTTP {error.code}: {why}") from error
@@ -104,18 +110,33 @@ class Child:
             raise Refused(f"it does not answer a smoke request: {error}; {self.last_words()}") from error
 
     def busy(self) -> int:
-        """Completions under way or waiting; 0 where it does not answer any more."""
+        """Completions under way or waiting; 0 where nobody listens any more. One that does not answer may be busy."""
         try:
-            connection = HTTPConnection("child", timeout=2)
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(2)
+            stats = self._stats()
+            return int(stats["active"] + stats["waiting"])
+        except (ConnectionRefusedError, FileNotFoundError):
+            return 0
+        except (OSError, ValueError, KeyError):
+            return 1
+
+    def responds(self) -> bool:
+        """Whether both of its doors answer."""
+        try:
+            return self._answers() and bool(self._stats())
+        except (OSError, ValueError):
+            return False
+
+    def _stats(self) -> dict[str, float]:
+        """What the engine says of itself. Raises OSError, ValueError."""
+        connection = HTTPConnection("child", timeout=5)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.settimeout(5)
             connection.sock.connect(str(self.channel))
             connection.request("GET", "/stats")
-            stats = json.load(connection.getresponse())
+            return dict(json.load(connection.getresponse()))
+        finally:
             connection.close()
-            return int(stats["active"] + stats["waiting"])
-        except (OSError, ValueError, KeyError):
-            return 0
 
     def retire(self, drain_s: float) -> None:
         """Stop once all that was begun has been answered, or after `drain_s`."""

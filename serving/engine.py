@@ -122,12 +122,15 @@ class Engine:
         deadline_s: float | None = None,
     ) -> list[Request]:
         """Queue some prompts, all or none. Raises MlflowException, RESOURCE_EXHAUSTED, where the queue is full."""
+        most = self.limits.max_batch + self.limits.max_queue
+        if len(rows) > most:
+            raise invalid(f"{len(rows)} prompts in one request. Expected {most} at most here.")
         limit = min(deadline_s or self.limits.deadline_s, self.limits.deadline_s)
         requests = [Request(prompt, params, time.monotonic() + limit, on_text, id) for prompt, params in rows]
         with self._news:
             waiting = len(self._inbox) + len(self._waiting)
             free = max(0, self.limits.max_batch - len(self._active))
-            if waiting and waiting + len(rows) > self.limits.max_queue + free:
+            if waiting + len(rows) > self.limits.max_queue + free:
                 raise MlflowException(
                     f"{waiting} completions wait already, and the queue has {self.limits.max_queue} places. "
                     f"Ask again in {self.retry_after_s():.0f} s.",
@@ -167,9 +170,6 @@ class Engine:
     # The engine's thread
 
     def _run(self) -> None:
-        if not self._packed:
-            pack_linear_layers(self.model)
-            self._packed = True
         while True:
             with self._news:
                 if not (self._inbox or self._waiting or self._active) and not self._news.wait_for(
@@ -181,6 +181,9 @@ class Engine:
                 self._inbox.clear()
                 self._waiting.extend(arrived)
             try:
+                if not self._packed:
+                    self._packed = True
+                    pack_linear_layers(self.model)
                 self._turn(arrived)
             except Exception as error:  # of the model: those who are under way get it, the others their turn
                 for request in self._active:
@@ -205,7 +208,8 @@ class Engine:
         joining = self._joining()
         if joining:
             self._join(joining)
-        if self._active and not joining:
+            self._active = [request for request in self._active if self._goes_on(request)]
+        if self._active:
             self.decoder.step()
             self._steps += 1
             self._look(self._active)

@@ -46,13 +46,16 @@ class Refusal(Exception):
             self.headers["WWW-Authenticate"] = "Bearer"
 
     def openai(self) -> dict[str, Any]:
-        kind = OPENAI_TYPES.get(self.status, "server_error")
+        """The body in OpenAI's form."""
+        kind = OPENAI_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def mlflow(self) -> dict[str, Any]:
+        """The body in MLflow's form."""
+        code = MLFLOW_CODES.get(self.status, "BAD_REQUEST" if self.status < 500 else "INTERNAL_ERROR")
+        return {"error_code": code, "message": self.message}
 
     def response(self, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
         """The answer to a request of this path."""
-        if path.startswith("/v1/"):
-            content = self.openai()
-        else:
-            content = {"error_code": MLFLOW_CODES.get(self.status, "INTERNAL_ERROR"), "message": self.message}
-        return JSONResponse(content, self.status, {**self.headers, **(headers or {})})
+        body = self.openai() if path.startswith("/v1/") else self.mlflow()
+        return JSONResponse(body, self.status, {**self.headers, **(headers or {})})

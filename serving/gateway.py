@@ -8,6 +8,7 @@ Run by the supervisor: gunicorn "serving.gateway:create()".
 """
 
 import asyncio
+import importlib.metadata
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.background import BackgroundTask
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -32,13 +34,14 @@ from serving.access import Tokens
 from serving.backend import Backend
 from serving.errors import Refusal
 from serving.settings import ServingSettings
-from serving.state import Live, end_with
+from serving.state import WAITING, Live, end_with
 from serving.tracing import Call, Tracer, UnknownCompletion
 
 T = TypeVar("T")
 OPEN = ("/ping", "/health", "/version", "/webhook")  # to everybody: they tell nothing, and cost nothing
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 NUDGE_EVERY_S = 1.0
+MLFLOW_VERSION = importlib.metadata.version("mlflow")
 CLIENT_GONE = 499  # nginx's number for it: nobody reads it, but the metrics
 
 
@@ -87,8 +90,8 @@ class Gateway:
                 request.state.user,
                 began_ns,
                 time.time_ns(),
-                inputs,
-                outputs,
+                inputs if self.settings.serving_trace_prompts else None,
+                outputs if self.settings.serving_trace_prompts else None,
                 {
                     "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
                     "completion_tokens": sum(usage["completion_tokens"] for usage in usages),
@@ -131,23 +134,23 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         """Whether a model answers: MLflow's 200 with an empty line, or 503 with what is awaited."""
         now = backend.state
         if now.live is None:
-            return JSONResponse({"status": now.status, "message": now.message}, 503, {"Retry-After": "5"})
+            # To everybody: what is awaited, but not what has failed.
+            message = now.message if now.status == WAITING else "see /status, or serving's log"
+            return JSONResponse({"status": now.status, "message": message}, 503, {"Retry-After": "5"})
         request.state.live = now.live
         return Response("\n", media_type="application/json")
 
     @app.get("/version")
     async def version() -> Response:
         """MLflow's version, as `mlflow models serve` says it."""
-        from mlflow.version import VERSION
-
-        return Response(VERSION, media_type="application/json")
+        return Response(MLFLOW_VERSION, media_type="application/json")
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
         """MLflow's form: the live child's answer, without a stack trace."""
         body, began_ns = await request.body(), time.time_ns()
         content_type = request.headers.get("content-type", "application/json")
-        request_id = request.state.request_id
+        request_id = uuid.uuid4().hex  # the engine's: a client may send its own twice
         inputs, body = with_request_id(body, content_type, request_id)
 
         async def ask() -> Any:
@@ -165,10 +168,10 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
             headers = {"Retry-After": answer.retry_after or "2"} if answer.status in (429, 503) else {}
             return Response(without_trace(answer.body), answer.status, headers, media_type="application/json")
         if inputs is not None:
-            usages = await backend.usage(request.state.live, request_id)
-            outputs = {"predictions": json.loads(answer.body).get("predictions")}
-            gateway.record(request, f"inv-{request_id}", began_ns, inputs, outputs, usages)
-        return Response(answer.body, 200, media_type=answer.content_type)
+            answered = BackgroundTask(_record_invocation, gateway, request, request_id, began_ns, inputs, answer.body)
+        else:
+            answered = None
+        return Response(answer.body, 200, media_type=answer.content_type, background=answered)
 
     @app.get("/status")
     async def status() -> dict[str, Any]:
@@ -199,6 +202,14 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
             gateway.nudged = now
             os.kill(int(supervisor), signal.SIGUSR1)
         return Response(status_code=204)
+
+
+async def _record_invocation(
+    gateway: Gateway, request: Request, request_id: str, began_ns: int, inputs: dict[str, Any], body: bytes
+) -> None:
+    usages = await gateway.backend.usage(request.state.live, request_id)
+    outputs = {"predictions": json.loads(body).get("predictions")}
+    gateway.record(request, f"inv-{request_id}", began_ns, inputs, outputs, usages)
 
 
 class Feedback(BaseModel):
@@ -288,6 +299,12 @@ def without_trace(body: bytes) -> bytes:
         return json.dumps({"error_code": "INTERNAL_ERROR", "message": message}).encode()
 
 
+def too_large(most: int) -> Refusal:
+    """The refusal of a body of more bytes than that."""
+    message = f"The body is larger than {most} bytes, the most that is taken here (SERVING_MAX_BODY_BYTES)."
+    return Refusal(413, message)
+
+
 class Edge:
     """ASGI middleware: who asks, how much, under which id; which version answered, how long it took."""
 
@@ -303,7 +320,7 @@ class Edge:
         known: dict[str, Any] = dict(scope.get("state") or {})  # gunicorn's own is shared by all requests
         scope = {**scope, "state": known}
         known["request_id"] = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
-        known["live"], known["user"], known["failed"] = None, "", None
+        known["live"], known["user"], known["failed"], known["too_large"] = None, "", None, False
         path, began, status = scope["path"], time.monotonic(), 500
 
         async def sending(message: Message) -> None:
@@ -319,7 +336,7 @@ class Edge:
         try:
             try:
                 self._admit(headers, path, known)
-                await self.app(scope, self._limited(receive), sending)
+                await self.app(scope, self._limited(receive, known), sending)
             except Refusal as refusal:
                 await refusal.response(path)(scope, receive, sending)
             except ClientGone:
@@ -353,7 +370,7 @@ class Edge:
         if size.isdecimal() and int(size) > self.gateway.settings.serving_max_body_bytes:
             raise self._too_large()
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, known: dict[str, Any]) -> Receive:
         """`receive`, which raises Refusal once a body without a stated length is too large."""
         size = 0
 
@@ -362,16 +379,14 @@ class Edge:
             message = await receive()
             size += len(message.get("body") or b"")
             if size > self.gateway.settings.serving_max_body_bytes:
+                known["too_large"] = True  # FastAPI makes a 400 of whatever comes from here
                 raise self._too_large()
             return message
 
         return limited
 
     def _too_large(self) -> Refusal:
-        most = self.gateway.settings.serving_max_body_bytes
-        return Refusal(
-            413, f"The body is larger than {most} bytes, the most that is taken here (SERVING_MAX_BODY_BYTES)."
-        )
+        return too_large(self.gateway.settings.serving_max_body_bytes)
 
     def _count(self, scope: Scope, path: str, status: str, live: Live | None, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None)
@@ -402,6 +417,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if request.state.too_large:
+        return too_large(request.app.state.gateway.settings.serving_max_body_bytes).response(request.url.path)
     if error.status_code == 404:
         return Refusal(404, f"There is nothing at {request.url.path}.").response(request.url.path)
     return Refusal(error.status_code, str(error.detail)).response(request.url.path, error.headers)

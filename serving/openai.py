@@ -42,6 +42,8 @@ class Asked(BaseModel):
     user: str | None = None
     top_k: int | None = None  # not OpenAI's, but of other servers of its form
     repetition_penalty: float | None = None
+    best_of: int | None = None  # these two: only what changes nothing
+    response_format: dict[str, Any] | None = None
 
     def params(self, tokens: int | None) -> dict[str, Any]:
         """The generation parameters that are set; the others are the model's own defaults."""
@@ -67,9 +69,9 @@ class Asked(BaseModel):
                 raise Refusal(
                     422, f"{name} is {extra[name]!r}. It is not supported: see repetition_penalty.", param=name
                 )
-        if (extra.get("best_of") or 1) > self.n:
-            raise Refusal(422, f"best_of is {extra['best_of']}. Expected n, or nothing.", param="best_of")
-        if (extra.get("response_format") or {}).get("type", "text") != "text":
+        if (self.best_of or 1) > self.n:
+            raise Refusal(422, f"best_of is {self.best_of}. Expected n, or nothing.", param="best_of")
+        if (self.response_format or {}).get("type", "text") != "text":
             raise Refusal(422, "response_format is not text. Nothing else is supported.", param="response_format")
 
 
@@ -153,8 +155,8 @@ async def _answer(
         )
     work = _Work(request, gateway, asked, inputs, asked.params(tokens), kind)
     try:
-        await until_gone(request, work.begin())
         if asked.stream:
+            await until_gone(request, work.begin())
             return StreamingResponse(
                 work.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
             )
@@ -204,7 +206,7 @@ class _Work:
         stack = self.open
         return await stack.enter_async_context(
             self.gateway.backend.complete(
-                {**given, "params": params, "stream": self.asked.stream, "id": self.request.state.request_id},
+                {**given, "params": params, "stream": self.asked.stream},
                 self.until,
                 lambda live: setattr(self.request.state, "live", live),
             )
@@ -212,6 +214,7 @@ class _Work:
 
     async def whole(self) -> dict[str, Any]:
         """All completions, as one object."""
+        await self.begin()
         for index, stream in enumerate(self.streams):
             async for item in stream:
                 if "finish_reason" in item:
@@ -233,6 +236,9 @@ class _Work:
                     await pieces.put((index, item))
             except Refusal as refusal:
                 await pieces.put((index, refusal))
+            except Exception as error:
+                print(f"{self.id}: {type(error).__name__}: {error}", flush=True)
+                await pieces.put((index, Refusal(503, "The completion broke off. Ask again.")))
 
         tasks = [asyncio.ensure_future(read(index, stream)) for index, stream in enumerate(self.streams)]
         try:
@@ -252,8 +258,8 @@ class _Work:
                     yield self._event([self._choice(index, item["text"], None, True)])
             if self.asked.stream_options and self.asked.stream_options.include_usage:
                 yield _sse({**self._head(True), "choices": [], "usage": self._usage()})
+            self._record()  # now: a client may close before the last line
             yield b"data: [DONE]\n\n"
-            self._record()
         finally:
             for task in tasks:
                 task.cancel()

@@ -23,10 +23,10 @@ class GenerationParams:
     def __post_init__(self) -> None:
         for name, ok, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature <= 10, "0 to 10"),
+            ("temperature", self.temperature == 0 or 0.001 <= self.temperature <= 10, "0, or 0.001 to 10"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "0.01 to 100"),
             ("seed", -1 <= self.seed < 2**63, "-1 or more, below 2^63"),
         ):
             if not ok:

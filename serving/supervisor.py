@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -32,8 +32,10 @@ from serving.versions import InputError, NotYet, Refused, Unavailable, Unreachab
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+T = TypeVar("T")
 TICK_S = 0.1
 LONGEST_PAUSE_S = 60.0  # between attempts to get or start what fails
+SILENT_S = 60.0  # a live child that does not answer for so long is ended
 LASTED_S = 60.0  # a child that lived so long was well: its next restart does not wait
 
 
@@ -62,8 +64,11 @@ class Supervisor:
         self.settings = settings
         self.state = State()
         self.telling = threading.Lock()
-        self.stopping = threading.Event()
-        self.nudge = threading.Event()  # set: ask for the alias now
+        # Plain flags: a signal may come while this thread holds the lock of an Event.
+        self.stopping = False
+        self.nudged = False  # ask for the alias now
+        self.asking: Future[ModelVersion] | None = None  # for the alias, in a thread: it may take long
+        self.silent_since: float | None = None  # since when the live child has not answered
         self.gateway: subprocess.Popen[bytes] | None = None
         self.live: Running | None = None
         self.preparing: Preparation | None = None
@@ -86,17 +91,17 @@ class Supervisor:
 
     def _run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stopping.set())
-        signal.signal(signal.SIGUSR1, lambda *_: self.nudge.set())
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_signal)
         first = None if self.settings.serving_wait else self._first()  # raises where there is none
         self._start_gateway()
         self._after(lambda: versions.ask_to_be_told(self.settings))
         try:
             if first is not None:
                 self._prepare(first)
-            while not self.stopping.is_set() and self.ended is None:
+            while not self.stopping and self.ended is None:
                 self._tick()
-                self.stopping.wait(TICK_S)
+                time.sleep(TICK_S)
         finally:
             self._stop()
         return self.ended or 0
@@ -110,16 +115,34 @@ class Supervisor:
         if self.preparing is not None and self.preparing.result.done():
             self._take(self.preparing)
         now = time.monotonic()
-        if self.nudge.is_set() or now - self.asked_at >= self.settings.serving_poll_s:
-            self.nudge.clear()
+        if self.asking is not None and self.asking.done():
+            asked, self.asking = self.asking, None
+            self._follow(asked)
+        if self.asking is None and (self.nudged or now - self.asked_at >= self.settings.serving_poll_s):
+            self.nudged = False
             self.asked_at = now
-            self._follow()
+            self.asking = self._in_thread("asking", self._ask)
         self._tell(draining=tuple(version for version, _ in self.retiring))
 
-    def _follow(self) -> None:
+    def _ask(self) -> "ModelVersion":
+        """Look at the live child, and then for the alias. In a thread of its own; raises what `resolve` does."""
+        running = self.live
+        if running is None or running.child.responds():
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = time.monotonic()
+        elif time.monotonic() - self.silent_since > SILENT_S:
+            click.echo(
+                f"Version {running.version.version} has not answered for {SILENT_S:.0f} s, and is ended", err=True
+            )
+            self.silent_since = None
+            running.child.stop()  # `_watch_child` starts it again
+        return versions.resolve(self.settings)
+
+    def _follow(self, asked: "Future[ModelVersion]") -> None:
         """Bring the alias's version on its way, if it is not live, on its way, or refused."""
         try:
-            version = versions.resolve(self.settings)
+            version = asked.result()
         except NotYet as error:
             self.wanted = None
             if self.live is None and self.preparing is None:
@@ -173,24 +196,30 @@ class Supervisor:
     def _prepare(self, version: "ModelVersion") -> None:
         seen = self.wanted[1] if self.wanted and self.wanted[0] == str(version.version) else time.monotonic()
         task = Preparation(version, seen, Future(), threading.Event())
-        self.preparing = task
         if self.live is None:
             self._tell(status=state.STARTING, message=f"version {version.version} is on its way")
 
-        def work() -> None:
-            try:
-                task.result.set_result(self._bring_up(task))
-            except BaseException as error:
-                task.result.set_exception(error)
+        task.result = self._in_thread(f"version {version.version}", lambda: self._bring_up(task))
+        self.preparing = task
 
-        threading.Thread(target=work, name=f"version {version.version}", daemon=True).start()
+    def _in_thread(self, name: str, work: Callable[[], T]) -> "Future[T]":
+        result: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+        return result
 
     def _bring_up(self, task: Preparation) -> Child:
         """Fetch, check, start and ask a version. In a thread of its own."""
         version, label = task.version, f"version {task.version.version}"
 
         def step(name: str) -> None:
-            if task.abandoned.is_set() or self.stopping.is_set():
+            if task.abandoned.is_set() or self.stopping:
                 raise InterruptedError
             self._tell(pending=Pending(str(version.version), name, time.time()))
 
@@ -206,7 +235,9 @@ class Supervisor:
         try:
             return self._start(task, step)
         except Refused as error:
-            if self.live is None or "out of memory" not in error.message.lower():
+            # By itself, or by the kernel (SIGKILL).
+            starved = "out of memory" in error.message.lower() or "return code = -9" in error.message.lower()
+            if self.live is None or not starved:
                 raise
             click.echo(f"{label}: no memory beside the live version ({error.message}); once more without it")
             self._make_way()
@@ -218,7 +249,7 @@ class Supervisor:
         try:
             child.wait_until_ready(
                 self.settings.serving_start_timeout_s,
-                lambda: not (task.abandoned.is_set() or self.stopping.is_set()),
+                lambda: not (task.abandoned.is_set() or self.stopping),
             )
             step("answering a smoke request")
             child.smoke()
@@ -370,7 +401,8 @@ class Supervisor:
             *("--workers", str(self.settings.serving_workers)),
             *("--bind", f"{self.settings.serving_host}:{self.settings.serving_port}"),
             *("--graceful-timeout", str(self.settings.serving_timeout_s)),
-            *("--keep-alive", "75"),
+            *("--keep-alive", "5"),  # an idle connection holds up the end for so long
+            *("--asgi-disconnect-grace-period", "0"),  # who hangs up frees the place at once
             *("--log-level", "warning"),
             "--no-control-socket",
         ]
@@ -402,6 +434,8 @@ class Supervisor:
         """End the gateway, once it has answered what it had begun, and then the models."""
         if self.preparing is not None:
             self.preparing.abandoned.set()
+        if self.live is None:
+            self._tell(status=state.FAILING, message="serving is being stopped")  # nobody waits for a model any more
         if self.gateway is not None and self.gateway.poll() is None:
             self.gateway.terminate()
             try:
@@ -429,6 +463,12 @@ class Supervisor:
                 state.write(changed, self.settings.serving_run_folder / "state.json")
             except OSError as error:
                 click.echo(f"The state was not written: {error}", err=True)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if number == signal.SIGUSR1:
+            self.nudged = True
+        else:
+            self.stopping = True
 
     def _after(self, tell: Callable[[], None]) -> None:
         """Do what nothing waits for, and may take as long as tracking does."""

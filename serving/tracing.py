@@ -12,7 +12,7 @@ from serving.settings import ServingSettings
 
 EXPERIMENT = "serving"
 COMPLETION_ID = "completion_id"  # tag of a trace
-LONGEST_QUEUE = 1000
+LONGEST_QUEUE = 200  # traces, each no larger than a request and its answer
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Call:
     user: str
     began_ns: int  # since 1970
     ended_ns: int
-    inputs: dict[str, Any] = field(default_factory=dict)
-    outputs: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] | None = None  # None: left out
+    outputs: dict[str, Any] | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -120,11 +120,10 @@ class Tracer:
         import mlflow
 
         experiment = self._connect()
-        prompts = self.settings.serving_trace_prompts
         span = mlflow.start_span_no_context(
             name=call.path,
             span_type="LLM",
-            inputs=call.inputs if prompts else None,
+            inputs=call.inputs,
             attributes={"request_id": call.request_id, **call.attributes},
             tags={
                 COMPLETION_ID: call.id,
@@ -137,7 +136,7 @@ class Tracer:
             experiment_id=experiment,
             start_time_ns=call.began_ns,
         )
-        if prompts:
+        if call.outputs is not None:
             span.set_outputs(call.outputs)
         span.end(end_time_ns=call.ended_ns)
         self._traces[call.id] = span.trace_id

@@ -1,13 +1,17 @@
 """Versions in the registry and on this machine: which one has the alias, and whether its files are as at training."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -48,7 +52,6 @@ class Refused(click.ClickException):
 def resolve(settings: ServingSettings) -> "ModelVersion":
     """The version that the alias names. Raises NotYet where there is none, Unreachable where nobody can say."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -86,13 +89,16 @@ def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
     folder = folder_of(settings, version)
     mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
     try:
-        if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.parent):  # replicas share these folders: one fetches, and then it is there for all
+            _hold(folder)
+            if folder.is_dir():
+                return folder
+            for left in folder.parent.glob("fetching-*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             click.echo(f"Fetching {version.name} version {version.version} …")
             if not sys.stderr.isatty():
                 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            for left in folder.parent.glob("fetching-*"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
             # Fetched aside and renamed, so that no one ever loads half a model.
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as aside:
                 uri = f"models:/{version.name}/{version.version}"
@@ -105,10 +111,39 @@ def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
 
 
 def keep_only(folders: list[Path]) -> None:
-    """Delete the files of all versions of the model but these."""
-    for other in folders[0].parent.iterdir() if folders else ():
-        if other not in folders:
-            shutil.rmtree(other, ignore_errors=True)
+    """Delete the files of all versions of the model but these, and those that another replica holds."""
+    with _alone(folders[0].parent):
+        for other in [held for held in _held if held.parent == folders[0].parent and held not in folders]:
+            _held.pop(other).close()
+        for other in folders[0].parent.iterdir():
+            if not other.is_dir() or other in folders or other.name.startswith("fetching-"):
+                continue
+            with _lock_of(other).open("w") as file, suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where somebody holds it
+                shutil.rmtree(other, ignore_errors=True)
+                _lock_of(other).unlink(missing_ok=True)
+
+
+_held: dict[Path, IO[str]] = {}  # versions' folders that this process uses; the system lets go when it ends
+
+
+def _hold(folder: Path) -> None:
+    """Keep other replicas from deleting a version's folder. Only within `_alone`."""
+    if folder not in _held:
+        _held[folder] = _lock_of(folder).open("w")
+        fcntl.flock(_held[folder], fcntl.LOCK_SH)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+@contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    """Nobody else fetches or deletes a version of the model meanwhile."""
+    with (parent / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def verify(folder: Path, version: "ModelVersion") -> str:
@@ -136,7 +171,7 @@ def _differences(folder: Path, expected: str) -> list[str]:
     gone = [name for name in listed if name not in there]
     changed = [name for name in listed if name in there and _sha256(there[name]) != listed[name]["sha256"]]
     return [
-        *(f"{name} was added" for name in added if "__pycache__" not in name),
+        *(f"{name} was added" for name in added),
         *(f"{name} is gone" for name in gone),
         *(f"{name} was changed" for name in changed),
     ]
@@ -185,7 +220,7 @@ def remember(settings: ServingSettings, version: "ModelVersion") -> None:
         name: getattr(version, name)
         for name in ("name", "version", "creation_timestamp", "source", "run_id", "tags", "model_id")
     }
-    aside = settings.models / f"{LAST_LIVE}.new"
+    aside = settings.models / f"{LAST_LIVE}.{os.getpid()}.{socket.gethostname()}"
     aside.write_text(json.dumps(note), encoding="utf-8")
     aside.replace(settings.models / LAST_LIVE)
 

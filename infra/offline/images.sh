@@ -92,10 +92,8 @@ if ! is_made "$POSTGRES_IMAGE"; then
 fi
 recipe=$(recipe_of)
 if ! is_made "$BALANCER_IMAGE"; then
-    # The user's number, the folder and the signal are those of the official image.
-    hooks=('--essential-hook=echo haproxy:x:99: >>"$1/etc/group"'
-        '--essential-hook=echo haproxy:x:99:99::/var/lib/haproxy:/usr/sbin/nologin >>"$1/etc/passwd"')
-    debian "$BALANCER_IMAGE" trixie haproxy --change 'STOPSIGNAL SIGUSR1' --change 'USER haproxy' \
+    hooks=()
+    debian "$BALANCER_IMAGE" trixie haproxy --change 'USER 99' \
         --change 'CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]'
 fi
 recipe=$(recipe_of s3/*)

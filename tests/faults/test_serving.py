@@ -18,7 +18,7 @@ from tests.served import PROMPT, Load, Serving, register, serving_process, varia
 
 pytestmark = pytest.mark.faults
 
-SWAPS = 4
+SWAPS = 20
 OUTAGE_S = 120 if os.environ.get("CI") else 15
 RAISES = """
 import os
@@ -75,6 +75,8 @@ def test_twenty_swaps_under_load_lose_no_request(stack: Stack, folders, tmp_path
                 put(stack, "swapped", number)
                 moved.append((time.monotonic(), number))
                 service.wait_for_version(number)
+                answered = len(load.answers)
+                service.wait_for(lambda answered=answered: len(load.answers) > answered + 32, "it answers")
         assert load.failed() == []
         assert len(load.answers) > 16 * SWAPS
         for _, _, _, version, text in load.answers:

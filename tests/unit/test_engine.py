@@ -158,8 +158,7 @@ def test_characters_of_several_tokens_come_whole(parts) -> None:
 def test_who_hangs_up_frees_the_place(engine: Engine, monkeypatch) -> None:
     slow(engine, monkeypatch)
     [long] = engine.submit([("x", GenerationParams(max_new_tokens=900))], id="gone")
-    while not engine.stats()["active"]:
-        time.sleep(0.01)
+    assert wait_until(lambda: engine.stats()["active"], 10, lambda: True)
     engine.cancel("gone")
     with pytest.raises(MlflowException, match="client has gone"):
         long.future.result(5)
@@ -181,8 +180,7 @@ def test_a_full_queue_takes_no_more(parts, monkeypatch) -> None:
     slow(engine, monkeypatch)
     row = ("x", GenerationParams(max_new_tokens=20))
     first = engine.submit([row])
-    while not engine.stats()["active"]:
-        time.sleep(0.01)
+    assert wait_until(lambda: engine.stats()["active"], 10, lambda: True)
     more = engine.submit([row, row])
     with pytest.raises(MlflowException, match="2 completions wait already") as caught:
         engine.submit([row])

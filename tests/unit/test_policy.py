@@ -60,5 +60,6 @@ def test_a_missing_policy_names_the_shipped_ones() -> None:
 def test_the_reference_in_the_docs_is_current(root) -> None:
     from infra import settings_table
 
-    page = (root / "docs" / "promotion.md").read_text()
-    assert settings_table.written(page, settings_table.policy_table()) == page, "run `make docs`"
+    for name, rows in (("promotion", settings_table.policy_table()), ("serving", settings_table.serving_table())):
+        page = (root / "docs" / f"{name}.md").read_text()
+        assert settings_table.written(page, rows) == page, "run `make docs`"

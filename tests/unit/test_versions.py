@@ -1,6 +1,8 @@
 """What serving knows of versions: which has the alias, its files fetched once and compared with their manifest."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,10 @@ def version(number: str, source: str = "models:/m-1", **tags: str) -> ModelVersi
         source=source,
         tags=[ModelVersionTag(key, value) for key, value in tags.items()],
     )
+
+
+def folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir())
 
 
 @pytest.fixture
@@ -63,10 +69,30 @@ def test_half_a_model_is_never_there(settings: ServingSettings) -> None:
         fetch(settings, version("3"))
     with pytest.raises(InputError, match="No space left on device"):
         fetch(settings, version("4"))
-    assert list(first.parent.iterdir()) == [first]
+    assert folders(first.parent) == [first]
     second = fetch(settings, version("2"))
     versions.keep_only([second])
-    assert list(first.parent.iterdir()) == [second]
+    assert folders(first.parent) == [second]
+
+
+def test_what_another_replica_serves_is_not_deleted(settings: ServingSettings) -> None:
+    served = fetch(settings, version("1"))
+    program = (
+        "import sys; from pathlib import Path; from serving import versions\n"
+        "with versions._alone(Path(sys.argv[1]).parent): versions._hold(Path(sys.argv[1]))\n"
+        "print('holds', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(served)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "holds\n"
+    second = fetch(settings, version("2"))
+    versions.keep_only([second])
+    assert folders(served.parent) == sorted([served, second])
+    other.communicate("")
+    versions.keep_only([second])
+    assert folders(served.parent) == [second]
 
 
 @pytest.mark.parametrize(
