@@ -54,6 +54,13 @@ class Gateway:
         self.tokens = Tokens(settings.serving_tokens_file)
         self.tracer = Tracer(settings)
         self.nudged = 0.0
+        self._tasks: set[asyncio.Future[None]] = set()
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that outlives its request."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def until(self) -> float:
         """When a request that comes now has to be answered, on the monotonic clock."""
@@ -160,9 +167,9 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
 
         try:
             answer = await until_gone(request, ask())
-        except ClientGone:
+        except (ClientGone, asyncio.CancelledError):  # found out here, or by gunicorn
             if request.state.live is not None:
-                await backend.cancel(request.state.live, request_id)
+                gateway.later(backend.cancel(request.state.live, request_id))
             raise
         if answer.status != 200:
             headers = {"Retry-After": answer.retry_after or "2"} if answer.status in (429, 503) else {}
@@ -341,6 +348,9 @@ class Edge:
                 await refusal.response(path)(scope, receive, sending)
             except ClientGone:
                 status = CLIENT_GONE
+            except asyncio.CancelledError:
+                status = CLIENT_GONE
+                raise
             except Exception as error:
                 if status != 500:
                     raise  # the answer has begun
