@@ -11,7 +11,7 @@ tokens of the chat template come on top. Ratchet is whole: gateway, tokens, trac
 
 tok/s          tokens of completions, counted by the model's own tokenizer, from first request to last answer
 p50, p99       seconds of a request
-first          seconds to the first piece of a stream, median (stock does not stream)
+first          seconds to the first piece of a stream, median; one request in four is streamed (stock does not stream)
 errors         requests without a 200, or without an answer in 120 s
 """
 
@@ -35,6 +35,7 @@ import requests
 
 CONTESTANTS = ("stock", "transformers", "ratchet")
 TOKENS = (24, 48, 72)
+STREAMED = 4  # every so many requests one is streamed, by those that stream
 ASKED = {1: 8, 8: 32, 32: 96}  # requests in all, by clients
 STOCK = """
 import mlflow, torch
@@ -70,8 +71,8 @@ class Server:
     headers: dict[str, str] = field(default_factory=dict)
     model: str = ""
 
-    def ask(self, session: requests.Session, prompt: str, tokens: int) -> tuple[str, float | None]:
-        """(the completion, seconds to its first piece)."""
+    def ask(self, session: requests.Session, prompt: str, tokens: int, stream: bool) -> tuple[str, float | None]:
+        """(the completion, seconds to its first piece where it is streamed)."""
         began = time.perf_counter()
         if self.name == "stock":
             body = {"inputs": [prompt], "params": {"max_new_tokens": tokens}}
@@ -80,9 +81,14 @@ class Server:
             return str(reply.json()["predictions"][0]), None
         chat = self.name == "transformers"
         asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-        body = {"model": self.model, "max_tokens": tokens, "temperature": 0, "stream": True, **asked}
+        body = {"model": self.model, "max_tokens": tokens, "temperature": 0, "stream": stream, **asked}
         path = "/v1/chat/completions" if chat else "/v1/completions"
         text, first = "", None
+        if not stream:
+            reply = session.post(self.url + path, json=body, headers=self.headers, timeout=120)
+            reply.raise_for_status()
+            [choice] = reply.json()["choices"]
+            return str(choice["message"]["content"] if chat else choice["text"]), None
         with session.post(self.url + path, json=body, headers=self.headers, timeout=120, stream=True) as reply:
             reply.raise_for_status()
             for line in reply.iter_lines():
@@ -154,7 +160,7 @@ def contestant(name: str, folder: Path, work: Path) -> Iterator[Server]:
             arguments = [str(python.parent / "transformers"), "serve", str(folder), "--continuous-batching"]
             arguments += ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu", "--dtype", "bfloat16"]
             process = stack.enter_context(running(arguments, path, log))
-            wait_for(f"{url}/v1/models", process, log)
+            wait_for(f"{url}/health", process, log)
             yield Server(name, url, process, model=str(folder))
         else:
             tracked = make_stack(work / "tracking")
@@ -184,9 +190,10 @@ def measure(server: Server, clients: int, work: list[tuple[str, int]], tokenizer
                 if not queue:
                     return
                 prompt, tokens = queue.pop()
+                stream = len(queue) % STREAMED == 0
             began = time.perf_counter()
             try:
-                text, first = server.ask(session, prompt, tokens)
+                text, first = server.ask(session, prompt, tokens, stream)
             except requests.RequestException:
                 errors += 1
                 continue
@@ -244,7 +251,7 @@ def main() -> None:
     found: dict[tuple[str, int], dict[str, float]] = {}
     for name in given.only.split(","):
         with tempfile.TemporaryDirectory() as work, contestant(name, base.folder, Path(work)) as server:
-            server.ask(requests.Session(), "def add(a, b):\n", 4)  # warm
+            server.ask(requests.Session(), "def add(a, b):\n", 4, False)  # warm
             for clients in given.clients:
                 chance.seed(clients)
                 work_list = [
