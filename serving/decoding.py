@@ -152,6 +152,9 @@ class Decoder:
                 tensor[place] = tensor[last]
         self.first = self.end - max(other.length for other in self.sequences)
 
+    def close(self) -> None:
+        """Nothing: it has no thread."""
+
     def _buffers(self) -> list[torch.Tensor]:
         return [self.real, *(tensor for layer in self.layers for tensor in (layer.keys, layer.values))]
 

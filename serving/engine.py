@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from mlflow.exceptions import MlflowException
@@ -24,6 +24,9 @@ from mlflow.protos.databricks_pb2 import (
 from serving.decoding import Completion, Decoder, Sampling, pack_linear_layers
 from serving.params import GenerationParams, invalid
 from serving.text import TextStream, encode_prompt
+
+if TYPE_CHECKING:
+    from serving.continuous import ContinuousDecoder
 
 FinishReason = Literal["stop", "length"]
 IDLE_S = 10.0  # without a request, after which the thread ends
@@ -40,6 +43,7 @@ class Limits:
     max_new_tokens: int = 2048  # that one request may ask for
     max_batch_tokens: int = 65_536  # prompts and completions in one batch: bounds the memory for keys and values
     prefill_tokens: int = 2048  # prompts' tokens that are read before those under way get their next token
+    batching: str = "ratchet"  # or transformers: its own continuous batching, for greedy completions
     deadline_s: float = 55.0  # from submission; below the server's timeout
 
 
@@ -98,7 +102,7 @@ class Engine:
         ends = model.generation_config.eos_token_id
         self.ends = frozenset([ends] if isinstance(ends, int) else ends or [])
         pad = tokenizer.pad_token_id
-        self.decoder = Decoder(model, pad if pad is not None else next(iter(self.ends), 0))
+        self.decoder = self._new_decoder(pad if pad is not None else next(iter(self.ends), 0))
         self.whole = None if Decoder.suits(model) else whole
         self._news = threading.Condition()
         self._inbox: deque[Request] = deque()
@@ -111,6 +115,16 @@ class Engine:
         self._seconds_per_completion = 1.0
         self._thread: threading.Thread | None = None
         self._packed = False
+
+    def _new_decoder(self, pad: int) -> "Decoder | ContinuousDecoder":
+        """Raises MlflowException for a way of batching that there is not."""
+        if self.limits.batching == "ratchet":
+            return Decoder(self.model, pad)
+        if self.limits.batching != "transformers":
+            raise invalid(f"batching is {self.limits.batching!r}. Expected ratchet or transformers.")
+        from serving.continuous import ContinuousDecoder
+
+        return ContinuousDecoder(self.model, pad)
 
     # For every thread
 
@@ -181,7 +195,7 @@ class Engine:
                 self._inbox.clear()
                 self._waiting.extend(arrived)
             try:
-                if not self._packed:
+                if not self._packed and self.limits.batching == "ratchet":
                     self._packed = True
                     pack_linear_layers(self.model)
                 self._turn(arrived)
@@ -189,7 +203,8 @@ class Engine:
                 for request in self._active:
                     self._fail(request, _failure(error))
                 self._active.clear()
-                self.decoder = Decoder(self.model, self.decoder.pad)
+                self.decoder.close()
+                self.decoder = self._new_decoder(self.decoder.pad)
 
     def _turn(self, arrived: list[Request]) -> None:
         """One step of all that are under way, after those that are done or given up have left and others joined."""
@@ -246,6 +261,8 @@ class Engine:
                     f"{self.positions} positions. Expected a shorter prompt or fewer new tokens."
                 ),
             )
+        elif self.limits.batching == "transformers" and not _is_greedy(request.params):
+            self._fail(request, invalid("SERVING_BATCHING is transformers. Expected temperature 0, and no penalty."))
         else:
             params = request.params
             sampling = Sampling(params.temperature, params.top_p, params.top_k, params.repetition_penalty)
@@ -380,6 +397,10 @@ class _Stopping:
         now = time.monotonic()
         over = [request.cancelled or now > request.deadline for request in self.batch]
         return torch.tensor(over, device=input_ids.device)  # (B,)
+
+
+def _is_greedy(params: GenerationParams) -> bool:
+    return params.temperature == 0 and params.repetition_penalty == 1
 
 
 def _final(request: Request) -> int:

@@ -1,6 +1,7 @@
 """The serving container's settings, read from the environment once by each of its processes."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -49,6 +50,10 @@ class ServingSettings(BaseSettings):
         default=None, description="Hashes of the tokens that may ask; else 401. None: everybody may."
     )
 
+    serving_batching: Literal["ratchet", "transformers"] = Field(
+        default="ratchet",
+        description="`transformers`: its continuous batching, for greedy completions alone; slower where we measured.",
+    )
     serving_max_batch: int = Field(default=32, ge=1, description="Completions that are under way at once.")
     serving_max_queue: int = Field(default=128, ge=1, description="Completions that may wait; else 429.")
     serving_max_prompt_tokens: int = Field(default=4096, ge=1, description="Longest prompt; else 422.")
@@ -71,9 +76,10 @@ class ServingSettings(BaseSettings):
         return self.serving_timeout_s - SECONDS_TO_SPARE
 
     @property
-    def limits(self) -> dict[str, float]:
+    def limits(self) -> dict[str, Any]:
         """The engine's limits, as a PyFunc's `model_config`."""
         return {
+            "batching": self.serving_batching,
             "max_batch": self.serving_max_batch,
             "max_queue": self.serving_max_queue,
             "max_prompt_tokens": self.serving_max_prompt_tokens,

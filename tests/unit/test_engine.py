@@ -234,6 +234,21 @@ def test_a_model_that_keeps_more_than_keys_and_values_is_completed_whole(parts, 
         late.submit([("x", GenerationParams(max_new_tokens=900))])[0].future.result(30)
 
 
+def test_transformers_own_batching_gives_the_same(parts) -> None:
+    model = AutoModelForCausalLM.from_pretrained(parts[0].config._name_or_path, dtype=torch.float32).eval()
+    engine = engine_of((model, parts[1]), batching="transformers")
+    rows = [(prompt, GenerationParams(max_new_tokens=5 + 3 * number)) for number, prompt in enumerate(PROMPTS)]
+    try:
+        assert texts(engine.submit(rows)) == texts(engine_of(parts).submit(rows))
+        assert texts(engine.submit(rows[:2])) == texts(engine_of(parts).submit(rows[:2]))
+        with pytest.raises(MlflowException, match="Expected temperature 0"):
+            engine.submit([("x", GenerationParams(temperature=0.5))])[0].future.result(30)
+    finally:
+        engine.decoder.close()
+    with pytest.raises(MlflowException, match=r"batching is 'other'\. Expected ratchet or transformers"):
+        engine_of(parts, batching="other")
+
+
 def test_usage_is_told_by_the_requests_id(engine: Engine) -> None:
     texts(engine.submit([("abc", GenerationParams(max_new_tokens=4))] * 2, id="two"))
     usages = engine.usage("two")
