@@ -16,7 +16,7 @@ import aiohttp
 
 from serving import state
 from serving.errors import Refusal
-from serving.settings import ServingSettings
+from serving.settings import RunSettings
 from serving.state import Live, State, StateFile
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Answer:
 class Backend:
     """One for each worker; used from its event loop."""
 
-    def __init__(self, settings: ServingSettings) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
         self.file = StateFile(settings.serving_run_folder / "state.json")
         self._http: aiohttp.ClientSession | None = None

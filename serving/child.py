@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from serving.settings import ServingSettings
+from serving.settings import RunSettings
 from serving.versions import Refused, Unavailable
 
 SMOKE = {"inputs": ["def add(a, b):\n"], "params": {"max_new_tokens": 4}}
@@ -30,7 +30,7 @@ LAST_LINES = 40
 class Child:
     """A child process and all that it started."""
 
-    def __init__(self, settings: ServingSettings, folder: Path, label: str) -> None:
+    def __init__(self, settings: RunSettings, folder: Path, label: str) -> None:
         self.label, self.folder = label, folder
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"

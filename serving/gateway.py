@@ -33,7 +33,7 @@ from serving import metrics
 from serving.access import Tokens
 from serving.backend import Backend
 from serving.errors import Refusal
-from serving.settings import ServingSettings
+from serving.settings import RunSettings
 from serving.state import WAITING, Live, end_with
 from serving.tracing import Call, Tracer, UnknownCompletion
 
@@ -48,7 +48,7 @@ CLIENT_GONE = 499  # nginx's number for it: nobody reads it, but the metrics
 class Gateway:
     """What the routes of one worker share."""
 
-    def __init__(self, settings: ServingSettings) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
         self.backend = Backend(settings)
         self.tokens = Tokens(settings.serving_tokens_file)
@@ -110,7 +110,7 @@ class Gateway:
 
 def create() -> FastAPI:
     """The application, with its settings from the environment."""
-    gateway = Gateway(ServingSettings())
+    gateway = Gateway(RunSettings())
     if supervisor := os.environ.get("SERVING_SUPERVISOR"):
         end_with(int(supervisor), os.getppid())  # gunicorn's first process, and so all of its workers
 

@@ -27,7 +27,6 @@ class ServingSettings(BaseSettings):
         description="This serving's `/webhook` as the tracking server reaches it: then the registry says when an alias "
         "moves. Empty: none.",
     )
-    serving_run_folder: Path = Path()  # set by the supervisor: where the processes of this container meet
     serving_start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds that a model may take to load.")
     serving_memory_reserve_mb: int = Field(
         default=256,
@@ -87,3 +86,9 @@ class ServingSettings(BaseSettings):
             "max_batch_tokens": self.serving_max_batch_tokens,
             "deadline_s": self.deadline_s,
         }
+
+
+class RunSettings(ServingSettings):
+    """The settings of a container that runs."""
+
+    serving_run_folder: Path  # made by the supervisor: its state, sockets, metrics

@@ -25,7 +25,7 @@ import click
 
 from serving import state, versions
 from serving.child import Child, available_bytes
-from serving.settings import ServingSettings
+from serving.settings import RunSettings, ServingSettings
 from serving.state import Live, Pending, State
 from serving.versions import InputError, NotYet, Refused, Unavailable, Unreachable
 
@@ -61,7 +61,8 @@ class Supervisor:
     """Runs until SIGTERM. `run` returns the exit code."""
 
     def __init__(self, settings: ServingSettings) -> None:
-        self.settings = settings
+        folder = tempfile.mkdtemp(prefix="ratchet-serving-")  # in memory in the stack: it does not fill up
+        self.settings = RunSettings(**settings.model_dump(), serving_run_folder=Path(folder))
         self.state = State()
         self.telling = threading.Lock()
         # Plain flags: a signal may come while this thread holds the lock of an Event.
@@ -81,9 +82,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until told to stop."""
-        folder = tempfile.mkdtemp(prefix="ratchet-serving-")  # in memory in the stack: it does not fill up
-        self.settings = self.settings.model_copy(update={"serving_run_folder": Path(folder)})
-        state.write(self.state, Path(folder) / "state.json")
+        folder = self.settings.serving_run_folder
+        state.write(self.state, folder / "state.json")
         try:
             return self._run()
         finally:

@@ -35,4 +35,4 @@ def test_dev_env_says_the_defaults() -> None:
     for settings in (TrackingSettings(_env_file=None), ServingSettings(_env_file=None)):
         for name, value in settings.model_dump().items():
             if name != "mlflow_tracking_uri":  # written with the other variables
-                assert lines[name.upper()].casefold() == str(value).casefold()
+                assert lines[name.upper()].casefold() == ("" if value is None else str(value)).casefold()
