@@ -55,6 +55,7 @@ class Preparation:
     seen: float  # monotonic: when the alias was first seen on it
     result: "Future[Child]"
     abandoned: threading.Event
+    instead_of: str | None = None  # the version that the alias names, which has just failed without it
 
 
 class Supervisor:
@@ -157,7 +158,7 @@ class Supervisor:
             self.wanted = (number, time.monotonic())
             self._forget_refusals(number)
         if self.preparing is not None:
-            if str(self.preparing.version.version) != number:
+            if number not in (str(self.preparing.version.version), self.preparing.instead_of):
                 self.preparing.abandoned.set()  # the alias has moved on
             return
         if self.live is not None and str(self.live.version.version) == number:
@@ -193,9 +194,9 @@ class Supervisor:
 
     # A version on its way
 
-    def _prepare(self, version: "ModelVersion") -> None:
+    def _prepare(self, version: "ModelVersion", instead_of: str | None = None) -> None:
         seen = self.wanted[1] if self.wanted and self.wanted[0] == str(version.version) else time.monotonic()
-        task = Preparation(version, seen, Future(), threading.Event())
+        task = Preparation(version, seen, Future(), threading.Event(), instead_of)
         if self.live is None:
             self._tell(status=state.STARTING, message=f"version {version.version} is on its way")
 
@@ -340,7 +341,7 @@ class Supervisor:
             self._tell(pending=None, message=trouble, swaps_failed=self.state.swaps_failed + 1)
         if self.live is None and self.before is not None and str(self.before.version) != number:
             back, self.before = self.before, None
-            self._prepare(back)  # the one that had made way
+            self._prepare(back, instead_of=number)  # the one that had made way
         elif self.live is None:
             self._tell(status=state.FAILING, message=f"version {number}: {why}")
             if not self.settings.serving_wait and self.state.swaps == 0 and self.state.restarts == 0:

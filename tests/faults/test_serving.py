@@ -224,8 +224,16 @@ def test_without_memory_for_two_the_requests_wait_and_none_is_lost(stack: Stack,
         with Load(service, 4) as load:
             put(stack, "tight", numbers[1])
             service.wait_for_version(numbers[1])
+            assert "Both do not fit" in service.log.read_text()
+            # One that fails, without the live one beside it: the live one comes back.
+            code = tmp_path / "raising.py"
+            code.write_text(RAISES)
+            bad = register(stack, "tight", folders[0], str(code))
+            put(stack, "tight", bad)
+            service.wait_for(lambda: bad in service.status()["refused"], "it is refused")
+            service.wait_for_version(numbers[1])
         assert load.failed() == []
-        assert "Both do not fit" in service.log.read_text()
+        assert {answer[3] for answer in load.answers} == set(numbers)
 
 
 def test_sigterm_answers_what_was_begun(stack: Stack, folders, tmp_path) -> None:
