@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.background import BackgroundTask
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -175,10 +174,9 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
             headers = {"Retry-After": answer.retry_after or "2"} if answer.status in (429, 503) else {}
             return Response(without_trace(answer.body), answer.status, headers, media_type="application/json")
         if inputs is not None:
-            answered = BackgroundTask(_record_invocation, gateway, request, request_id, began_ns, inputs, answer.body)
-        else:
-            answered = None
-        return Response(answer.body, 200, media_type=answer.content_type, background=answered)
+            # Not as the response's background task: gunicorn's next request on the connection would wait for it for ever.
+            gateway.later(_record_invocation(gateway, request, request_id, began_ns, inputs, answer.body))
+        return Response(answer.body, 200, media_type=answer.content_type)
 
     @app.get("/status")
     async def status() -> dict[str, Any]:
