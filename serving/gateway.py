@@ -174,7 +174,7 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
             headers = {"Retry-After": answer.retry_after or "2"} if answer.status in (429, 503) else {}
             return Response(without_trace(answer.body), answer.status, headers, media_type="application/json")
         if inputs is not None:
-            # Not as the response's background task: gunicorn's next request on the connection would wait for it for ever.
+            # Not as the response's background task: gunicorn's next request on the connection would wait for ever.
             gateway.later(_record_invocation(gateway, request, request_id, began_ns, inputs, answer.body))
         return Response(answer.body, 200, media_type=answer.content_type)
 
