@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TICK_S = 0.1
 LONGEST_PAUSE_S = 60.0  # between attempts to get or start what fails
+IDLE_S = 4.0  # without a completion under way, after which a gateway that is ending is cut off
 SILENT_S = 60.0  # a live child that does not answer for so long is ended
 LASTED_S = 60.0  # a child that lived so long was well: its next restart does not wait
 
@@ -438,11 +439,8 @@ class Supervisor:
         if self.live is None:
             self._tell(status=state.FAILING, message="serving is being stopped")  # nobody waits for a model any more
         if self.gateway is not None and self.gateway.poll() is None:
-            self.gateway.terminate()
-            try:
-                self.gateway.wait(self.settings.serving_timeout_s + 5)
-            except subprocess.TimeoutExpired:
-                self.gateway.kill()
+            self.gateway.terminate()  # no new connections; what was begun is answered
+            self._wait_for_the_gateway()
         if self.preparing is not None:
             with contextlib.suppress(BaseException):
                 self.preparing.result.result(timeout=20).stop()
@@ -450,6 +448,19 @@ class Supervisor:
             self.live.child.stop()
         for _, thread in self.retiring:
             thread.join(20)
+
+    def _wait_for_the_gateway(self) -> None:
+        """Wait until it has ended. gunicorn waits for idle connections too: those are cut once nothing is under way."""
+        assert self.gateway is not None
+        began = idle_since = time.monotonic()
+        while self.gateway.poll() is None:
+            now = time.monotonic()
+            if self.live is not None and self.live.child.busy():
+                idle_since = now
+            if now - idle_since > IDLE_S or now - began > self.settings.serving_timeout_s + 5:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.gateway.pid, signal.SIGKILL)
+            time.sleep(TICK_S)
 
     def _tell(self, **values: Any) -> None:
         """Change the state, and let the gateway know. From any thread."""
