@@ -88,7 +88,10 @@ def _write_secret(path: Path) -> None:
 
 
 def _write_token(path: Path) -> None:
-    """A first token for serving: itself for its owner alone, and its hash, which the container gets."""
+    """A first token for serving: itself for its owner alone, and its hash, which the container gets.
+
+    As serving.access makes one; that needs more than Python, and this runs before anything is installed.
+    """
     token = f"rt-{secrets.token_urlsafe(32)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)

@@ -69,15 +69,13 @@ class Backend:
                 raise Refusal(503, f"No model answers: {now.message or 'it has just ended'}.", retry_after_s=5)
             await asyncio.sleep(POLL_S)
 
-    async def invoke(
-        self, body: bytes, content_type: str, until: float, chosen: Callable[[Live], None], path: str = "/invocations"
-    ) -> Answer:
+    async def invoke(self, body: bytes, content_type: str, until: float, chosen: Callable[[Live], None]) -> Answer:
         """Forward a request to MLflow's scoring server. `chosen` is told which version gets it."""
 
         async def send(live: Live) -> Answer:
             chosen(live)
             async with self._session().post(
-                live.url + path, data=body, headers={"Content-Type": content_type}, timeout=_timeout(until)
+                f"{live.url}/invocations", data=body, headers={"Content-Type": content_type}, timeout=_timeout(until)
             ) as reply:
                 return Answer(
                     reply.status,

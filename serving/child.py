@@ -31,7 +31,7 @@ class Child:
     """A child process and all that it started."""
 
     def __init__(self, settings: RunSettings, folder: Path, label: str) -> None:
-        self.label, self.folder = label, folder
+        self.label = label
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.channel = settings.serving_run_folder / f"{self.port}.sock"
@@ -153,7 +153,7 @@ class Child:
         """End it: by SIGTERM, and by SIGKILL what is left of it after `grace_s`."""
         self._signal(signal.SIGTERM)
         until = time.monotonic() + grace_s
-        while self._group_lives() and time.monotonic() < until:
+        while self._signal(0) and time.monotonic() < until:
             self.process.poll()
             time.sleep(0.05)  # the pace of asking
         self._signal(signal.SIGKILL)
@@ -183,15 +183,10 @@ class Child:
         except OSError:
             return False
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: int) -> bool:
+        """Send a signal to all of its processes (0: none, only to ask); whether there are any."""
         try:
             os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return
-
-    def _group_lives(self) -> bool:
-        try:
-            os.killpg(self.pid, 0)
         except (ProcessLookupError, PermissionError):
             return False
         return True

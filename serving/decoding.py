@@ -167,9 +167,8 @@ class Decoder:
         end = max(used, columns)
         if have + rows <= self.real.shape[0] and columns <= self.end < self.real.shape[1]:
             return
-        height = (
-            1 << (have + rows - 1).bit_length()
-        )  # it shrinks too: what many short ones needed, few long ones do not
+        # It shrinks too: what many short ones needed, few long ones do not.
+        height = 1 << (have + rows - 1).bit_length()
         width = -(-(end + 1 + GROWTH // 2) // GROWTH) * GROWTH
 
         def moved(old: torch.Tensor | None, like: torch.Tensor, column: int) -> torch.Tensor:

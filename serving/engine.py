@@ -110,7 +110,6 @@ class Engine:
         self._active: list[Request] = []
         self._usage: dict[str, list[Usage]] = {}
         self._known: dict[str, list[Request]] = {}
-        self._stopped = False
         self._tokens_done = self._steps = 0
         self._seconds_per_completion = 1.0
         self._thread: threading.Thread | None = None
@@ -211,10 +210,12 @@ class Engine:
         for request in arrived:
             self._prepare(request)
         for request in [*self._waiting, *self._active]:
-            if not request.future.done() and (late := time.monotonic() > request.deadline or request.cancelled):
+            if request.cancelled:
+                self._fail(request, _unavailable("The client has gone."))
+            elif time.monotonic() > request.deadline:
                 seconds = time.monotonic() - request.submitted
                 what = f"No answer within {seconds:.0f} s. Ask for fewer tokens, or again when there is less to do."
-                self._fail(request, _unavailable(what if late and not request.cancelled else "The client has gone."))
+                self._fail(request, _unavailable(what))
         self._active = [request for request in self._active if self._goes_on(request)]
         self._waiting = deque(request for request in self._waiting if not request.future.done())
         if self.whole:

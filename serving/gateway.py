@@ -376,7 +376,7 @@ class Edge:
             known["user"] = owner
         size = headers.get("content-length", "")
         if size.isdecimal() and int(size) > self.gateway.settings.serving_max_body_bytes:
-            raise self._too_large()
+            raise too_large(self.gateway.settings.serving_max_body_bytes)
 
     def _limited(self, receive: Receive, known: dict[str, Any]) -> Receive:
         """`receive`, which raises Refusal once a body without a stated length is too large."""
@@ -388,13 +388,10 @@ class Edge:
             size += len(message.get("body") or b"")
             if size > self.gateway.settings.serving_max_body_bytes:
                 known["too_large"] = True  # FastAPI makes a 400 of whatever comes from here
-                raise self._too_large()
+                raise too_large(self.gateway.settings.serving_max_body_bytes)
             return message
 
         return limited
-
-    def _too_large(self) -> Refusal:
-        return too_large(self.gateway.settings.serving_max_body_bytes)
 
     def _count(self, scope: Scope, path: str, status: str, live: Live | None, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None)

@@ -64,11 +64,9 @@ class Asked(BaseModel):
         for name in ("logprobs", "top_logprobs", "logit_bias", "tools", "functions", "echo", "presence_penalty"):
             if extra.get(name):
                 raise Refusal(422, f"{name} is {extra[name]!r}. It is not supported here: leave it out.", param=name)
-        for name in ("frequency_penalty",):
-            if extra.get(name):
-                raise Refusal(
-                    422, f"{name} is {extra[name]!r}. It is not supported: see repetition_penalty.", param=name
-                )
+        if penalty := extra.get("frequency_penalty"):
+            name = "frequency_penalty"
+            raise Refusal(422, f"{name} is {penalty!r}. It is not supported: see repetition_penalty.", param=name)
         if (self.best_of or 1) > self.n:
             raise Refusal(422, f"best_of is {self.best_of}. Expected n, or nothing.", param="best_of")
         if (self.response_format or {}).get("type", "text") != "text":
@@ -203,8 +201,7 @@ class _Work:
         params = dict(self.params)
         if number and params.get("seed", -1) >= 0:
             params["seed"] += number  # or all n would be the same
-        stack = self.open
-        return await stack.enter_async_context(
+        return await self.open.enter_async_context(
             self.gateway.backend.complete(
                 {**given, "params": params, "stream": self.asked.stream},
                 self.until,

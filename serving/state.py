@@ -102,6 +102,6 @@ def end_with(pid: int, then: int) -> None:
                 return
             except PermissionError:
                 pass
-            time.sleep(1)
+            time.sleep(1)  # the pace of asking
 
     threading.Thread(target=watch, name="supervisor", daemon=True).start()

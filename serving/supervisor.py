@@ -97,7 +97,7 @@ class Supervisor:
         signal.signal(signal.SIGUSR1, self._on_signal)
         first = None if self.settings.serving_wait else self._first()  # raises where there is none
         self._start_gateway()
-        self._after(lambda: versions.ask_to_be_told(self.settings))
+        self._in_thread("webhook", lambda: versions.ask_to_be_told(self.settings))
         try:
             if first is not None:
                 self._prepare(first)
@@ -205,6 +205,7 @@ class Supervisor:
         self.preparing = task
 
     def _in_thread(self, name: str, work: Callable[[], T]) -> "Future[T]":
+        """Do what may take long, as tracking does, beside the loop."""
         result: Future[T] = Future()
 
         def run() -> None:
@@ -235,7 +236,7 @@ class Supervisor:
             step("waiting for the memory of the version before")
             self._make_way()
         try:
-            return self._start(task, step)
+            return self._start(task, folder, step)
         except Refused as error:
             # By itself, or by the kernel (SIGKILL).
             starved = "out of memory" in error.message.lower() or "return code = -9" in error.message.lower()
@@ -243,11 +244,11 @@ class Supervisor:
                 raise
             click.echo(f"{label}: no memory beside the live version ({error.message}); once more without it")
             self._make_way()
-            return self._start(task, step)
+            return self._start(task, folder, step)
 
-    def _start(self, task: Preparation, step: Callable[[str], None]) -> Child:
+    def _start(self, task: Preparation, folder: Path, step: Callable[[str], None]) -> Child:
         step("loading")
-        child = Child(self.settings, versions.folder_of(self.settings, task.version), f"version {task.version.version}")
+        child = Child(self.settings, folder, f"version {task.version.version}")
         try:
             child.wait_until_ready(
                 self.settings.serving_start_timeout_s,
@@ -317,7 +318,7 @@ class Supervisor:
         )
         if old is not None:
             self._retire(old)
-        self._after(lambda: versions.tell(self.settings, task.version, None))
+        self._in_thread("tag", lambda: versions.tell(self.settings, task.version, None))
         with contextlib.suppress(OSError):
             versions.remember(self.settings, task.version)
             kept = [task.version, *([old.version] if old else [])]  # the one before too: a rollback fetches nothing
@@ -336,7 +337,7 @@ class Supervisor:
                 refused={**self.state.refused, number: why},
                 swaps_failed=self.state.swaps_failed + 1,
             )
-            self._after(lambda: versions.tell(self.settings, task.version, why))
+            self._in_thread("tag", lambda: versions.tell(self.settings, task.version, why))
         else:
             trouble = f"version {number}: {why}" if self.live else self.state.message
             self._tell(pending=None, message=trouble, swaps_failed=self.state.swaps_failed + 1)
@@ -481,7 +482,3 @@ class Supervisor:
             self.nudged = True
         else:
             self.stopping = True
-
-    def _after(self, tell: Callable[[], None]) -> None:
-        """Do what nothing waits for, and may take as long as tracking does."""
-        threading.Thread(target=tell, daemon=True).start()
