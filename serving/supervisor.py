@@ -7,11 +7,8 @@ any of this never goes live: the first serves on.
 """
 
 import contextlib
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +22,7 @@ import click
 
 from serving import state, versions
 from serving.child import Child, available_bytes
+from serving.gateway_process import GatewayProcess
 from serving.settings import RunSettings, ServingSettings
 from serving.state import Live, Pending, State
 from serving.versions import InputError, NotYet, Refused, Unavailable, Unreachable
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TICK_S = 0.1
 LONGEST_PAUSE_S = 60.0  # between attempts to get or start what fails
-IDLE_S = 4.0  # without a completion under way, after which a gateway that is ending is cut off
 SILENT_S = 60.0  # a live child that does not answer for so long is ended
 LASTED_S = 60.0  # a child that lived so long was well: its next restart does not wait
 
@@ -72,7 +69,7 @@ class Supervisor:
         self.nudged = False  # ask for the alias now
         self.asking: Future[ModelVersion] | None = None  # for the alias, in a thread: it may take long
         self.silent_since: float | None = None  # since when the live child has not answered
-        self.gateway: subprocess.Popen[bytes] | None = None
+        self.gateway = GatewayProcess(self.settings)
         self.live: Running | None = None
         self.preparing: Preparation | None = None
         self.before: ModelVersion | None = None  # was live until the one on its way needed its memory
@@ -96,7 +93,7 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGUSR1, self._on_signal)
         first = None if self.settings.serving_wait else self._first()  # raises where there is none
-        self._start_gateway()
+        self.gateway.start()
         self._in_thread("webhook", lambda: versions.ask_to_be_told(self.settings))
         try:
             if first is not None:
@@ -111,7 +108,7 @@ class Supervisor:
     # Deciding
 
     def _tick(self) -> None:
-        self._watch_gateway()
+        self.gateway.watch()
         self._watch_child()
         self.retiring = [item for item in self.retiring if item[1].is_alive()]
         if self.preparing is not None and self.preparing.result.done():
@@ -394,54 +391,13 @@ class Supervisor:
         elif time.monotonic() >= self.not_before:
             self._prepare(version)  # without asking tracking, which may be down
 
-    def _start_gateway(self) -> None:
-        metrics = self.settings.serving_run_folder / "metrics"
-        shutil.rmtree(metrics, ignore_errors=True)  # counters of workers that are gone
-        metrics.mkdir()
-        arguments = [
-            *(sys.executable, "-m", "gunicorn", "serving.gateway:create()"),
-            *("--worker-class", "asgi"),
-            *("--workers", str(self.settings.serving_workers)),
-            *("--bind", f"{self.settings.serving_host}:{self.settings.serving_port}"),
-            *("--graceful-timeout", str(self.settings.serving_timeout_s)),
-            *("--keep-alive", "5"),  # an idle connection holds up the end for so long
-            *("--asgi-disconnect-grace-period", "0"),  # who hangs up frees the place at once
-            *("--log-level", "warning"),
-            "--no-control-socket",
-        ]
-        self.gateway = subprocess.Popen(
-            arguments,
-            env=os.environ
-            | self._environment()
-            | {"PROMETHEUS_MULTIPROC_DIR": str(metrics), "SERVING_SUPERVISOR": str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def _environment(self) -> dict[str, str]:
-        """The settings as they are now, options too, for the gateway to read."""
-        return {
-            name.upper(): str(value)
-            for name, value in self.settings.model_dump(exclude_none=True).items()
-            if str(value) != ""
-        }
-
-    def _watch_gateway(self) -> None:
-        """Start the gateway again where it has ended. (Its workers it looks after itself.)"""
-        if self.gateway is not None and self.gateway.poll() is not None:
-            click.echo(f"The gateway has ended with {self.gateway.returncode}, and is started again.", err=True)
-            time.sleep(1)  # its port may still be in use
-            self._start_gateway()
-
     def _stop(self) -> None:
         """End the gateway, once it has answered what it had begun, and then the models."""
         if self.preparing is not None:
             self.preparing.abandoned.set()
         if self.live is None:
             self._tell(status=state.FAILING, message="serving is being stopped")  # nobody waits for a model any more
-        if self.gateway is not None and self.gateway.poll() is None:
-            self.gateway.terminate()  # no new connections; what was begun is answered
-            self._wait_for_the_gateway()
+        self.gateway.end(lambda: self.live is not None and bool(self.live.child.busy()))
         if self.preparing is not None:
             with contextlib.suppress(BaseException):
                 self.preparing.result.result(timeout=20).stop()
@@ -449,19 +405,6 @@ class Supervisor:
             self.live.child.stop()
         for _, thread in self.retiring:
             thread.join(20)
-
-    def _wait_for_the_gateway(self) -> None:
-        """Wait until it has ended. gunicorn waits for idle connections too: those are cut once nothing is under way."""
-        assert self.gateway is not None
-        began = idle_since = time.monotonic()
-        while self.gateway.poll() is None:
-            now = time.monotonic()
-            if self.live is not None and self.live.child.busy():
-                idle_since = now
-            if now - idle_since > IDLE_S or now - began > self.settings.serving_timeout_s + 5:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.gateway.pid, signal.SIGKILL)
-            time.sleep(TICK_S)
 
     def _tell(self, **values: Any) -> None:
         """Change the state, and let the gateway know. From any thread."""
