@@ -21,7 +21,7 @@ with = @if command -v $1 >/dev/null; then echo '$2'; $2; else echo 'Left out, si
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo down env engine offline-images images test lint doctor setup-mlflow start-mlflow prepare-data \
+.PHONY: help demo down env env-prod engine offline-images images test lint doctor setup-mlflow start-mlflow prepare-data \
         train-model evaluate-model compare-models promote-model gate-demo serve-model screenshots docs lock
 
 help: ## List the commands
@@ -39,6 +39,9 @@ down: .venv/.runtime ## Stop the servers that the demo left running (data stay)
 env: ## Write the Compose stack's .env and secrets; keeps what is there
 	@$(PYTHON) infra/environment.py
 
+env-prod: ## Write the production stack's .env and secrets (docs/production.md); keeps what is there
+	@$(PYTHON) infra/environment.py --production
+
 engine: ## Get a Docker engine with Compose from Debian packages where there is none, and start it (needs root)
 	@infra/offline/engine.sh
 
@@ -55,10 +58,10 @@ lint: .venv/.dev ## Check style, types, Dockerfiles, Compose file, workflows and
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/hadolint Dockerfile infra/offline/s3/Dockerfile
+	.venv/bin/hadolint Dockerfile infra/offline/*/Dockerfile tests/stack/production/stand-ins/*/Dockerfile
 	.venv/bin/zizmor --offline --quiet .github/workflows
-	$(call with,npm,npm exec --yes --package=dclint@3.1.0 -- dclint --max-warnings 0 docker-compose.yml docker-compose.hosts.yml)
-	$(call with,shellcheck,shellcheck --severity=warning .ci/run infra/offline/*.sh infra/offline/*/entrypoint.sh)
+	$(call with,npm,npm exec --yes --package=dclint@3.1.0 -- dclint --max-warnings 0 docker-compose*.yml tests/stack/production/stand-ins/docker-compose.yml)
+	$(call with,shellcheck,shellcheck --severity=warning .ci/run infra/offline/*.sh infra/aws/*.sh infra/offline/*/entrypoint.sh tests/stack/production/stand-ins/rds/entrypoint.sh)
 
 doctor: .venv/.runtime ## Check this machine, and say what to do about each failure
 	@$(RUN) .venv/bin/python -m infra.doctor

@@ -1,6 +1,6 @@
-"""`make env`: the Compose stack's .env and its secrets.
+"""`make env` and `make env-prod`: the Compose stack's .env and its secrets.
 
-python3 infra/environment.py [FOLDER]     # needs nothing but Python
+python3 infra/environment.py [--production] [FOLDER]     # needs nothing but Python
 
 Writes what is missing and keeps what is there: settings that you changed, secrets in use. The secrets are files in
 .secrets, a folder that only you may enter; each file may be read by all, since Compose mounts it as it is and the
@@ -15,24 +15,36 @@ import sys
 from pathlib import Path
 
 TEMPLATE = Path(__file__).parent / "env" / "stack.env"
+PRODUCTION = Path(__file__).parent / "env" / "prod.env"
 OFFLINE = ".env.offline"
 TOKENS = "SERVING_TOKENS_FILE"  # hashes of the tokens that serving takes (serving.access)
 TOKEN = "serving_token"  # the first of them, beside that file
+DATABASE = "POSTGRES_PASSWORD_FILE"  # in production the database is there already, and its password too
+# What only the owner of a stack in production knows.
+ASKED = ("RATCHET_TAG", "RATCHET_DOMAIN", "AWS_REGION", "DATABASE_HOST", "S3_BUCKET", "S3_BUCKET_OWNER")
+# What MLflow's client looks for in ~/.mlflow/credentials.
+CREDENTIALS = "[mlflow]\nmlflow_tracking_username = {}\nmlflow_tracking_password = {}\n"
 
 
 class InputError(Exception):
     """Bad input; the command exits with 2."""
 
 
-def write(folder: Path) -> list[str]:
+def write(folder: Path, production: bool = False) -> list[str]:
     """Make FOLDER's .env and .secrets complete. Returns a line for each thing done, without any secret.
 
-    Raises InputError for a secret file that .env names elsewhere and that is not there.
+    Raises InputError for a secret file that .env names elsewhere and that is not there, for one that only its owner can
+    write, and for an .env that is the other stack's.
     """
     done = []
-    env_file = folder / ".env"
-    text = env_file.read_text() if env_file.exists() else TEMPLATE.read_text()
-    defaults = {name: path for name, path in values(TEMPLATE.read_text()).items() if name.endswith("_FILE")}
+    env_file, template = folder / ".env", PRODUCTION if production else TEMPLATE
+    text = env_file.read_text() if env_file.exists() else template.read_text()
+    if production != ("docker-compose.prod.yml" in values(text).get("COMPOSE_FILE", "")):
+        raise InputError(
+            f"{env_file} is that of the {'local stack' if production else 'stack in production'}: "
+            f"COMPOSE_FILE is {values(text).get('COMPOSE_FILE', '')!r}. Use another folder for each, or move it away."
+        )
+    defaults = {name: path for name, path in values(template.read_text()).items() if name.endswith("_FILE")}
     if (folder / OFFLINE).exists():
         stand_ins = values((folder / OFFLINE).read_text())
         chosen = {name for name, image in values(text).items() if image and not image.startswith("ratchet-offline/")}
@@ -49,13 +61,21 @@ def write(folder: Path) -> list[str]:
         if name == TOKENS:
             _write_token(folder / path)
             done.append(f"a token for serving in {Path(path).parent / TOKEN}, its hash in {path}")
+        elif name.endswith("_CREDENTIALS_FILE"):
+            part = name.removesuffix("_CREDENTIALS_FILE").lower()
+            _write_secret(folder / path, CREDENTIALS.format(part, secrets.token_urlsafe(32)))
+            done.append(f"a random password for the user {part} in {path}")
+        elif production and name == DATABASE:
+            if values(text).get("DATABASE_AUTH") == "password":
+                raise InputError(f"DATABASE_AUTH is 'password' in {env_file}: write the database's password to {path}.")
+            _write_secret(folder / path, "")
         else:
-            _write_secret(folder / path)
+            _write_secret(folder / path, secrets.token_urlsafe(32))
             done.append(f"a random secret in {path}")
     if (folder / ".secrets").is_dir():
         (folder / ".secrets").chmod(0o700)
     if not env_file.exists() or env_file.read_text() != text:
-        done.append(".env" if env_file.exists() else ".env, from infra/env/stack.env")
+        done.append(".env" if env_file.exists() else f".env, from infra/env/{template.name}")
         _replace(env_file, text, 0o600)
     env_file.chmod(0o600)
     return done
@@ -81,21 +101,24 @@ def _set(text: str, wanted: dict[str, str]) -> str:
     return text
 
 
-def _write_secret(path: Path) -> None:
+def _write_secret(path: Path, secret: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
-    _replace(path, secrets.token_urlsafe(32), 0o444)
+    _replace(path, secret, 0o444)
 
 
 def _write_token(path: Path) -> None:
-    """A first token for serving: itself for its owner alone, and its hash, which the container gets.
+    """A first token for serving: itself for its owner alone (one that is there is kept); its hash for the container.
 
     As serving.access makes one; that needs more than Python, and this runs before anything is installed.
     """
-    token = f"rt-{secrets.token_urlsafe(32)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
-    _replace(path.with_name(TOKEN), token, 0o400)
+    if path.with_name(TOKEN).exists():
+        token = path.with_name(TOKEN).read_text().strip()
+    else:
+        token = f"rt-{secrets.token_urlsafe(32)}"
+        _replace(path.with_name(TOKEN), token, 0o400)
     # Written to later, by `python -m serving.access add`.
     _replace(path, f"owner:{hashlib.sha256(token.encode()).hexdigest()}\n", 0o644)
 
@@ -111,18 +134,24 @@ def _replace(path: Path, text: str, mode: int) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    production = "--production" in sys.argv
+    (given,) = [argument for argument in sys.argv[1:] if argument != "--production"] or ["."]
+    folder, command = Path(given), "make env-prod" if production else "make env"
     try:
-        done = write(folder)
+        done = write(folder, production)
     except InputError as error:
-        print(f"make env: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"make env: {error.filename} cannot be written: {error.strerror}.", file=sys.stderr)
+        print(f"{command}: {error.filename} cannot be written: {error.strerror}.", file=sys.stderr)
         sys.exit(2)
     for line in done or ["nothing: .env and its secrets are complete"]:
         print(f"Wrote {line}")
-    print("Next: docker compose up -d --wait")
+    found = values((folder / ".env").read_text())
+    if empty := [name for name in ASKED if production and not found.get(name)]:
+        print(f"Next: give {', '.join(empty)} a value in .env")
+    else:
+        print("Next: docker compose up -d --wait")
 
 
 if __name__ == "__main__":

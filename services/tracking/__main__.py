@@ -5,6 +5,7 @@ python -m services.tracking                # the same, then serve
 python -m services.tracking --no-setup     # serve what another has set up, as the container does
 """
 
+import json
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ import click
 from sqlalchemy.engine import make_url
 
 from services.settings import InputError, read
+from services.tracking import access, connections
 from services.tracking.migrate import migrate
 from services.tracking.settings import TrackingSettings
 
@@ -32,6 +34,7 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
         raise InputError("--setup-only and --no-setup exclude each other. Give one of them.")
     settings = read(TrackingSettings, tracking_host=host, tracking_port=port)
     if not setup_only:
+        check(settings)
         check_port_is_free(settings.tracking_host, settings.tracking_port)
     if not no_setup:
         set_up(settings)
@@ -40,6 +43,21 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
         return
     click.echo(f"MLflow tracking server: http://{settings.tracking_host}:{settings.tracking_port}")
     serve(settings)
+
+
+def check(settings: TrackingSettings) -> None:
+    """Raise InputError for settings that do not go together."""
+    if settings.tracking_auth:
+        for name, what in (
+            ("mlflow_admin_password", "the password of the user `admin`, 12 characters or more"),
+            ("mlflow_secret_key", "a random text, the same for all servers, by which forms are signed"),
+        ):
+            if not getattr(settings, name).get_secret_value():
+                raise InputError(
+                    f"TRACKING_AUTH is on and {name.upper()} is not set. Expected {what}, in the environment or in "
+                    f"the file /run/secrets/{name}."
+                )
+    connections.pool(settings)
 
 
 def check_port_is_free(host: str, port: int) -> None:
@@ -67,7 +85,9 @@ def set_up(settings: TrackingSettings) -> None:
             (settings.home / "artifacts").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"RATCHET_HOME is {settings.home}, where nothing can be written: {error.strerror}.") from error
-    migrate(_backend_store_uri(settings))
+    uri = _backend_store_uri(settings)
+    migrate(uri, with_users=settings.tracking_auth)
+    connections.check_limit(uri, settings.tracking_connections)
 
 
 def _backend_store_uri(settings: TrackingSettings) -> str:
@@ -94,8 +114,12 @@ def serve(settings: TrackingSettings) -> None:
         # In the environment and not among the arguments, which `ps` shows to everyone: it may hold a password.
         "MLFLOW_BACKEND_STORE_URI": _backend_store_uri(settings),
     }
+    os.environ |= connections.pool(settings)
     if key := settings.aws_secret_access_key.get_secret_value():
         os.environ["AWS_SECRET_ACCESS_KEY"] = key  # where boto3 looks for it
+    if settings.s3_kms_key_arn:
+        encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": settings.s3_kms_key_arn}
+        os.environ["MLFLOW_S3_UPLOAD_EXTRA_ARGS"] = json.dumps(encryption)
     arguments = [
         *(sys.executable, "-m", "mlflow", "server"),
         "--serve-artifacts",
@@ -105,6 +129,11 @@ def serve(settings: TrackingSettings) -> None:
         *("--workers", str(settings.tracking_workers)),
         *("--allowed-hosts", settings.allowed_hosts),
     ]
+    if settings.tracking_cors_origins:
+        arguments += ["--cors-allowed-origins", settings.tracking_cors_origins]
+    if settings.tracking_auth:
+        os.environ |= access.environment(settings)
+        arguments += ["--app-name", "basic-auth"]
     os.execv(sys.executable, arguments)
 
 

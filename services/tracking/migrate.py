@@ -14,6 +14,8 @@ import click
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from services.tracking import access
+
 # The lock's number, the same for all that migrate an MLflow database: the first bytes of sha256("ratchet migrate").
 LOCK = 0x95D5D3D4
 
@@ -25,6 +27,25 @@ CAUSES = (
         "put the old one back, or change it there with ALTER ROLE.",
     ),
     ("Can't locate revision", "a newer MLflow has migrated this database: use that version, or restore a backup."),
+    (
+        "no password supplied",
+        "neither the URI nor PGPASSFILE has one for this host, port and user. In production the service "
+        "`database-password` writes that file: `docker compose logs database-password`.",
+    ),
+    (
+        "PAM authentication failed",
+        "RDS refuses the IAM token: the role needs rds-db:connect for this database user, the user the role rds_iam "
+        "(`infra.database_role` grants it), the instance IAM authentication; and the host's clock has to be right.",
+    ),
+    (
+        "certificate verify failed",
+        "DATABASE_CA_FILE does not hold the CA that signed the database's certificate: infra/aws/rds-ca.pem holds "
+        "those of RDS.",
+    ),
+    (
+        "does not match host name",
+        "DATABASE_HOST has to be the name in the database's certificate: RDS's endpoint, and no alias for it.",
+    ),
     ("could not translate host name", "the database's host is not known here: is its container up, on this network?"),
     ("Connection refused", "no database listens there: is it up, and is the port right?"),
     ("does not exist", "create the role or database first, or correct its name."),
@@ -44,8 +65,8 @@ class MigrationError(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click's own is a constant
 
 
-def migrate(uri: str) -> None:
-    """Create or upgrade the tables (`mlflow db upgrade`). Safe to repeat, and safe to kill.
+def migrate(uri: str, with_users: bool = False) -> None:
+    """Create or upgrade the tables (`mlflow db upgrade`; those of users too). Safe to repeat, and safe to kill.
 
     Raises MigrationError, with the likely cause, where the database refuses.
     """
@@ -57,6 +78,8 @@ def migrate(uri: str) -> None:
     try:
         with _lock(uri):
             upgrade.main([uri], standalone_mode=False)
+            if with_users:
+                access.migrate(uri)
             _measure(uri)
     except (SQLAlchemyError, CommandError, ImportError) as error:
         reason = re.sub(r"\s+", " ", str(error).partition("\n(Background")[0]).strip()

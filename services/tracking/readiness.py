@@ -3,12 +3,14 @@
 python -m services.tracking.readiness   # the container's health check: exit code 0 or 1, and what is wrong
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable
 
 import requests
+
+from services.settings import read
+from services.tracking.settings import TrackingSettings
 
 # Served by the tracking server, from its database and from its artifact store.
 ASKED = {
@@ -17,13 +19,19 @@ ASKED = {
 }
 
 
-def trouble(url: str, timeout_s: float = 5.0) -> str | None:
-    """What keeps the tracking server at `url` from being ready; None where nothing does."""
+def trouble(url: str, timeout_s: float = 5.0, admin_password: str = "") -> str | None:
+    """What keeps the tracking server at `url` from being ready; None where nothing does.
+
+    With TRACKING_AUTH it takes the admin's password: to anybody else the artifact store's top folder is closed.
+    """
+    auth = ("admin", admin_password) if admin_password else None
     for name, (path, params) in ASKED.items():
         try:
-            answer = requests.get(f"{url}/{path}", params=params, timeout=timeout_s)
+            answer = requests.get(f"{url}/{path}", params=params, timeout=timeout_s, auth=auth)
         except requests.RequestException as error:
             return f"no answer from {url} about its {name}: {type(error).__name__}"
+        if answer.status_code == 401 and auth:
+            return "it refuses the user `admin`: mlflow_admin_password is not what the password is now"
         if not answer.ok:
             return f"its {name} cannot be used: HTTP {answer.status_code} {answer.text[:300]}"
     return None
@@ -45,4 +53,6 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, still_alive: Cal
 
 
 if __name__ == "__main__":
-    sys.exit(trouble(f"http://127.0.0.1:{os.environ.get('TRACKING_PORT') or 5000}", timeout_s=4.0))
+    settings = read(TrackingSettings)
+    password = settings.mlflow_admin_password.get_secret_value() if settings.tracking_auth else ""
+    sys.exit(trouble(f"http://127.0.0.1:{settings.tracking_port}", 4.0, password))

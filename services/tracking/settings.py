@@ -27,6 +27,13 @@ class TrackingSettings(BaseSettings):
     tracking_port: int = Field(default=5000, ge=1, le=65535)
     tracking_workers: int = Field(default=1, ge=1)
     tracking_allowed_hosts: str = ""
+    tracking_cors_origins: str = ""
+    tracking_auth: bool = False
+    tracking_alias_users: str = "admin,promoter"
+    tracking_connections: int = Field(default=0, ge=0)
+    mlflow_admin_password: SecretStr = SecretStr("")
+    mlflow_secret_key: SecretStr = SecretStr("")
+    s3_kms_key_arn: str = ""
 
     @property
     def home(self) -> Path:
