@@ -21,7 +21,7 @@ with = @if command -v $1 >/dev/null; then echo '$2'; $2; else echo 'Left out, si
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo down env env-prod engine offline-images images test lint doctor setup-mlflow start-mlflow prepare-data \
+.PHONY: help demo down env env-prod migrate-artifacts engine offline-images images test lint doctor setup-mlflow start-mlflow prepare-data \
         train-model evaluate-model compare-models promote-model gate-demo serve-model screenshots docs lock
 
 help: ## List the commands
@@ -48,17 +48,21 @@ engine: ## Get a Docker engine with Compose from Debian packages where there is 
 offline-images: ## Make base images from Debian packages and PyPI, where none can be pulled (needs root)
 	@PYTHON=$(PYTHON) infra/offline/images.sh
 
+migrate-artifacts: .venv/.runtime ## Copy the local stack to RDS and S3, and check it there; ARGS="--to /opt/ratchet/.env"
+	@.venv/bin/python -m infra.migrate_artifacts $(ARGS)
+
 images: ## Build the stack's images, with the commit that they are from
 	GIT_COMMIT=$$(git rev-parse HEAD) docker compose --profile jobs build
 
 test: .venv/.dev ## Run all tests; those of the stack need a Docker engine
 	.venv/bin/python -m pytest
 
-lint: .venv/.dev ## Check style, types, Dockerfiles, Compose file, workflows and shell scripts
+lint: .venv/.dev .venv/.checkov ## Check style, types, Dockerfiles, Compose files, Terraform, workflows and shell scripts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile infra/offline/*/Dockerfile tests/stack/production/stand-ins/*/Dockerfile
+	.venv/checkov/bin/checkov --directory infra/aws --framework terraform --quiet --compact
 	.venv/bin/zizmor --offline --quiet .github/workflows
 	$(call with,npm,npm exec --yes --package=dclint@3.1.0 -- dclint --max-warnings 0 docker-compose*.yml tests/stack/production/stand-ins/docker-compose.yml)
 	$(call with,shellcheck,shellcheck --severity=warning .ci/run infra/offline/*.sh infra/aws/*.sh infra/offline/*/entrypoint.sh tests/stack/production/stand-ins/rds/entrypoint.sh)
@@ -119,4 +123,11 @@ lock: .venv/.dev ## Write constraints.txt anew from what is installed
 .venv/.dev: .venv/.runtime
 	@echo "Installing the tools for tests and checks"
 	@$(PIP) -e '.[dev,tracking-prod]'
+	@touch $@
+
+# An environment of its own: it wants other versions of what the parts need.
+.venv/.checkov: .venv/bin/python
+	@echo "Installing checkov, which looks through the Terraform"
+	@$(PYTHON) -m venv .venv/checkov
+	@.venv/checkov/bin/python -m pip install $(QUIET) --disable-pip-version-check $(PIP_FLAGS) checkov==3.3.30
 	@touch $@

@@ -16,7 +16,6 @@ import click
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.server.auth.client import AuthServiceClient
 
 from services.settings import InputError
 
@@ -55,6 +54,8 @@ class Admin:
     """The tracking server, as its admin sees it."""
 
     def __init__(self, uri: str, password: str) -> None:
+        from mlflow.server.auth.client import AuthServiceClient  # which takes its time
+
         os.environ |= {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
         self.uri = uri
         self.auth = AuthServiceClient(uri)

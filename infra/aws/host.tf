@@ -51,6 +51,7 @@ resource "aws_instance" "host" {
     throughput  = 250 # MB/s: images and models are large
     encrypted   = true
     kms_key_id  = aws_kms_key.main.arn
+    tags        = { Name = var.name }
   }
 
   user_data = templatefile("${path.module}/user_data.sh.tftpl", {
@@ -60,8 +61,7 @@ resource "aws_instance" "host" {
     repository_url = var.repository_url
   })
 
-  tags        = { Name = var.name }
-  volume_tags = merge({ Name = var.name, Project = var.name }, var.tags)
+  tags = { Name = var.name }
 
   lifecycle {
     # A newer AMI would replace the host, and its checkpoints with it; user_data runs at the first start only. To have

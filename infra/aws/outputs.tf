@@ -18,7 +18,7 @@ locals {
     DATABASE_USER=${local.database_user}
     DATABASE_AUTH=iam
     DATABASE_MASTER_SECRET_ARN=${local.master_secret_arn}
-    DATABASE_CONNECTIONS=${var.database_connections}
+    TRACKING_CONNECTIONS=${var.tracking_connections}
     S3_BUCKET=${local.bucket}
     S3_PREFIX=${local.prefix}
     S3_KMS_KEY_ARN=${aws_kms_key.main.arn}

@@ -223,14 +223,14 @@ variable "multi_az" {
   default     = true
 }
 
-variable "database_connections" {
+variable "tracking_connections" {
   description = "Connections to the database that the tracking server may hold in all. db.t4g.medium takes about 400."
   type        = number
   default     = 60
 
   validation {
-    condition     = var.database_connections >= 10 && floor(var.database_connections) == var.database_connections
-    error_message = "database_connections must be a whole number, at least 10."
+    condition     = var.tracking_connections >= 10 && floor(var.tracking_connections) == var.tracking_connections
+    error_message = "tracking_connections must be a whole number, at least 10."
   }
 }
 

@@ -113,12 +113,75 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert "cannot be written" in result.stderr
 
 
+def used(*files: Path) -> dict[str, str]:
+    """The variables of Compose files, with their defaults (or with what is said where there is none)."""
+    found: dict[str, str] = {}
+    for file in files:
+        text = re.sub(r"(^|\s)#.*", "", file.read_text())
+        found |= {
+            name: default or found.get(name, "") for name, default in re.findall(r"\$\{(\w+)(?::[-?+]([^}]*))?\}", text)
+        }
+    found.pop("USER", None)  # the shell's own
+    return found
+
+
+def explained(template: Path) -> dict[str, str]:
+    return dict(re.findall(r"^#?(\w+)=(.*)$", template.read_text(), re.MULTILINE))
+
+
 def test_every_variable_of_the_compose_file_is_explained_with_its_default(root: Path) -> None:
-    compose = re.sub(r"(^|\s)#.*", "", (root / "docker-compose.yml").read_text())
-    used = dict(re.findall(r"\$\{(\w+):[-?+]([^}]*)\}", compose))
-    explained = dict(re.findall(r"^#?(\w+)=(.*)$", environment.TEMPLATE.read_text(), re.MULTILINE))
-    used.pop("USER")  # the shell's own
-    assert set(used) == set(explained)
-    for name, default in explained.items():
+    defaults, known = used(root / "docker-compose.yml"), explained(environment.TEMPLATE)
+    assert set(defaults) == set(known)
+    for name, default in known.items():
         if not name.endswith("_FILE") and name != "SOURCE_DIR":
-            assert used[name] == default, name
+            assert defaults[name] == default, name
+
+
+def test_production_explains_what_it_adds_and_says_its_defaults(root: Path) -> None:
+    merged = used(root / "docker-compose.yml", root / "docker-compose.prod.yml")
+    known = explained(environment.PRODUCTION)
+    assert set(merged) <= {*known, *explained(environment.TEMPLATE)}
+    assert set(known) - {"COMPOSE_FILE", "RATCHET_NAME"} <= set(merged)  # these are Compose's own, and start.sh's
+    commented = dict(re.findall(r"^#(\w+)=(.*)$", environment.PRODUCTION.read_text(), re.MULTILINE))
+    for name, default in commented.items():
+        assert merged[name] == default, name
+
+
+def test_production_has_secrets_for_each_part_and_none_for_the_database(tmp_path: Path) -> None:
+    environment.write(tmp_path, production=True)
+    found = secrets_of(tmp_path)
+    assert set(found) == {
+        *("mlflow_admin_password", "mlflow_secret_key", "serving_token", "serving_tokens", "postgres_password"),
+        *("trainer_credentials", "promoter_credentials", "serving_credentials"),
+    }
+    assert found["postgres_password"] == ""  # IAM
+    assert found["trainer_credentials"].startswith("[mlflow]\nmlflow_tracking_username = trainer\n")
+    assert environment.write(tmp_path, production=True) == []
+    assert secrets_of(tmp_path) == found
+
+
+def test_a_token_that_is_there_is_kept_and_hashed(tmp_path: Path) -> None:
+    (tmp_path / ".secrets").mkdir()
+    (tmp_path / ".secrets" / "serving_token").write_text("rt-from-secrets-manager")
+    environment.write(tmp_path, production=True)
+    hashed = hashlib.sha256(b"rt-from-secrets-manager").hexdigest()
+    assert parse(secrets_of(tmp_path)["serving_tokens"]) == {"owner": hashed}
+
+
+def test_a_database_password_is_the_owners_to_write(tmp_path: Path) -> None:
+    text = environment.PRODUCTION.read_text().replace("#DATABASE_AUTH=iam", "DATABASE_AUTH=password")
+    (tmp_path / ".env").write_text(text)
+    with pytest.raises(environment.InputError, match=r"write the database's password to \.secrets/postgres_password"):
+        environment.write(tmp_path, production=True)
+    (tmp_path / ".secrets" / "postgres_password").write_text("given")
+    environment.write(tmp_path, production=True)
+    assert secrets_of(tmp_path)["postgres_password"] == "given"
+
+
+@pytest.mark.parametrize("production", [False, True])
+def test_an_env_file_of_the_other_stack_is_left_alone(tmp_path: Path, production: bool) -> None:
+    environment.write(tmp_path, production=production)
+    before = (tmp_path / ".env").read_text()
+    with pytest.raises(environment.InputError, match="Use another folder for each"):
+        environment.write(tmp_path, production=not production)
+    assert (tmp_path / ".env").read_text() == before

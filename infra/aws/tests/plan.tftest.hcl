@@ -82,7 +82,7 @@ run "defaults" {
     condition = [for line in split("\n", trimspace(output.env)) : split("=", line)[0]] == [
       "COMPOSE_FILE", "RATCHET_NAME", "RATCHET_DOMAIN", "EDGE_TLS", "RATCHET_REGISTRY", "RATCHET_TAG", "AWS_REGION",
       "DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME", "DATABASE_USER", "DATABASE_AUTH", "DATABASE_MASTER_SECRET_ARN",
-      "DATABASE_CONNECTIONS", "S3_BUCKET", "S3_PREFIX", "S3_KMS_KEY_ARN", "S3_BUCKET_OWNER", "TRAINER_RUNTIME",
+      "TRACKING_CONNECTIONS", "S3_BUCKET", "S3_PREFIX", "S3_KMS_KEY_ARN", "S3_BUCKET_OWNER", "TRAINER_RUNTIME",
       "SERVING_RUNTIME",
     ]
     error_message = "The output env has other variables, or another order: ${output.env}"

@@ -1,4 +1,4 @@
-"""The stack in production for real, on stand-ins for AWS (stand-ins/): TLS PostgreSQL that takes IAM tokens, and moto."""
+"""The stack in production for real, on stand-ins for AWS: PostgreSQL that takes TLS and IAM tokens alone, and moto."""
 
 import datetime
 import json
@@ -48,7 +48,8 @@ def client(name):
     return boto3.client(name, region_name="eu-central-1", endpoint_url="http://127.0.0.1:5000",
                         aws_access_key_id="setup", aws_secret_access_key="setup")
 key = client("kms").create_key()["KeyMetadata"]["Arn"]
-client("s3").create_bucket(Bucket="ratchet-artifacts", CreateBucketConfiguration={{"LocationConstraint": "eu-central-1"}})
+there = {{"LocationConstraint": "eu-central-1"}}
+client("s3").create_bucket(Bucket="ratchet-artifacts", CreateBucketConfiguration=there)
 secret = client("secretsmanager").create_secret(
     Name="rds", SecretString=json.dumps({{"username": "postgres", "password": "{MASTER_PASSWORD}"}}))["ARN"]
 print(json.dumps([key, secret]))
@@ -56,7 +57,7 @@ print(json.dumps([key, secret]))
 
 
 def certificate(folder: Path, name: str, hosts: tuple[str, ...] = (), issuer: Any = None) -> Any:
-    """Write NAME.crt and NAME.key: an authority's own, or one for `hosts` by `issuer`. Returns both, to issue others."""
+    """Write NAME.crt and NAME.key: an authority's own, or one for `hosts` by `issuer`. Returns both."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -114,6 +115,8 @@ def production_environ(tmp_path_factory) -> Iterator[dict[str, str]]:
     if (offline := ROOT / environment.OFFLINE).exists():
         shutil.copy(offline, home)
     environment.write(home, production=True)
+    certificates = home / "certificates"
+    certificates.mkdir(mode=0o755)
     users = environment.values((ROOT / ".env").read_text()) if (ROOT / ".env").exists() else {}
     images = {name: os.environ.get(name) or users.get(name) for name in BUILT_FROM}
     secrets = environment.values((home / ".env").read_text())
@@ -124,14 +127,14 @@ def production_environ(tmp_path_factory) -> Iterator[dict[str, str]]:
         | {
             "COMPOSE_PROJECT_NAME": f"ratchet-production-{os.getpid()}",
             "EDGE_PORT": str(free_port()),
-            "DATABASE_CA_FILE": str(home / "ca.crt"),
-            "TEST_CERTIFICATES": str(home),
+            "DATABASE_CA_FILE": str(certificates / "ca.crt"),
+            "TEST_CERTIFICATES": str(certificates),
         }
     )
-    authority = certificate(home, "ca")
-    certificate(home, "rds", ("rds.test",), authority)
-    certificate(home, "stranger")  # an authority that has signed nothing here
-    (home / "rds.key").chmod(0o644)
+    authority = certificate(certificates, "ca")
+    certificate(certificates, "rds", ("rds.test",), authority)
+    certificate(certificates, "stranger")  # an authority that has signed nothing here
+    (certificates / "rds.key").chmod(0o644)
     with (home / ".env").open("a") as file:
         file.writelines(f"{name}={value}\n" for name, value in given.items())
     mlflow.set_tracking_uri("")  # see tests/stack/conftest.py
@@ -158,7 +161,11 @@ def production(engine, production_environ) -> Iterator[Production]:
     )
     try:
         stack.docker_compose("--profile", "*", "build", "--quiet", timeout_s=1800)
-        stack.docker_compose("up", "--detach", "--wait", "rds", "aws")
+        try:
+            stack.docker_compose("up", "--detach", "--wait", "rds", "aws")
+        except AssertionError:
+            print(stack.evidence())
+            raise
         stack.sql("CREATE ROLE rds_iam")  # which RDS has
         python = ("exec", "--no-TTY", "aws", "/venv/bin/python", "-c", MAKE)
         key, secret = json.loads(stack.docker_compose(*python).splitlines()[-1])
