@@ -60,8 +60,10 @@ def migrate(uri: str) -> None:
 def authenticate() -> "Authorization | Response":
     """MLflow's `authorization_function`: who asks, by user name and password, or the response that refuses."""
     from flask import Response, jsonify, make_response, request
-    from mlflow.server.auth import authenticate_request_basic_auth
+    from mlflow.server.auth import authenticate_request_basic_auth, make_basic_auth_response
 
+    if request.authorization is not None and request.authorization.type != "basic":
+        return make_basic_auth_response()  # MLflow would look for a user's name in a bearer token, and answer 500
     found = authenticate_request_basic_auth()
     if isinstance(found, Response) or not moves_alias(request.method, request.path):
         return found
