@@ -1,17 +1,16 @@
 """Keep PGPASSFILE fresh: the file in which libpq finds the database's password whenever it opens a connection.
 
-python -m services.tracking.database_password           # write it, and again whenever it is due
-python -m services.tracking.database_password --check   # the container's health check
+python -m services.tracking.database_password     # write it, and again whenever it is due, until it is stopped
 
 DATABASE_AUTH=iam: a token of AWS's, signed here with the instance's role. RDS takes it for 15 minutes; connections that
 are open live on. DATABASE_AUTH=password: the secret file postgres_password, looked at every second, so that a password
-is changed by writing that file. MLflow knows nothing of either: its pools open a connection, and libpq reads the file.
+is changed by writing that file. Either way the file's time says when there was a password last: the container's health
+check looks at it. MLflow knows nothing of all this: its pools open a connection, and libpq reads the file.
 """
 
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -42,16 +41,9 @@ class PasswordSettings(BaseSettings):
 
 
 @click.command(context_settings={"max_content_width": 110})
-@click.option(
-    "--check", is_flag=True, help="Exit with 0 where the file is there and fresh, else with 1 and the reason."
-)
-def main(check: bool) -> None:
+def main() -> None:
     """Keep the file that PGPASSFILE names fresh. Settings come from the environment."""
     settings = read(PasswordSettings)
-    if check:
-        if problem := stale(settings):
-            raise click.ClickException(problem)
-        return
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -68,7 +60,8 @@ def keep_fresh(settings: PasswordSettings, stop: threading.Event) -> None:
             if password != written:
                 write(settings, password)
                 click.echo(f"Wrote {settings.pgpassfile} for {settings.database_user}@{settings.database_host}")
-            written = password
+                written = password
+            settings.pgpassfile.touch()
         except InputError as error:
             click.echo(f"{error.message} Trying again in {RETRY_S:g} s.", err=True)
             wait = RETRY_S
@@ -110,17 +103,6 @@ def write(settings: PasswordSettings, password: str) -> None:
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(line)
     aside.replace(settings.pgpassfile)
-
-
-def stale(settings: PasswordSettings) -> str | None:
-    """What is wrong with the file; None where nothing is."""
-    try:
-        age_s = time.time() - settings.pgpassfile.stat().st_mtime
-    except OSError as error:
-        return f"{settings.pgpassfile} is not there: {error.strerror}."
-    if settings.database_auth == "iam" and age_s > VALID_S:
-        return f"{settings.pgpassfile} is {age_s:.0f} s old; an IAM token lives for {VALID_S} s."
-    return None
 
 
 if __name__ == "__main__":
