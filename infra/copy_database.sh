@@ -29,11 +29,10 @@ if [ "$(rows "$there" --command="SELECT to_regclass('public.runs') IS NOT NULL")
         "head -n 1)), which a copy would lose. Expected a new database, or one that this has filled before."
 fi
 
-dump=/var/lib/postgresql/data/dump
-echo "Dumping …"
-here pg_dump --format=custom --no-owner --no-privileges --file="$dump"
-echo "Restoring $(stat --format=%s "$dump") bytes to $DATABASE_HOST, all or nothing …"
-pg_restore --dbname="$there" --clean --if-exists --no-owner --no-privileges --single-transaction --exit-on-error "$dump"
+echo "Copying $(here rows --command='SELECT pg_size_pretty(pg_database_size(current_database()))') to $DATABASE_HOST …"
+# Where the dump breaks off, so does the restoring, which is one transaction: all or nothing.
+here pg_dump --format=custom --no-owner --no-privileges |
+    pg_restore --dbname="$there" --clean --if-exists --no-owner --no-privileges --single-transaction --exit-on-error
 
 here rows --command="SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1" >/tmp/tables
 while read -r table; do
