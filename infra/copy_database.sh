@@ -24,9 +24,9 @@ others=$(rows "$there" --command='SELECT count(*) FROM pg_stat_activity
 if [ "$(rows "$there" --command="SELECT to_regclass('public.runs') IS NOT NULL")" = t ]; then
     here rows --command='SELECT run_uuid FROM runs' | sort >/tmp/here
     rows "$there" --command='SELECT run_uuid FROM runs' | sort >/tmp/there
-    own=$(comm -13 /tmp/here /tmp/there | wc -l)
-    [ "$own" = 0 ] || refuse "production has $own runs that are not here (one: $(comm -13 /tmp/here /tmp/there |" \
-        "head -n 1)), which a copy would lose. Expected a new database, or one that this has filled before."
+    own=$(comm -13 /tmp/here /tmp/there)
+    [ -z "$own" ] || refuse "production has $(wc -l <<<"$own") runs that are not here (one: ${own%%$'\n'*}), which a copy" \
+        "would lose. Expected a new database, or one that this has filled before."
 fi
 
 echo "Copying $(here rows --command='SELECT pg_size_pretty(pg_database_size(current_database()))') to $DATABASE_HOST …"
