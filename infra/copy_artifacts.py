@@ -141,10 +141,13 @@ def copy(source: Store, target: Store) -> tuple[int, int]:
         click.progressbar(length=sum(size for size, _ in objects.values()), label="Copying") as bar,
     ):
         waiting = {pool.submit(_copy_one, source, target, path, *found): found[0] for path, found in objects.items()}
-        for done in as_completed(waiting):
-            if done.result():
-                count, size = count + 1, size + waiting[done]
-            bar.update(waiting[done])
+        try:
+            for done in as_completed(waiting):
+                if done.result():
+                    count, size = count + 1, size + waiting[done]
+                bar.update(waiting[done])
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a refusal the others need not be tried
     return count, size
 
 

@@ -17,16 +17,30 @@ rows "$there" --command='SELECT 1' >/dev/null || refuse "the database at DATABAS
     "$DATABASE_USER in (above is why). Expected production's, with its user made: docker compose run --rm database-role"
 
 others=$(rows "$there" --command='SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()')
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND usename IS NOT NULL') # the latter: no autovacuum
 [ "$others" = 0 ] || refuse "$others others are connected to $DATABASE_NAME on $DATABASE_HOST: production is running." \
     "Stop it first (there: docker compose stop tracking), since its tables are replaced."
 
-if [ "$(rows "$there" --command="SELECT to_regclass('public.runs') IS NOT NULL")" = t ]; then
-    here rows --command='SELECT run_uuid FROM runs' | sort >/tmp/here
-    rows "$there" --command='SELECT run_uuid FROM runs' | sort >/tmp/there
+has() { [ "$(rows "$there" --command="SELECT to_regclass('public.$1') IS NOT NULL")" = t ]; }
+foreign() { # table, what its rows are, their key: refuse where production has rows that are not here
+    here rows --command="SELECT $3 FROM $1" | sort >/tmp/here
+    rows "$there" --command="SELECT $3 FROM $1" | sort >/tmp/there
+    local own
     own=$(comm -13 /tmp/here /tmp/there)
-    [ -z "$own" ] || refuse "production has $(wc -l <<<"$own") runs that are not here (one: ${own%%$'\n'*}), which a copy" \
-        "would lose. Expected a new database, or one that this has filled before."
+    [ -z "$own" ] || refuse "production has $(wc -l <<<"$own") $2 that are not here (one: ${own%%$'\n'*}), which a copy" \
+        "would lose. Expected a new database, or one that this has filled and nobody has used since."
+}
+if has runs; then
+    foreign runs runs run_uuid
+    foreign trace_info traces request_id
+    foreign model_versions 'model versions' "name || ' ' || version"
+fi
+# Rights name experiments by number, and the numbers will be those from here.
+if has users; then
+    people=$(rows "$there" --command="SELECT count(*) FROM users
+        WHERE username NOT IN ('admin', 'trainer', 'promoter', 'serving')")
+    [ "$people" = 0 ] || refuse "production has $people users besides its own: their rights would be on other" \
+        "experiments afterwards. Expected a new database. Make them anew once production is up."
 fi
 
 echo "Copying $(here rows --command='SELECT pg_size_pretty(pg_database_size(current_database()))') to $DATABASE_HOST …"

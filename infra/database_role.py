@@ -83,6 +83,12 @@ def ensure(cursor: Any, settings: RoleSettings) -> bool:
     if settings.database_auth == "iam":
         cursor.execute(sql.SQL("GRANT rds_iam TO {}").format(user))
     else:
+        cursor.execute(
+            "SELECT 1 FROM pg_roles WHERE rolname = 'rds_iam' AND pg_has_role(%s, oid, 'MEMBER')",
+            (settings.database_user,),
+        )
+        if cursor.fetchone():  # or RDS would go on to take tokens alone
+            cursor.execute(sql.SQL("REVOKE rds_iam FROM {}").format(user))
         password = settings.postgres_password.get_secret_value()
         cursor.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(user, sql.Literal(password)))
     cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))

@@ -44,7 +44,8 @@ def write(folder: Path, production: bool = False) -> list[str]:
             f"{env_file} is that of the {'local stack' if production else 'stack in production'}: "
             f"COMPOSE_FILE is {values(text).get('COMPOSE_FILE', '')!r}. Use another folder for each, or move it away."
         )
-    defaults = {name: path for name, path in values(template.read_text()).items() if name.endswith("_FILE")}
+    known = values(template.read_text())
+    defaults = {name: path for name, path in known.items() if name.endswith("_FILE") and name != "COMPOSE_FILE"}
     if (folder / OFFLINE).exists():
         stand_ins = values((folder / OFFLINE).read_text())
         chosen = {name for name, image in values(text).items() if image and not image.startswith("ratchet-offline/")}

@@ -7,14 +7,20 @@ docker-compose.migrate.yml: the database's dump, then the artifacts, then the ch
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from infra.environment import values
+from services.settings import InputError
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = ("docker", "compose", "--file", "docker-compose.yml", "--file", "docker-compose.migrate.yml")
+# What AWS's credentials file calls the keys, and the environment.
+KEYS = {name: name.upper() for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")}
 # What is taken from production's .env, each as TARGET_…, and whether it has to be there.
 NEEDED = {
     "AWS_REGION": True,
@@ -30,12 +36,6 @@ NEEDED = {
     "S3_BUCKET_OWNER": True,
     "S3_KMS_KEY_ARN": False,
 }
-
-
-class InputError(click.ClickException):
-    """Bad input; the command exits with 2."""
-
-    exit_code = 2
 
 
 def target(env_file: Path) -> dict[str, str]:
@@ -68,8 +68,12 @@ def main(env_file: Path, local: str | None) -> None:
     Can be run again; only reads from the local stack, which has to be up. Production has to be stopped. AWS's keys:
     those in the environment, else the role of this instance.
     """
-    command = [*COMPOSE, *(("--env-file", local) if local else ())]
-    env = os.environ | target(env_file)
+    with aws_keys() as keys:
+        sys.exit(run([*COMPOSE, *(("--env-file", local) if local else ())], os.environ | target(env_file) | keys))
+
+
+def run(command: list[str], env: dict[str, str]) -> int:
+    """Have Compose do it. Returns the exit code: 0, 1 where the work failed, 2 where the input was wrong."""
     try:
         done = subprocess.run([*command, "run", "--rm", "migrate-artifacts"], cwd=ROOT, env=env)
         # What it printed went by in a container of its own: show why it stopped, or what it counted.
@@ -83,7 +87,22 @@ def main(env_file: Path, local: str | None) -> None:
         subprocess.run(
             [*command, "rm", "--stop", "--force", "--volumes", *jobs], cwd=ROOT, env=env, capture_output=True
         )
-    sys.exit(2 if ended.stdout.strip() == "2" else min(done.returncode, 1) if done.returncode != 2 else 2)
+    if "2" in (ended.stdout.strip(), str(done.returncode)):
+        return 2
+    return min(done.returncode, 1)
+
+
+@contextmanager
+def aws_keys() -> Iterator[dict[str, str]]:
+    """AWS's keys, from the environment into a file for Compose to mount: `docker inspect` shows an environment."""
+    given = {name: os.environ[variable] for name, variable in KEYS.items() if os.environ.get(variable)}
+    if not given:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:  # its owner's alone; the file is for the container's user
+        path = Path(folder, "credentials")
+        path.write_text("\n".join(["[default]", *(f"{name} = {value}" for name, value in given.items())]) + "\n")
+        yield {"TARGET_AWS_CREDENTIALS_FILE": str(path)}
 
 
 if __name__ == "__main__":

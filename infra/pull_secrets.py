@@ -6,6 +6,7 @@ A secret's name, without the prefix, is the file's; its value is the file's cont
 in place and not replaced, since a container that runs sees the file that was there when it started.
 """
 
+import os
 from pathlib import Path
 
 import boto3
@@ -54,16 +55,17 @@ def secrets(prefix: str) -> dict[str, str]:
 
 def put(path: Path, value: str, mode: int) -> str:
     """Write the file where its content differs. Returns what was done."""
-    if path.exists():
-        if path.read_text() == value:
-            return "as it is"
+    there = path.exists()
+    if there and path.read_text() == value:
+        return "as it is"
+    if there:
         path.chmod(0o600)
-        path.write_text(value)  # the same file: a container has it open
-        done = "changed"
-    else:
-        path.touch(mode=0o600)
-        path.write_text(value)
-        done = "written"
+    # At once and then cut, not emptied and filled: who reads meanwhile sees the old one or the new one.
+    content = value.encode()
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb", buffering=0) as file:
+        file.write(content)
+        file.truncate(len(content))
+    done = "changed" if there else "written"
     path.chmod(mode)
     return done
 

@@ -20,22 +20,20 @@ done
 export AWS_DEFAULT_REGION="$AWS_REGION" # the name that boto3 knows
 step() { echo "$(date -Is) $*"; }
 
-step "[1/6] Secrets, from Secrets Manager"
+step "[1/5] Secrets, from Secrets Manager"
 mkdir -p -m 0700 .secrets
 docker run --rm --network host --user 0:0 --env AWS_DEFAULT_REGION --volume "$PWD/.secrets:/secrets" "${RATCHET_REGISTRY}ratchet-tracking:${RATCHET_TAG}" infra.pull_secrets --prefix "$RATCHET_NAME/" --folder /secrets
 
-step "[2/6] Settings"
+step "[2/5] Settings"
 make --silent env-prod
 
-step "[3/6] Images" # not before: Compose reads nothing while a setting is missing
+step "[3/5] Images" # not before: Compose reads nothing while a setting is missing
 docker compose --profile jobs pull --quiet
 
-step "[4/6] The database's user"
+step "[4/5] The database's user"
 docker compose run --rm --no-TTY database-role
 
-step "[5/6] Containers"
+step "[5/5] Containers, and the one-shots before them: tables, service accounts"
 docker compose up --detach --wait --remove-orphans
 
-step "[6/6] Service accounts"
-docker compose run --rm --no-TTY accounts
 step "Ratchet is up"

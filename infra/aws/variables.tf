@@ -96,8 +96,8 @@ variable "edge_tls" {
   default     = "internal"
 
   validation {
-    condition     = can(regex("^[A-Za-z0-9@._+/ -]+$", var.edge_tls))
-    error_message = "edge_tls must be `internal`, an e-mail address, or the paths of a certificate and its key."
+    condition     = can(regex("^(internal|[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+)$", var.edge_tls))
+    error_message = "edge_tls must be `internal` or an e-mail address."
   }
 }
 

@@ -36,7 +36,7 @@ class PasswordSettings(BaseSettings):
     database_user: str
     pgpassfile: Path
     aws_region: str = ""
-    database_token_refresh_s: float = Field(default=600, gt=0, lt=VALID_S)
+    database_token_refresh_s: float = Field(default=600, gt=0, le=VALID_S - 120)
     postgres_password: SecretStr = SecretStr("")
 
 
@@ -64,6 +64,9 @@ def keep_fresh(settings: PasswordSettings, stop: threading.Event) -> None:
             settings.pgpassfile.touch()
         except InputError as error:
             click.echo(f"{error.message} Trying again in {RETRY_S:g} s.", err=True)
+            wait = RETRY_S
+        except OSError as error:
+            click.echo(f"PGPASSFILE is {settings.pgpassfile}, which cannot be written: {error.strerror}.", err=True)
             wait = RETRY_S
         stop.wait(wait)
 

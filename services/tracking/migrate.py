@@ -23,8 +23,8 @@ LOCK = 0x95D5D3D4
 CAUSES = (
     (
         "password authentication failed",
-        "POSTGRES_PASSWORD differs from the one that the database was made with (a volume keeps its first password): "
-        "put the old one back, or change it there with ALTER ROLE.",
+        "POSTGRES_PASSWORD (the secret postgres_password) differs from the one that the database was made with (a "
+        "volume keeps its first password): put the old one back, or change it there with ALTER ROLE.",
     ),
     ("Can't locate revision", "a newer MLflow has migrated this database: use that version, or restore a backup."),
     (
@@ -49,7 +49,11 @@ CAUSES = (
     ("could not translate host name", "the database's host is not known here: is its container up, on this network?"),
     ("Connection refused", "no database listens there: is it up, and is the port right?"),
     ("does not exist", "create the role or database first, or correct its name."),
-    ("permission denied", "the role may not create tables: GRANT ALL ON SCHEMA public TO it."),
+    (
+        "permission denied",
+        "the role may not create tables: GRANT ALL ON SCHEMA public TO it (in production: "
+        "`docker compose run --rm database-role`).",
+    ),
     ("unable to open database file", "the folder of a SQLite file has to be there, and writable."),
     ("file is not a database", "name a SQLite file, or one that is not there yet."),
     ("Can't load plugin", "expected postgresql+psycopg2://… or sqlite:///…"),

@@ -21,7 +21,10 @@ from tests.conftest import ROOT
 from tests.integration.conftest import free_port
 
 # Kept from the shell and the user's .env: what images are built from. All else is the tests' own.
-BUILT_FROM = ("PIP_EXTRA_INDEX_URL", "PYTHON_IMAGE", "WHEELS_IMAGE", "POSTGRES_IMAGE", "MINIO_IMAGE", "BALANCER_IMAGE")
+BUILT_FROM = (
+    *("PIP_EXTRA_INDEX_URL", "PYTHON_IMAGE", "WHEELS_IMAGE", "POSTGRES_IMAGE", "MINIO_IMAGE"),
+    *("BALANCER_IMAGE", "EDGE_IMAGE"),
+)
 TAG = "test"
 SERVICES = ("postgres", "minio", "bucket", "migrate", "tracking", "evaluator", "trainer", "promoter", "serving")
 SECRETS = ("POSTGRES_PASSWORD_FILE", "MINIO_ROOT_PASSWORD_FILE")

@@ -156,8 +156,12 @@ def test_production_has_secrets_for_each_part_and_none_for_the_database(tmp_path
     }
     assert found["postgres_password"] == ""  # IAM
     assert found["trainer_credentials"].startswith("[mlflow]\nmlflow_tracking_username = trainer\n")
+    assert {path.name for path in tmp_path.iterdir()} == {".env", ".secrets"}
     assert environment.write(tmp_path, production=True) == []
     assert secrets_of(tmp_path) == found
+    env = tmp_path / ".env"
+    env.write_text(env.read_text().replace("docker-compose.prod.yml", "docker-compose.prod.yml:mine.yml"))
+    assert environment.write(tmp_path, production=True) == []  # a file more is no secret
 
 
 def test_a_token_that_is_there_is_kept_and_hashed(tmp_path: Path) -> None:

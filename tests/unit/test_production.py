@@ -8,16 +8,18 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import boto3
+import flask
 import pytest
 from click.testing import CliRunner
+from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from moto import mock_aws
 
 from infra import accounts, copy_artifacts, migrate_artifacts, pull_secrets
 from services.settings import InputError
-from services.tracking import access, connections, database_password
+from services.tracking import access, authorization, connections, database_password
 from services.tracking.settings import TrackingSettings
 
 REGION = "eu-central-1"
@@ -117,18 +119,53 @@ def test_too_few_connections_for_the_workers_are_refused() -> None:
     assert connections.pool(TrackingSettings(tracking_workers=4)) == {}
 
 
+ALIAS = "/api/2.0/mlflow/registered-models/alias"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
-        ("POST", "/api/2.0/mlflow/registered-models/alias", True),
-        ("DELETE", "/ajax-api/2.0/mlflow/registered-models/alias", True),
-        ("POST", "/api/2.0/mlflow/registered-models/alias/", True),
-        ("GET", "/api/2.0/mlflow/registered-models/alias", False),
+        ("POST", ALIAS, True),
+        ("DELETE", ALIAS.replace("api", "ajax-api", 1), True),
+        ("POST", f"{ALIAS}/", True),
+        ("GET", ALIAS, False),
+        ("DELETE", "/api/2.0/mlflow/registered-models/delete", True),
+        ("POST", "/api/2.0/mlflow/registered-models/rename", True),
         ("POST", "/api/2.0/mlflow/registered-models/set-tag", False),
     ],
 )
-def test_what_moves_an_alias(method: str, path: str, expected: bool) -> None:
-    assert access.moves_alias(method, path) is expected
+def test_what_only_those_may_do_who_decide_what_serves(method: str, path: str, expected: bool) -> None:
+    assert bool(authorization.refused(method, path)) is expected
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "expected"),
+    [
+        ("POST", "model-versions/create", {"name": "m", "source": "s3://bucket/artifacts/others"}, True),
+        ("POST", "model-versions/create", {"name": "m", "source": "models:/m-1"}, False),
+        ("POST", "model-versions/set-tag", {"name": "m", "version": "1", "key": "manifest_sha256"}, True),
+        ("DELETE", "model-versions/delete-tag", {"name": "m", "version": "1", "key": "manifest_sha256"}, True),
+        ("POST", "model-versions/set-tag", {"name": "m", "version": "1", "key": "note"}, False),
+        ("POST", "experiments/create", {"name": "e", "artifact_location": "s3://bucket/others"}, True),
+        ("POST", "experiments/create", {"name": "e", "artifactLocation": "s3://bucket/others"}, True),
+        ("POST", "experiments/create", {"name": "e"}, False),
+    ],
+)
+def test_what_is_refused_by_what_is_asked(method: str, path: str, body: dict[str, str], expected: bool) -> None:
+    with flask.Flask("test").test_request_context(f"/api/2.0/mlflow/{path}", method=method, json=body):
+        assert bool(authorization.refused(method, f"/api/2.0/mlflow/{path}")) is expected
+
+
+def test_urls_for_uploads_carry_the_owner_and_want_no_header(keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is told a URL and no header: one that is signed and not sent, S3 refuses (moto does not)."""
+    monkeypatch.setenv("MLFLOW_S3_EXPECTED_BUCKET_OWNER", "123456789012")
+    with mock_aws():
+        boto3.client("s3").create_bucket(Bucket="mine", CreateBucketConfiguration={"LocationConstraint": REGION})
+        parts = S3ArtifactRepository("s3://mine/artifacts").create_multipart_upload("weights.bin", num_parts=2)
+    for credential in parts.credentials:
+        asked = parse_qs(urlsplit(credential.url).query)
+        assert asked["X-Amz-SignedHeaders"] == ["host"]
+        assert asked["x-amz-expected-bucket-owner"] == ["123456789012"]
 
 
 def test_the_authentication_file_is_its_owners_alone(tmp_path: Path) -> None:
