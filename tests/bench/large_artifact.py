@@ -3,8 +3,8 @@
 python -m tests.bench.large_artifact [--gb 2]
 
 Stock: MLflow's proxied upload and download, in which the whole file goes through the server. Production's: parts go
-between the client and S3 by URLs that the server signs. Each way has a server of its own. S3 is rclone's, in a container
-and without keys, since with them it takes no signed URLs (`make offline-images` makes it).
+between the client and S3 by URLs that the server signs. Each way has a server of its own. S3 is rclone's, in a
+container and without keys, since with them it takes no signed URLs (`make offline-images` makes it).
 """
 
 import os
@@ -149,8 +149,10 @@ def main(gb: float) -> None:
             for _ in range(int(gb * 1e9) >> 20):
                 out.write(block)
         stock, direct = measure("stock", STOCK, file), measure("direct", DIRECT, file)
-    print(f"ratio, stock to direct: memory {stock.memory / max(direct.memory, 1):.1f}, "
-          f"temporary disk {stock.disk / max(direct.disk, 1):.0f}")  # fmt: skip
+    print(
+        f"ratio, stock to direct: memory {stock.memory / max(direct.memory, 1):.0f}; "
+        f"temporary disk {stock.disk / 1e6:.1f} MB to {direct.disk / 1e6:.1f} MB"
+    )
 
 
 def answers(url: str) -> bool:

@@ -14,7 +14,6 @@ import boto3
 import flask
 import pytest
 from click.testing import CliRunner
-from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from moto import mock_aws
 
 from infra import accounts, copy_artifacts, migrate_artifacts, pull_secrets
@@ -156,16 +155,20 @@ def test_what_is_refused_by_what_is_asked(method: str, path: str, body: dict[str
         assert bool(authorization.refused(method, f"/api/2.0/mlflow/{path}")) is expected
 
 
-def test_urls_for_uploads_carry_the_owner_and_want_no_header(keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_for_uploads_carry_the_owner_and_want_no_header(keys: None) -> None:
     """The client is told a URL and no header: one that is signed and not sent, S3 refuses (moto does not)."""
-    monkeypatch.setenv("MLFLOW_S3_EXPECTED_BUCKET_OWNER", "123456789012")
-    with mock_aws():
-        boto3.client("s3").create_bucket(Bucket="mine", CreateBucketConfiguration={"LocationConstraint": REGION})
-        parts = S3ArtifactRepository("s3://mine/artifacts").create_multipart_upload("weights.bin", num_parts=2)
-    for credential in parts.credentials:
-        asked = parse_qs(urlsplit(credential.url).query)
-        assert asked["X-Amz-SignedHeaders"] == ["host"]
-        assert asked["x-amz-expected-bucket-owner"] == ["123456789012"]
+    program = (
+        "import services.tracking.authorization\n"
+        "from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository\n"
+        "repo = S3ArtifactRepository('s3://mine/artifacts')\n"
+        "asked = {'Bucket': 'mine', 'Key': 'artifacts/x', 'PartNumber': 1, 'UploadId': 'u', **repo._bucket_owner_params}\n"
+        "print(repo._get_s3_client().generate_presigned_url('upload_part', Params=asked))"
+    )
+    env = os.environ | {"MLFLOW_S3_EXPECTED_BUCKET_OWNER": "123456789012"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+    asked = parse_qs(urlsplit(done.stdout.splitlines()[-1]).query)
+    assert asked["X-Amz-SignedHeaders"] == ["host"]
+    assert asked["x-amz-expected-bucket-owner"] == ["123456789012"]
 
 
 def test_the_authentication_file_is_its_owners_alone(tmp_path: Path) -> None:
