@@ -161,8 +161,9 @@ def test_urls_for_uploads_carry_the_owner_and_want_no_header(keys: None) -> None
         "import services.tracking.authorization\n"
         "from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository\n"
         "repo = S3ArtifactRepository('s3://mine/artifacts')\n"
-        "asked = {'Bucket': 'mine', 'Key': 'artifacts/x', 'PartNumber': 1, 'UploadId': 'u', **repo._bucket_owner_params}\n"
-        "print(repo._get_s3_client().generate_presigned_url('upload_part', Params=asked))"
+        "part = {'Bucket': 'mine', 'Key': 'artifacts/x', 'PartNumber': 1, 'UploadId': 'u'}\n"
+        "part |= repo._bucket_owner_params\n"
+        "print(repo._get_s3_client().generate_presigned_url('upload_part', Params=part))"
     )
     env = os.environ | {"MLFLOW_S3_EXPECTED_BUCKET_OWNER": "123456789012"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
