@@ -17,8 +17,8 @@ rows "$there" --command='SELECT 1' >/dev/null || refuse "the database at DATABAS
     "$DATABASE_USER in (above is why). Expected production's, with its user made: docker compose run --rm database-role"
 
 others=$(rows "$there" --command='SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid() AND usename IS NOT NULL') # the latter: no autovacuum
-[ "$others" = 0 ] || refuse "$others others are connected to $DATABASE_NAME on $DATABASE_HOST: production is running." \
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND usename = current_user')
+[ "$others" = 0 ] || refuse "$DATABASE_USER is connected to $DATABASE_NAME on $DATABASE_HOST: production is running." \
     "Stop it first (there: docker compose stop tracking), since its tables are replaced."
 
 has() { [ "$(rows "$there" --command="SELECT to_regclass('public.$1') IS NOT NULL")" = t ]; }

@@ -16,6 +16,7 @@ import click
 import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 from psycopg2 import sql
+from psycopg2.extensions import encrypt_password
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
@@ -89,8 +90,10 @@ def ensure(cursor: Any, settings: RoleSettings) -> bool:
         )
         if cursor.fetchone():  # or RDS would go on to take tokens alone
             cursor.execute(sql.SQL("REVOKE rds_iam FROM {}").format(user))
-        password = settings.postgres_password.get_secret_value()
-        cursor.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(user, sql.Literal(password)))
+        # Hashed here, since the server may log the statement.
+        password = settings.postgres_password.get_secret_value().strip()
+        hashed = encrypt_password(password, settings.database_user, cursor.connection, "scram-sha-256")
+        cursor.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(user, sql.Literal(hashed)))
     cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
     cursor.execute(sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}").format(database, user))
     cursor.execute(sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {}").format(user))
