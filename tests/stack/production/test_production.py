@@ -250,6 +250,7 @@ def test_metadata_is_out_of_reach_for_those_who_run_models(served: Production) -
     ):
         assert "['C0A9FEA9', '00000000']" in output  # 169.254.169.192/26, by no gateway
         assert "unreachable: [Errno 113]" in output  # no route to host: asked for on that network, and nobody there
+    assert "C0A9FEA9" in served.docker_compose("exec", "--no-TTY", "edge", "cat", "/proc/net/route")
     assert "C0A9FEA9" not in served.python("tracking", program)
     # As it takes no address there, the host's own way to the metadata stays as it was.
     look = ["docker", "run", "--rm", "--network=host", "--entrypoint=cat", f"ratchet-tracking:{TAG}", "/proc/net/route"]
