@@ -229,8 +229,8 @@ variable "tracking_connections" {
   default     = 60
 
   validation {
-    condition     = var.tracking_connections >= 10 && floor(var.tracking_connections) == var.tracking_connections
-    error_message = "tracking_connections must be a whole number, at least 10."
+    condition     = var.tracking_connections >= 48 && floor(var.tracking_connections) == var.tracking_connections
+    error_message = "tracking_connections must be a whole number, at least 48: 4 for each of 12 pools."
   }
 }
 

@@ -10,22 +10,24 @@ from sqlalchemy.engine import make_url
 from services.settings import InputError
 from services.tracking.settings import TrackingSettings
 
+AT_LEAST = 4  # in a pool: a request may hold two at a time, and two requests with one each would wait for each other
 ELSEWHERE = 5  # the first process, the migration, a person with psql
 
 
 def pool(settings: TrackingSettings) -> dict[str, str]:
     """MLflow's variables by which all pools together stay within TRACKING_CONNECTIONS; none where that is 0.
 
-    Raises InputError where there are too few for each pool to have two.
+    Raises InputError where there are too few for each pool to have AT_LEAST.
     """
     if not settings.tracking_connections:
         return {}
     pools = settings.tracking_workers * (3 if settings.tracking_auth else 2)
     each = settings.tracking_connections // pools
-    if each < 2:
+    if each < AT_LEAST:
         raise InputError(
-            f"TRACKING_CONNECTIONS is {settings.tracking_connections}: expected at least {2 * pools}, two for each of "
-            f"the {pools} pools of TRACKING_WORKERS={settings.tracking_workers}. Raise it, or lower the workers."
+            f"TRACKING_CONNECTIONS is {settings.tracking_connections}: expected at least {AT_LEAST * pools}, "
+            f"{AT_LEAST} for each of the {pools} pools of TRACKING_WORKERS={settings.tracking_workers}. Raise it, or "
+            "lower the workers."
         )
     # MLflow takes an overflow of 0 for none given, which is SQLAlchemy's 10. So one of each pool's is overflow.
     return {

@@ -330,7 +330,7 @@ def test_all_workers_together_stay_within_their_connections(production: Producti
         for _ in range(10):
             held.append(int(production.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = 'ratchet'")))
     assert set(answers) == {200}
-    assert 6 < max(held) <= 12 + connections.ELSEWHERE
+    assert 6 < max(held) <= 24 + connections.ELSEWHERE
     refused = production.docker_compose("run", "--rm", "--no-TTY", "migrate", expected=2, TRACKING_CONNECTIONS="5000")
     assert "TRACKING_CONNECTIONS is 5000: expected" in refused
 
