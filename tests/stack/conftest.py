@@ -152,6 +152,14 @@ def platform(engine, environ) -> Iterator[Platform]:
         stack.docker_compose("--profile", "*", "down", "--volumes", "--timeout", "5")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Production last: its way from a local stack takes along what the tests of that stack have made."""
+    ours = [number for number, item in enumerate(items) if "stack" in item.path.parts]
+    last = sorted((items[number] for number in ours), key=lambda item: "production" in item.path.parts)
+    for number, item in zip(ours, last, strict=True):
+        items[number] = item
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """Print the services' logs with a failure."""
