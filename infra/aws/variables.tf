@@ -226,11 +226,11 @@ variable "multi_az" {
 variable "tracking_connections" {
   description = "Connections to the database that the tracking server may hold in all. db.t4g.medium takes about 400."
   type        = number
-  default     = 60
+  default     = 180
 
   validation {
-    condition     = var.tracking_connections >= 48 && floor(var.tracking_connections) == var.tracking_connections
-    error_message = "tracking_connections must be a whole number, at least 48: 4 for each of 12 pools."
+    condition     = var.tracking_connections >= 120 && floor(var.tracking_connections) == var.tracking_connections
+    error_message = "tracking_connections must be a whole number, at least 120: 10 for each of tracking's 12 pools."
   }
 }
 

@@ -10,7 +10,9 @@ from sqlalchemy.engine import make_url
 from services.settings import InputError
 from services.tracking.settings import TrackingSettings
 
-AT_LEAST = 4  # in a pool: a request may hold two at a time, and two requests with one each would wait for each other
+# In a pool. A request may hold two connections at a time: where as many requests as the pool has connections hold one
+# each, they wait for each other, and after 30 s MLflow answers 400, which no client repeats.
+AT_LEAST = 10
 ELSEWHERE = 5  # the first process, the migration, a person with psql
 
 

@@ -103,20 +103,20 @@ def test_without_a_region_or_a_password_it_says_what_to_do(tmp_path: Path) -> No
 # --- the tracking server ---
 
 
-@pytest.mark.parametrize(("workers", "auth", "size"), [(4, True, 4), (4, False, 6), (1, True, 19), (5, True, 3)])
+@pytest.mark.parametrize(("workers", "auth", "size"), [(4, True, 14), (4, False, 21), (1, True, 59), (6, True, 9)])
 def test_all_pools_together_stay_within_the_connections(workers: int, auth: bool, size: int) -> None:
     found = connections.pool(
-        TrackingSettings(tracking_connections=60, tracking_workers=workers, tracking_auth=auth, _env_file=None)
+        TrackingSettings(tracking_connections=180, tracking_workers=workers, tracking_auth=auth, _env_file=None)
     )
     assert found["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"] == str(size)
-    assert (size + 1) * workers * (3 if auth else 2) <= 60
+    assert (size + 1) * workers * (3 if auth else 2) <= 180
 
 
 def test_too_few_connections_for_the_workers_are_refused() -> None:
     with pytest.raises(
-        InputError, match="TRACKING_CONNECTIONS is 40: expected at least 48, 4 for each of the 12 pools"
+        InputError, match="TRACKING_CONNECTIONS is 60: expected at least 120, 10 for each of the 12 pools"
     ):
-        connections.pool(TrackingSettings(tracking_connections=40, tracking_workers=4, tracking_auth=True))
+        connections.pool(TrackingSettings(tracking_connections=60, tracking_workers=4, tracking_auth=True))
     assert connections.pool(TrackingSettings(tracking_workers=4)) == {}
 
 

@@ -39,7 +39,7 @@ SETTINGS = {
     "S3_BUCKET": "ratchet-artifacts",
     "S3_BUCKET_OWNER": ACCOUNT,
     "TRACKING_WORKERS": "2",
-    "TRACKING_CONNECTIONS": "24",  # four for each of the two workers' three pools
+    "TRACKING_CONNECTIONS": "60",  # ten for each of the two workers' three pools
     "TEST_MASTER_PASSWORD": MASTER_PASSWORD,
 }
 # Makes what Terraform makes: the bucket, the key, the master's secret. Prints the key's and the secret's ARNs.
