@@ -35,7 +35,6 @@ def pool(settings: TrackingSettings) -> dict[str, str]:
     return {
         "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": str(each - 1),
         "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "1",
-        "MLFLOW_SQLALCHEMYSTORE_POOL_RECYCLE": "1800",  # s; what a failover or a proxy has moved away from is left
     }
 
 

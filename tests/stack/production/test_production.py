@@ -319,6 +319,8 @@ def test_iam_tokens_are_rotated_and_no_request_fails(production: Production) -> 
         production.wait_for(
             lambda: production.docker_compose("logs", "database-password").count("Wrote") >= written + 5, "five tokens"
         )
+        fresh = "usename = 'ratchet' AND backend_start > now() - interval '10 s'"
+        assert int(production.sql(f"SELECT count(*) FROM pg_stat_activity WHERE {fresh}")) > 0
     assert len(answers) > 100
     assert set(answers) == {200}
 
