@@ -160,7 +160,7 @@ def decide(
                 if isinstance(item, Primary):
                     reasons += _improvement(item, found, candidate, incumbent)
                 else:
-                    reasons.append(_guard(item, found))
+                    reasons.append(_guard(item, found, policy.significance.min_pairs))
     reasons += [_floor(item.metric, item.min, item.max, candidate) for item in policy.floors]
     reasons += _safety(policy, candidate, incumbent, stage)
     unique = tuple(dict.fromkeys(reasons))  # a metric may be named twice
@@ -269,14 +269,16 @@ def _compare(
         pairs = differences(name, item.direction, candidate, incumbent)
     except NoValue as error:
         return Reason("evidence", f"pairs for {name}", False, str(error))
-    if len(pairs) < policy.significance.min_pairs:
+    # A guard without `certain` is decided by the value that was measured, however few examples have it.
+    by_statistics = isinstance(item, Primary) or item.certain
+    if by_statistics and len(pairs) < policy.significance.min_pairs:
         detail = (
             f"{len(pairs)} examples have {name}, {policy.significance.min_pairs} wanted: judge on more "
             "(data.max_eval_examples, data.eval_fraction), or lower significance.min_pairs"
         )
         return Reason("evidence", f"pairs for {name}", False, detail)
     improvement, weight = pairs["improvement"].to_numpy(), pairs["weight"].to_numpy()
-    decides = not metric.pass_or_fail if isinstance(item, Primary) else item.certain  # else McNemar's test does
+    decides = by_statistics and not (primary and metric.pass_or_fail)  # else McNemar's test does, or the value
     own_alpha = alpha if primary else policy.significance.alpha
     resamples = max(policy.significance.resamples, math.ceil(BEYOND / own_alpha)) if decides else LOOK_RESAMPLES
     if resamples > MOST_RESAMPLES:
@@ -344,7 +346,7 @@ def _at_least(value: float, wanted: float) -> bool:
     return value >= wanted or math.isclose(value, wanted, rel_tol=1e-9)
 
 
-def _guard(guard: Guard, found: Comparison) -> Reason:
+def _guard(guard: Guard, found: Comparison, min_pairs: int) -> Reason:
     change = f"{found.incumbent:.4f} → {found.candidate:.4f}"
     allowed = f"{guard.max_regression:g} worse allowed"
     if guard.certain:
@@ -353,6 +355,8 @@ def _guard(guard: Guard, found: Comparison) -> Reason:
     else:
         worst = -found.improvement
         detail = f"{guard.metric} {change}: " + (f"{worst:.4f} worse" if worst > 0 else "no worse")
+        if found.pairs < min_pairs:
+            detail += f" on the only {found.pairs} examples that have it" if found.pairs > 1 else " on one example"
     return Reason("guard", f"guard {guard.metric}", _at_least(guard.max_regression, worst), f"{detail}, {allowed}")
 
 

@@ -78,7 +78,12 @@ class Significance(_Section):
         description="`alpha_spending`: `alpha` holds for all candidates together that are ever tried against one "
         "incumbent; the k-th gets alpha/(k(k+1)). `none`: it holds for each try by itself.",
     )
-    min_pairs: int = Field(20, ge=2, description="Examples that both versions were judged on, at least.")
+    min_pairs: int = Field(
+        20,
+        ge=2,
+        description="Examples that both versions were judged on, at least: of the primary metric, and of each guard "
+        "that is `certain`. Other guards look at what was measured, and say so where they saw fewer.",
+    )
     resamples: int = Field(10_000, ge=1000, le=1_000_000, description="Of the bootstrap.")
     seed: int = Field(0, ge=0, description="Of the bootstrap: the same evidence gives the same decision.")
 

@@ -250,6 +250,43 @@ def test_too_few_pairs_are_refused_by_number() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ok", "certain", "passed", "words"),
+    [
+        (5, False, True, "no worse on the only 5 examples that have it, 0.05 worse allowed"),
+        (4, False, False, "0.2000 worse on the only 5 examples that have it, 0.05 worse allowed"),
+        (5, True, False, "5 examples have eval/syntax_ok, 20 wanted"),
+    ],
+)
+def test_a_guard_that_is_not_certain_needs_no_number_of_pairs_and_says_how_few_it_saw(
+    ok: int, certain: bool, passed: bool, words: str
+) -> None:
+    """As on the stack's own data, where only 5 of 64 held-out examples are code that stands by itself."""
+    guard = {"metric": "eval/syntax_ok", "direction": "higher_is_better", "max_regression": 0.05, "certain": certain}
+    only_five = [table(-0.3, seed=2), table()]
+    for rows, good in zip(only_five, (ok, 5), strict=True):
+        rows["syntax_ok"] = [True] * good + [False] * (5 - good) + [None] * (N - 5)
+    versions = [
+        evidence(version, rows, metrics={**evidence(version, rows).metrics, "eval/syntax_ok": good / 5})
+        for version, rows, good in zip(("2", "1"), only_five, (ok, 5), strict=True)
+    ]
+    decision = decide(policy(guards=[guard]), *versions, "Staging")
+    assert decision.passed is passed, decision.why
+    assert words in "; ".join(reason.detail for reason in decision.reasons)
+
+
+def test_one_pair_is_enough_for_a_guard_that_is_not_certain() -> None:
+    guard = {"metric": "eval/syntax_ok", "direction": "higher_is_better", "max_regression": 0.05}
+    rows = [own.assign(syntax_ok=[True] + [None] * (N - 1)) for own in (BETTER, SAME)]
+    versions = [
+        evidence(version, own, metrics={**evidence(version, own).metrics, "eval/syntax_ok": 1.0})
+        for version, own in zip(("2", "1"), rows, strict=True)
+    ]
+    decision = decide(policy(guards=[guard]), *versions, "Staging")
+    assert decision.passed, decision.why
+    assert any("no worse on one example" in reason.detail for reason in decision.reasons)
+
+
+@pytest.mark.parametrize(
     ("changes", "check"),
     [
         ({"validation": "failed"}, "validation"),
