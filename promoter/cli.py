@@ -57,8 +57,14 @@ class _Promoter(click.Group):
     show_envvar=True,
     help="MLflow tracking server.",
 )
+@click.option(
+    "--public-url",
+    envvar="TRACKING_PUBLIC_URL",
+    show_envvar=True,
+    help="Where people open the tracking server, for the links that are printed.  [default: the tracking URI]",
+)
 @click.pass_context
-def main(context: click.Context, tracking_uri: str) -> None:
+def main(context: click.Context, tracking_uri: str, public_url: str | None) -> None:
     """Compare model versions, and let one into production only when it is better than what serves there.
 
     Exit codes: 0 promoted or nothing to do, 1 the gate or a check said no, 2 bad input, 3 the tracking server does
@@ -378,7 +384,9 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
         if entry.outcome == records.AWAITING and not dry_run:
             line += f"\nTo let it go on: promoter approve --version {entry.version} --by NAME --reason TEXT"
         if outcome.run_id is not None:
-            line += f"\nReport: {context.obj.rstrip('/')}{records.link(MlflowClient().get_run(outcome.run_id))}"
+            given = context.find_root().params
+            address = (given["public_url"] or given["tracking_uri"]).rstrip("/")
+            line += f"\nReport: {address}{records.link(MlflowClient().get_run(outcome.run_id))}"
         texts = {
             "text": "\n".join([*([report.decision_text(decision)] if decision is not None else []), line]),
             "markdown": page.markdown(replace(entry, outcome=would + entry.outcome), decision),

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from serving import threads
 from serving.settings import RunSettings
 from serving.versions import Refused, Unavailable
 
@@ -47,7 +48,8 @@ class Child:
         ]
         self.process = subprocess.Popen(
             arguments,
-            env=os.environ
+            env={"GOMP_SPINCOUNT": threads.SPIN}
+            | os.environ
             | {
                 "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
                 "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -166,7 +168,8 @@ class Child:
 
     def last_words(self) -> str:
         """The last line of its log that tells something."""
-        lines = [line for line in self.log if line.strip()]
+        # MLflow's last word is that its server has ended, and not why.
+        lines = [line for line in self.log if line.strip() and "returned non zero return code" not in line]
         errors = [line for line in lines if "Error" in line or "Exception" in line]
         return (errors or lines or ["it said nothing"])[-1].strip()[:500]
 

@@ -24,6 +24,7 @@ from mlflow.protos.databricks_pb2 import (
 from serving.decoding import Completion, Decoder, Sampling, pack_linear_layers
 from serving.params import GenerationParams, invalid
 from serving.text import TextStream, encode_prompt
+from serving.threads import Threads
 
 if TYPE_CHECKING:
     from serving.continuous import ContinuousDecoder
@@ -114,6 +115,7 @@ class Engine:
         self._seconds_per_completion = 1.0
         self._thread: threading.Thread | None = None
         self._packed = False
+        self._threads = Threads()
 
     def _new_decoder(self, pad: int) -> "Decoder | ContinuousDecoder":
         """Raises MlflowException for a way of batching that there is not."""
@@ -226,6 +228,8 @@ class Engine:
             self._join(joining)
             self._active = [request for request in self._active if self._goes_on(request)]
         if self._active:
+            if (threads := self._threads.look()) is not None:
+                torch.set_num_threads(threads)  # for this thread, which alone computes
             self.decoder.step()
             self._steps += 1
             self._look(self._active)

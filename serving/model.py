@@ -11,6 +11,7 @@ unpickled. The defaults of the generation parameters stand in the folder's gener
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +68,79 @@ def choose_dtype(dtype: str, device: str) -> Any:
         else:
             dtype = "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "float32"
     return getattr(torch, dtype)
+
+
+def load_causal_lm(folder: Path, **options: Any) -> Any:
+    """The causal language model in a folder, as `save_pretrained` writes it: safetensors only, and every weight there.
+
+    `options` go to `from_pretrained`. Raises MlflowException (INVALID_PARAMETER_VALUE) for another kind of model, for
+    weights that are missing or of another shape, which transformers would fill in at random, and for a folder from
+    which no model loads.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = causal_config(folder)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **options,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a broken file, or the architecture's own code, raises
+        raise invalid(f"No model loads from {folder}: {_first_line(error)}") from error
+    _refuse_incomplete(folder, type(model).__name__, found)
+    return model
+
+
+def causal_config(folder: Path) -> Any:
+    """The configuration of the causal language model in a folder.
+
+    Raises MlflowException (INVALID_PARAMETER_VALUE) where it names another kind of model, or cannot be read.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever the architecture's own code raises
+        raise invalid(f"No model loads from {folder}: {_first_line(error)}") from error
+    named = [str(name) for name in getattr(config, "architectures", None) or []]
+    causal = {name for names in KNOWN.values() for name in ([names] if isinstance(names, str) else names)}
+    if named and not any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in named):
+        raise invalid(
+            f"{folder} holds a {named[0]}, which is no causal language model. Expected one that continues a text, such "
+            "as LlamaForCausalLM (`architectures` in its config.json)."
+        )
+    return config
+
+
+def _refuse_incomplete(folder: Path, architecture: str, found: Mapping[str, Any]) -> None:
+    """Raise MlflowException where `from_pretrained`'s loading info names weights that were not loaded."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise invalid(
+            f"{folder} lacks {_some(missing)} of {architecture}. Expected all weights, as save_pretrained writes them: "
+            "is a shard missing, or config.json another model's?"
+        )
+    mismatched = sorted(
+        f"{name} ({list(there)}, expected {list(wanted)})" for name, there, wanted in found["mismatched_keys"]
+    )
+    if mismatched:
+        raise invalid(
+            f"{folder} holds weights of another shape than its config.json says: {_some(mismatched)} of {architecture}."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more weights"
 
 
 def generate(
@@ -137,7 +211,7 @@ class CodeGenerationModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the weights, merging a PEFT adapter. Raises MlflowException for pickled weights."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from serving.engine import Engine, Limits
 
@@ -148,13 +222,12 @@ class CodeGenerationModel(PythonModel):
         if not any(folder.glob("*.safetensors")):
             raise invalid(f"{folder} holds no *.safetensors. Expected weights in that format: no pickle is loaded.")
         if (folder / "adapter_config.json").is_file():
-            from peft import PeftConfig, PeftModel
+            from peft import PeftConfig
 
             base = context.artifacts.get("base_model") or PeftConfig.from_pretrained(folder).base_model_name_or_path
-            model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
-            model = PeftModel.from_pretrained(model, folder, use_safetensors=True).merge_and_unload()
+            model = _with_adapter(load_causal_lm(Path(base), dtype=dtype), folder)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            model = load_causal_lm(folder, dtype=dtype)
         self.model = model.to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.defaults = read_defaults(folder)
@@ -226,6 +299,18 @@ def parse_input(model_input: Any) -> list[tuple[str, dict[str, Any]]]:
     return [_parse_row(row, number) for number, row in enumerate(rows)]
 
 
+def _with_adapter(model: Any, folder: Path) -> Any:
+    """A model with a PEFT adapter merged into it. Raises MlflowException where the adapter lacks weights."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(model, folder, use_safetensors=True)
+    if missing := next((str(item.message) for item in caught if "missing adapter keys" in str(item.message)), None):
+        raise invalid(f"{folder} is an adapter that does not fit its base model: {missing}")
+    return model.merge_and_unload()
+
+
 def read_defaults(folder: Path) -> GenerationParams:
     """The generation parameters that a model folder's generation_config.json sets."""
     from transformers import GenerationConfig
@@ -285,6 +370,10 @@ def _parse_row(row: Any, number: int) -> tuple[str, dict[str, Any]]:
         raise invalid(f"Row {number} has prompt={prompt!r}. Expected a text under 'prompt'.")
     # In a DataFrame a cell without a value is NaN: that row takes the default.
     return prompt, {name: value for name, value in values.items() if not _is_missing(value)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _is_missing(value: Any) -> bool:

@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 os.environ["TQDM_DISABLE"] = "1"
+os.environ["TRAINER_NICE"] = "0"  # else a test that runs the trainer in its own process would go on behind the others
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # several processes compute at once here: none is to wait spinning
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"  # an image more to pull; every container here is closed by its test
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 

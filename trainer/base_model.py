@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.model import choose_device, choose_dtype
+from serving.model import causal_config, choose_device, choose_dtype, load_causal_lm
 from trainer.config import ModelConfig
 from trainer.errors import InputError
 
@@ -61,7 +61,7 @@ def load_tokenizer(base: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"model.name: no tokenizer loads from '{base.folder}': {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -71,14 +71,12 @@ def load_tokenizer(base: BaseModel) -> Any:
     return tokenizer
 
 
-def load_model(base: BaseModel, config: ModelConfig, in_4bit: bool = False) -> Any:
+def load_model(base: BaseModel, config: ModelConfig, tokenizer: Any, in_4bit: bool = False) -> Any:
     """The model on its device, in its dtype, its linear layers in NF4 if wanted (on a GPU, for QLoRA).
 
-    Raises InputError where no causal language model loads.
+    Its generation config is a new, greedy one. Raises InputError where no causal language model loads.
     """
     from mlflow.exceptions import MlflowException
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     try:
         device = choose_device(config.device)
@@ -95,20 +93,69 @@ def load_model(base: BaseModel, config: ModelConfig, in_4bit: bool = False) -> A
         )
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model.name: no model loads from '{base.folder}': {_first_line(error)}") from error
-    return model if in_4bit else model.to(device)
+        model = load_causal_lm(base.folder, dtype=dtype, **options)
+    except MlflowException as error:
+        raise InputError(f"model.name is '{base.name}': {error.message}") from error
+    model = model if in_4bit else model.to(device)
+    _check_causal(model, base)
+    model.generation_config = greedy(model.generation_config, tokenizer)
+    return model
+
+
+def greedy(given: Any, tokenizer: Any) -> Any:
+    """A new generation config for greedy decoding, by which a model is judged and served, that ends where the given one
+    does or the tokenizer.
+
+    Nothing else of the given one stays: transformers refuses to save `do_sample=False` beside the sampling keys that
+    most instruct models have, and a penalty or beams that only one of the two sides knows would tell them apart.
+    """
+    from transformers import GenerationConfig
+
+    ends = given.eos_token_id if isinstance(given.eos_token_id, list) else [given.eos_token_id]
+    own = tokenizer.eos_token_id
+    ends = list(dict.fromkeys(int(end) for end in (own, *ends) if end is not None))
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=given.bos_token_id if given.bos_token_id is not None else tokenizer.bos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _check_causal(model: Any, base: BaseModel) -> None:
+    """Raise InputError where what a model says of a token depends on those after it, as in a BERT."""
+    import torch
+
+    count = model.get_input_embeddings().weight.shape[0]
+    first = torch.arange(1, 7, device=model.device) % count
+    other = torch.cat([first[:3], (first[3:] + 7) % count])  # the same beginning, another end
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            logits = model.eval()(input_ids=torch.stack([first, other])).logits[:, :3].float()  # (2, 3, vocabulary)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"model.name is '{base.name}', a {type(model).__name__} that reads no plain text: {_first_line(error)}"
+        ) from error
+    model.train(was_training)
+    if not torch.allclose(logits[0], logits[1], rtol=0, atol=0.01 * float(logits.std())):
+        raise InputError(
+            f"model.name is '{base.name}', a {type(model).__name__} in which a token sees those that come after it. "
+            "Expected a causal language model, one that continues a text."
+        )
 
 
 def positions(base: BaseModel) -> int | None:
-    """How many tokens the model takes at most, where its configuration says so."""
-    from transformers import AutoConfig
+    """How many tokens the model takes at most, where its configuration says so.
+
+    Raises InputError where the configuration is that of no causal language model.
+    """
+    from mlflow.exceptions import MlflowException
 
     try:
-        found = getattr(AutoConfig.from_pretrained(base.folder), "max_position_embeddings", None)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.name: no model loads from '{base.folder}': {_first_line(error)}") from error
+        found = getattr(causal_config(base.folder), "max_position_embeddings", None)
+    except MlflowException as error:
+        raise InputError(f"model.name is '{base.name}': {error.message}") from error
     return int(found) if found is not None else None
 
 

@@ -31,7 +31,14 @@ MARK = "complete.json"
 REMOTE = "checkpoints"  # folder in a run's artifacts
 # What may differ between two commands for the same job: where and how it runs, and not what comes out.
 ELSEWHERE = (
-    *("checkpoint.", "distributed.", "tracking.uri", "tracking.patience_s", "tracking.system_metrics_interval_s"),
+    *(
+        "checkpoint.",
+        "distributed.",
+        "tracking.uri",
+        "tracking.public_url",
+        "tracking.patience_s",
+        "tracking.system_metrics_interval_s",
+    ),
     *("model.cache_dir", "trainer.dataloader_num_workers", "trainer.logging_steps"),
 )
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import click
 
+from serving.threads import SPIN
 from trainer.config import CONFIGS, Config, load_config, to_yaml, walk
+from trainer.errors import InputError
 
 
 class _TrainByDefault(click.Group):
@@ -62,7 +64,10 @@ def _config_options(command: Any) -> Any:
 @click.version_option(package_name="ratchet")
 def main() -> None:
     """Fine-tune a code model on your code, and register it in MLflow. With overrides alone: train."""
-    for variable in ("CHECKPOINTS_DIR", "DATA_SOURCE", "MLFLOW_TRACKING_URI", "RATCHET_HOME", "EVALUATOR_DIR"):
+    for variable in (
+        *("CHECKPOINTS_DIR", "DATA_SOURCE", "EVALUATOR_DIR", "MLFLOW_TRACKING_URI", "RATCHET_HOME"),
+        "TRACKING_PUBLIC_URL",
+    ):
         if not os.environ.get(variable):
             os.environ.pop(variable, None)  # empty counts as unset, as the env files say
     if not sys.stderr.isatty():
@@ -77,7 +82,7 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
 
     Example: trainer train --config demo data.source=src trainer.epochs=2
     """
-    config = load_config(config_path, overrides)
+    config = _with_source(load_config(config_path, overrides))
     left = "A run that had not finished has registered nothing; the same command goes on with it."
     with _interruptible(left) as folder:
         from trainer import job  # torch and transformers take seconds to import
@@ -105,7 +110,7 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
     Example: trainer prepare -o prepared data.source=path/to/your/repo; then look at prepared/report.md. To train on
     just that: trainer train data.source=prepared/train.jsonl data.eval_source=prepared/held_out.jsonl
     """
-    config = load_config(config_path, overrides)
+    config = _with_source(load_config(config_path, overrides))
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
@@ -117,8 +122,9 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
 
         job.quiet()
         base = base_model.resolve(config.model)
+        positions = base_model.positions(base)
         tokenizer = base_model.load_tokenizer(base)
-        data = job.prepare_data(config, tokenizer, output, base_model.positions(base))
+        data = job.prepare_data(config, tokenizer, output, positions)
         click.echo(f"\n{data.report.to_markdown()}\nWritten to {output}: {', '.join(OUTPUTS)}")
 
 
@@ -155,6 +161,8 @@ def evaluate(
                 settings += settings_of(config.tracking.uri, data.removeprefix("runs:/").strip("/"))
             config = load_config(config_path, [*settings, *overrides])
             config.data.source, config.data.eval_source = [], data
+        elif config.data.eval_source is None:
+            config = _with_source(config)
         with _to_stderr(output_format == "json"):
             metrics = evaluate_version(config, model_uri, again)
     if output_format == "json":
@@ -162,6 +170,25 @@ def evaluate(
         return
     for name, value in sorted(metrics.items()):
         click.echo(f"  {name:<36}{value:>12.4f}")
+
+
+def _with_source(config: Config) -> Config:
+    """The configuration, which names data. Raises InputError where it does not, and nothing else says what to take."""
+    if config.data.source is not None:
+        return config
+    fallback = os.environ.get("DATA_SOURCE_FALLBACK")
+    if not fallback:
+        raise InputError(
+            "data.source is not set: what is your code? Expected, for example, data.source=path/to/your/src or "
+            "data.source=package:NAME (docs/data.md lists all kinds). `--config demo` trains on Python's asyncio."
+        )
+    click.echo(
+        f"No SOURCE_DIR and no data.source: this takes {fallback}, to try things. For your own code: "
+        "SOURCE_DIR=path/to/your/repo docker compose run --rm trainer",
+        err=True,
+    )
+    config.data.source = fallback
+    return config
 
 
 @contextmanager
@@ -176,9 +203,21 @@ def _to_stderr(wanted: bool) -> Iterator[None]:
         sys.stdout = previous
 
 
+def _step_back() -> None:
+    """Leave the machine's cores to what people wait for, such as serving. To be called before torch is imported."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    given = os.environ.get("TRAINER_NICE") or "10"
+    if not (given.isdigit() and int(given) < 20):
+        raise InputError(f"TRAINER_NICE is '{given}'. Expected 0 to 19: how far to step back for other processes.")
+    if hasattr(os, "setpriority"):
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, max(own, int(given)))
+
+
 @contextmanager
 def _interruptible(what_is_left: str) -> Iterator[Path]:
     """Exit with 130 or 143, and a word on what is left, at Ctrl-C or SIGTERM; gives a folder that goes afterwards."""
+    _step_back()
     from trainer import tracking
 
     with tracking.terminated_as_interrupt():

@@ -84,9 +84,10 @@ class DataConfig:
     """Parameters that choose the data."""
 
     source: Any = _option(
-        "${oc.env:DATA_SOURCE,package:email}",
-        "Where the code or the rows are: a folder, a .jsonl file, package:NAME (an installed package), "
-        "git:PATH[@REVISION], s3://BUCKET/KEY or hub:ORG/NAME[:SPLIT]; or a list of them, [a,b].",
+        "${oc.env:DATA_SOURCE,null}",
+        "Your code, or rows: a folder, a .jsonl file, package:NAME (an installed package), git:PATH[@REVISION], "
+        "s3://BUCKET/KEY or hub:ORG/NAME[:SPLIT]; or a list of them, [a,b].",
+        optional=True,
     )
     eval_source: Any = _option(None, "As `source`: what to judge by. Default: hold out a part of `source`.")
     function_weight: float = _option(
@@ -284,6 +285,11 @@ class TrackingConfig:
         pattern=(r"[\w. -]+", "letters, digits, and any of _ - . and space"),
     )
     run_name: str | None = _option(None, "Name of the run. Default: MLflow makes one.")
+    public_url: str | None = _option(
+        "${oc.env:TRACKING_PUBLIC_URL,null}",
+        "Where people open the tracking server: what printed links lead to. Default: $TRACKING_PUBLIC_URL, else uri.",
+        optional=True,
+    )
     patience_s: int = _option(
         3600,
         "Seconds to wait, when all is trained, for a tracking server that is down. Training itself never waits for it.",

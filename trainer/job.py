@@ -93,8 +93,8 @@ def prepare(config: Config, folder: Path) -> Job:
     root = checkpoints.root(config)
     say(f"Base model: {config.model.name}")
     base = base_model.resolve(config.model)
-    tokenizer = base_model.load_tokenizer(base)
     positions = base_model.positions(base)
+    tokenizer = base_model.load_tokenizer(base)
     data = prepare_data(config, tokenizer, folder, positions)
     if not len(data.train):
         raise InputError(f"data.source is {config.data.source!r}. Expected something to train on.")
@@ -105,7 +105,7 @@ def prepare(config: Config, folder: Path) -> Job:
         )
     evaluation = Evaluation.of(config.eval, config.seed, data.held_out, data.held_out_digest)
     evaluation.check(tokenizer, positions)
-    model = base_model.load_model(base, config.model)
+    model = base_model.load_model(base, config.model, tokenizer)
     _check_fit(config, model)
     distributed.processes(config, model.device.type)
     split(_training_data(data), config.trainer.validation_fraction, config.seed)
@@ -169,6 +169,7 @@ def run(job: Job) -> register.Registered | None:
             mlflow.set_tag("base_run_id", base_run_id)
             word = "Going on with" if earlier is not None else "Fine-tuning"
             say(f"{word} {job.base.short_name} ({job.config.method_in_words}), run {active.info.run_name}")
+            say(f"  {tracking.page_of(job.config, active)}")
             if not checkpoints.is_whole(folder / RESULT):
                 _train(job, folder, run_id)
             registered, metrics = _finish(job, folder, run_id, base_table, base_metrics)
@@ -197,7 +198,7 @@ def _train(job: Job, folder: Path, run_id: str | None) -> None:
             assert run_id is not None
             if config.lora.load_in_4bit:
                 job.release_model()
-                job.model = base_model.load_model(job.base, config.model, in_4bit=True)
+                job.model = base_model.load_model(job.base, config.model, job.tokenizer, in_4bit=True)
             recorder = Recorder(job.client, run_id, folder / "spool", config.tracking.system_metrics_interval_s)
             try:
                 checkpoint = checkpoints.newest(folder / "checkpoints")
@@ -251,11 +252,11 @@ def _tuned(job: Job, result: Path) -> Any:
 
     if job.config.trainer.method == "full":
         job.release_model()
-        return base_model.load_model(BaseModel("the result", result, ""), job.config.model)
+        return base_model.load_model(BaseModel("the result", result, ""), job.config.model, job.tokenizer)
     if job.config.lora.load_in_4bit:
         job.release_model()  # merged in 4 bits, what was learnt would be rounded away
     if job.model is None:
-        job.model = base_model.load_model(job.base, job.config.model)
+        job.model = base_model.load_model(job.base, job.config.model, job.tokenizer)
     model = PeftModel.from_pretrained(job.model, result, torch_device=str(job.model.device))
     return model.merge_and_unload().eval()
 

@@ -16,6 +16,7 @@ from mlflow.models.model import ModelInfo
 
 import serving.model
 from trainer import manifest, tracking
+from trainer.base_model import greedy
 from trainer.config import Config
 from trainer.manifest import PyfuncWithManifest
 
@@ -36,10 +37,8 @@ def model_names(config: Config) -> tuple[str, str]:
 
 def save_model(model: Any, tokenizer: Any, config: Config, card: str, folder: Path) -> None:
     """Write weights (safetensors), tokenizer, generation defaults and model card to a folder."""
+    model.generation_config = greedy(model.generation_config, tokenizer)
     model.generation_config.max_new_tokens = config.eval.max_new_tokens
-    model.generation_config.do_sample = False
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -46,6 +46,12 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def page_of(config: Config, run: MlflowRun) -> str:
+    """Where a person opens a run in the MLflow UI."""
+    address = (config.tracking.public_url or config.tracking.uri).rstrip("/")
+    return f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
 class ServerAway(click.ClickException):
     """The tracking server did not come back in time."""
 

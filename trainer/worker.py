@@ -36,7 +36,8 @@ def work(folder: Path, rank: int) -> None:
     base = BaseModel(task.base_name, Path(task.base_folder), task.base_revision)
     if torch.cuda.is_available() and config.model.device != "cpu":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    model = base_model.load_model(base, config.model, in_4bit=config.lora.load_in_4bit)
+    tokenizer = base_model.load_tokenizer(base)
+    model = base_model.load_model(base, config.model, tokenizer, in_4bit=config.lora.load_in_4bit)
     timeout = timedelta(seconds=config.distributed.timeout_s)
     dist.init_process_group("nccl" if model.device.type == "cuda" else "gloo", timeout=timeout)
     _check_same_job(task, config)
@@ -47,7 +48,7 @@ def work(folder: Path, rank: int) -> None:
         client = MlflowClient(task.uri)
         recorder = Recorder(client, task.run_id, folder / "spool", config.tracking.system_metrics_interval_s)
     checkpoint = _agree_on_checkpoint(folder / "checkpoints", rank)
-    done = train(model, base_model.load_tokenizer(base), data, config, folder, recorder, checkpoint)
+    done = train(model, tokenizer, data, config, folder, recorder, checkpoint)
     if recorder is not None:
         recorder.close()
     if not done:

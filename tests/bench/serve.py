@@ -2,6 +2,7 @@
 
     .venv/bin/python -m tests.bench.serve                      # all, at 1, 8 and 32 clients: about ten minutes
     .venv/bin/python -m tests.bench.serve --clients 8 --only ratchet
+    .venv/bin/python -m tests.bench.serve --only ratchet --neighbours 0 1   # quiet, and with one core taken
 
 Each contestant serves SmolLM2-135M in bfloat16, one after another, on all cores. Clients ask one after another for
 completions of 24, 48 or 72 tokens of pieces of Python's own source, the same ones in the same order for all, greedily;
@@ -13,9 +14,13 @@ tok/s          tokens of completions, counted by the model's own tokenizer, from
 p50, p99       seconds of a request
 first          seconds to the first piece of a stream, median; one request in four is streamed (stock does not stream)
 errors         requests without a 200, or without an answer in 120 s
+
+`--neighbours 1` measures beside a process that keeps one core busy, as a build or a training run does; the share of the
+quiet figure that is left stands at the end.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -221,6 +226,18 @@ def measure(server: Server, clients: int, work: list[tuple[str, int]], tokenizer
     }
 
 
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """So many processes beside us, each of which keeps a core busy."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
 def bandwidth(folder: Path) -> float:
     """Tokens per second at which one sequence would need all that memory gives: weights read once for each token."""
     import torch
@@ -238,6 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=list(ASKED), help="how many ask at once")
     parser.add_argument("--only", default=",".join(CONTESTANTS), help="contestants, separated by commas")
+    parser.add_argument("--neighbours", type=int, nargs="+", default=[0], help="processes that each keep a core busy")
     given = parser.parse_args()
     from transformers import AutoTokenizer
 
@@ -248,30 +266,35 @@ def main() -> None:
     base = resolve(ModelConfig(name=SMOLLM2, cache_dir=str(Path("var/models").absolute())))
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     source, chance = Path(argparse.__file__).read_text(), random.Random(0)
-    found: dict[tuple[str, int], dict[str, float]] = {}
+    found: dict[tuple[str, int, int], dict[str, float]] = {}
     for name in given.only.split(","):
         with tempfile.TemporaryDirectory() as work, contestant(name, base.folder, Path(work)) as server:
             server.ask(requests.Session(), "def add(a, b):\n", 4, False)  # warm
-            for clients in given.clients:
+            for clients, beside in itertools.product(given.clients, given.neighbours):
                 chance.seed(clients)
                 work_list = [
                     (source[(at := chance.randrange(len(source) - 400)) : at + chance.randint(60, 400)], tokens)
                     for _ in range(ASKED.get(clients, 3 * clients))
                     for tokens in [chance.choice(TOKENS)]
                 ]
-                found[name, clients] = row = measure(server, clients, work_list, tokenizer)
-                print(
-                    f"{name:<13}{clients:>3} clients  " + "  ".join(f"{key} {row[key]:.2f}" for key in row), flush=True
-                )
+                with neighbours(beside):
+                    found[name, clients, beside] = row = measure(server, clients, work_list, tokenizer)
+                figures = "  ".join(f"{key} {row[key]:.2f}" for key in row)
+                print(f"{name:<13}{clients:>3} clients  {beside} neighbours  {figures}", flush=True)
     print()
-    for clients in given.clients:
-        for name in given.only.split(","):
-            if name != "stock" and ("stock", clients) in found:
-                ratio = found[name, clients]["tok/s"] / found["stock", clients]["tok/s"]
-                print(f"{clients:>3} clients: {name} makes {ratio:.1f} times the tokens of stock")
-    if ("ratchet", 1) in found:
+    quiet = min(given.neighbours)
+    for name, clients in itertools.product(given.only.split(","), given.clients):
+        rate = found[name, clients, quiet]["tok/s"]
+        if name != "stock" and ("stock", clients, quiet) in found:
+            ratio = rate / found["stock", clients, quiet]["tok/s"]
+            print(f"{clients:>3} clients: {name} makes {ratio:.1f} times the tokens of stock")
+        for beside in given.neighbours:
+            if beside != quiet:
+                share = found[name, clients, beside]["tok/s"] / rate
+                print(f"{clients:>3} clients, {beside} neighbours: {name} keeps {share:.0%} of its {rate:.1f} tok/s")
+    if ("ratchet", 1, 0) in found:
         limit = bandwidth(base.folder)
-        share = found["ratchet", 1]["tok/s"] / limit
+        share = found["ratchet", 1, 0]["tok/s"] / limit
         print(f"One sequence at this machine's memory bandwidth: {limit:.0f} tok/s; Ratchet is at {share:.0%} of it")
 
 

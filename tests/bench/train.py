@@ -99,7 +99,7 @@ def ratchet(settings: Settings, folder: Path, watch: Any = None, more: Sequence[
     rows = read_examples(Path(settings["train"]))
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     recorder = Recorder(client, client.create_run("0").info.run_id, folder / "spool", 10.0)
-    model = base_model.load_model(base, config.model)
+    model = base_model.load_model(base, config.model, tokenizer)
     data = TrainingData(rows, token_counts(tokenizer, rows))
     with watch or contextlib.nullcontext():
         train(model, tokenizer, data, config, folder, recorder, None)

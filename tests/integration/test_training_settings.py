@@ -36,7 +36,7 @@ def trained(stack: Stack, tiny, tmp_path):
         experiment_id = experiment.experiment_id if experiment else stack.client.create_experiment("settings")
         run_id = stack.client.create_run(experiment_id).info.run_id
         recorder = Recorder(stack.client, run_id, folder / "spool", 0)
-        model = base_model.load_model(tiny, config.model)
+        model = base_model.load_model(tiny, config.model, tokenizer)
         assert train(model, tokenizer, TrainingData(EXAMPLES, lengths), config, folder, recorder, None)
         assert recorder.spool.wait(30)
         recorder.close()
@@ -120,7 +120,7 @@ def test_a_fused_layer_computes_what_pefts_does(tiny) -> None:
     gradients = []
     for fused in (False, True):
         torch.manual_seed(0)
-        model = add_adapter(base_model.load_model(tiny, config.model), config)
+        model = add_adapter(base_model.load_model(tiny, config.model, base_model.load_tokenizer(tiny)), config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
@@ -141,13 +141,18 @@ def test_what_cannot_be_fused_is_left_to_peft(tiny, override: str) -> None:
     from trainer.train import add_adapter
 
     config = load_config(None, ["model.dtype=bfloat16", override])
-    assert fused_lora.fuse(add_adapter(base_model.load_model(tiny, config.model), config)) == 0
+    assert (
+        fused_lora.fuse(add_adapter(base_model.load_model(tiny, config.model, base_model.load_tokenizer(tiny)), config))
+        == 0
+    )
 
 
 def test_padding_free_is_refused_where_examples_would_see_each_other(tiny) -> None:
     from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
-    assert padding_free.is_exact(base_model.load_model(tiny, load_config(None, []).model))
+    assert padding_free.is_exact(
+        base_model.load_model(tiny, load_config(None, []).model, base_model.load_tokenizer(tiny))
+    )
     recurrent = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4))
     assert not padding_free.is_exact(recurrent)
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}

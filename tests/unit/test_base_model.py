@@ -1,8 +1,15 @@
 """Base models: what a name leads to, and what is said where it leads nowhere."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from safetensors.torch import load_file
 
+from serving.model import CodeGenerationModel
+from tests import models
 from trainer import base_model
 from trainer.config import ModelConfig
 from trainer.errors import InputError
@@ -12,7 +19,7 @@ def test_local_folder_is_identified_by_its_weights(tiny, tmp_path) -> None:
     first = base_model.resolve(ModelConfig(name=str(tiny.folder)))
     assert first.revision.startswith("sha256:")
     assert base_model.resolve(ModelConfig(name=str(tiny.folder))).identity == first.identity
-    model = base_model.load_model(first, ModelConfig(device="cpu"))
+    model = base_model.load_model(first, ModelConfig(device="cpu"), base_model.load_tokenizer(first))
     with torch.no_grad():
         model.model.embed_tokens.weight[0, 0] += 1
     model.save_pretrained(tmp_path)
@@ -60,3 +67,90 @@ def test_hub_id_without_a_hub_is_a_clear_error(monkeypatch, tmp_path) -> None:
 def test_messages_without_a_template_become_paragraphs(tiny) -> None:
     tokenizer = base_model.load_tokenizer(tiny)
     assert base_model.chat_template(tokenizer, [{"role": "user", "content": "hi"}]) == "hi\n\n"
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def lacks(weights: dict[str, torch.Tensor]) -> None:
+    del weights[UP]
+
+
+def lacks_many(weights: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in weights if "layers.1" in name]:
+        del weights[name]
+
+
+def other_shape(weights: dict[str, torch.Tensor]) -> None:
+    weights[UP] = weights[UP][:3]
+
+
+def load(folder) -> object:
+    """As a job does: configuration first, then the tokenizer, then the weights."""
+    config = ModelConfig(name=str(folder), device="cpu")
+    base = base_model.resolve(config)
+    base_model.positions(base)
+    return base_model.load_model(base, config, base_model.load_tokenizer(base))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lacks, f"lacks {UP} of Qwen2ForCausalLM"),
+        (lacks_many, "more weights of Qwen2ForCausalLM"),
+        (other_shape, rf"another shape than its config.json says: {UP} \(\[3, 32\], expected \[64, 32\]\)"),
+    ],
+)
+def test_incomplete_weights_are_refused_in_trainer_and_serving(tiny, tmp_path, change, expected: str) -> None:
+    folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), "Qwen2ForCausalLM")
+    models.change_weights(folder, change)
+    with pytest.raises(InputError, match=expected) as caught:
+        load(folder)
+    assert str(folder) in caught.value.message
+    context = SimpleNamespace(artifacts={"model": str(folder)}, model_config={"device": "cpu"})
+    with pytest.raises(MlflowException, match=expected) as refused:
+        CodeGenerationModel().load_context(context)
+    assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_weights_that_are_tied_are_not_missing(tiny) -> None:
+    assert "lm_head.weight" not in load_file(tiny.folder / "model.safetensors")
+    load(tiny.folder)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["BertForMaskedLM", "RobertaForMaskedLM", "T5ForConditionalGeneration", "LlamaForSequenceClassification"],
+)
+def test_what_is_no_causal_language_model_is_refused_by_name(tiny, tmp_path, architecture: str) -> None:
+    folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), architecture)
+    with pytest.raises(InputError, match=f"holds a {architecture}, which is no causal language model"):
+        load(folder)
+    context = SimpleNamespace(artifacts={"model": str(folder)}, model_config={"device": "cpu"})
+    with pytest.raises(MlflowException, match=architecture):
+        CodeGenerationModel().load_context(context)
+
+
+def test_a_model_whose_tokens_see_those_after_them_is_refused_whatever_it_is_called(tiny, tmp_path) -> None:
+    folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), "BertLMHeadModel")
+    with pytest.raises(InputError, match="a BertLMHeadModel in which a token sees those that come after it"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["Qwen2ForCausalLM", "LlamaForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM"]
+)
+def test_a_causal_model_is_one(tiny, tmp_path, architecture: str) -> None:
+    load(models.make(tmp_path / "m", base_model.load_tokenizer(tiny), architecture))
+
+
+@pytest.mark.parametrize("eos", [7, [7, 9], [9, 0]])
+def test_the_generation_config_is_new_greedy_and_ends_where_base_and_tokenizer_do(tiny, tmp_path, eos) -> None:
+    tokenizer = base_model.load_tokenizer(tiny)  # ends at 0
+    given = {**models.SAMPLING, "no_repeat_ngram_size": 3, "num_beams": 4, "eos_token_id": eos}
+    model = load(models.make(tmp_path / "m", tokenizer, "Qwen2ForCausalLM", given))
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert not set(saved) & {"temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "num_beams"}
+    assert not saved.get("do_sample")
+    assert set(saved["eos_token_id"]) == {0, *(eos if isinstance(eos, list) else [eos])}

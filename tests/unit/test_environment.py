@@ -116,10 +116,12 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 def used(*files: Path) -> dict[str, str]:
     """The variables of Compose files, with their defaults (or with what is said where there is none)."""
     found: dict[str, str] = {}
+    inside = r"(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*"  # a default may hold variables itself
     for file in files:
         text = re.sub(r"(^|\s)#.*", "", file.read_text())
         found |= {
-            name: default or found.get(name, "") for name, default in re.findall(r"\$\{(\w+)(?::[-?+]([^}]*))?\}", text)
+            name: default or found.get(name, "")
+            for name, default in re.findall(rf"\$\{{(\w+)(?::[-?+]({inside}))?\}}", text)
         }
     found.pop("USER", None)  # the shell's own
     return found

@@ -127,7 +127,7 @@ def test_a_prepared_file_is_read_again(tmp_path) -> None:
 
 
 def test_flops_are_those_counted_by_hand(tiny) -> None:
-    model = base_model.load_model(tiny, load_config(None, []).model)
+    model = base_model.load_model(tiny, load_config(None, []).model, base_model.load_tokenizer(tiny))
     layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128  # q, o; k, v; gate, up, down
     assert flops.cost_of(model.requires_grad_(False)).per_token == 2 * layer * 4
     assert flops.cost_of(model).per_loss_token == 64 * 257 * 4
