@@ -19,9 +19,21 @@ RUN = .venv/bin/dotenv -f $(ENV_FILE) run --no-override --
 # Runs a check with a program that pip does not bring; in CI it has to be there.
 with = @if command -v $1 >/dev/null; then echo '$2'; $2; else echo 'Left out, since there is no $1: $2'; [ -z "$$CI" ]; fi
 
+# `make train-model data.source=src` would set a variable of make's own and train on something else. So an assignment that
+# nobody reads is refused: what may be given are the Makefile's own, and what the env files and the programs know.
+READ = PYTHON PIP_FLAGS SCREENSHOTS RATCHET_HOME QUIET ARGS DEBIAN_MIRROR CI DATA_SOURCE CHECKPOINTS_DIR \
+    $(shell sed -nE 's/^\#?([A-Z_0-9]+)=.*/\1/p' infra/env/*.env) \
+    $(foreach prefix,MLFLOW_ HF_ CUDA_ NVIDIA_ AWS_ PIP_ PYTEST_ DOCKER_ COMPOSE_ OMP_ GOMP_ TORCH_ PROMOTER_ TRAINER_ TEST_,$(prefix)%)
+GIVEN = $(sort $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name))))
+UNREAD := $(filter-out $(READ) MAKE% -*-%,$(GIVEN))
+ifneq ($(UNREAD),)
+    $(error $(foreach name,$(UNREAD),`$(name)=$(value $(name))`) is an assignment that make keeps to itself. Options of a command \
+go into ARGS: make $(or $(firstword $(MAKECMDGOALS)),train-model) ARGS="$(foreach name,$(UNREAD),$(name)=$(value $(name)))")
+endif
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo down env env-prod migrate-artifacts engine offline-images images test lint doctor setup-mlflow start-mlflow prepare-data \
+.PHONY: help demo up down env env-prod migrate-artifacts engine offline-images images test test-long lint doctor setup-mlflow start-mlflow prepare-data \
         train-model evaluate-model compare-models promote-model gate-demo serve-model screenshots docs lock
 
 help: ## List the commands
@@ -32,6 +44,9 @@ demo: ## Set everything up, then train, gate, promote, serve and answer a reques
 	echo '[1/6] Python environment in .venv'; \
 	$(MAKE) -s .venv/.runtime && echo 'Ready' && \
 	$(RUN) .venv/bin/python -m infra.demo --began $$began
+
+up: ## Start the Compose stack, after a look at engine, secrets, images and ports; ARGS="--scale serving=2"
+	@$(PYTHON) -m infra.up $(ARGS)
 
 down: .venv/.runtime ## Stop the servers that the demo left running (data stay)
 	@$(RUN) .venv/bin/python -m infra.processes down
@@ -56,6 +71,9 @@ images: ## Build the stack's images, with the commit that they are from
 
 test: .venv/.dev ## Run all tests; those of the stack need a Docker engine
 	.venv/bin/python -m pytest
+
+test-long: .venv/.dev ## Run all tests with their full doses: 20 swaps, outages of minutes, ten kills, the demo twice
+	TEST_DOSES=full .venv/bin/python -m pytest
 
 lint: .venv/.dev .venv/.checkov ## Check style, types, Dockerfiles, Compose files, Terraform, workflows and shell scripts
 	.venv/bin/ruff check .

@@ -20,11 +20,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from infra.ports import holder
 from infra.processes import Service, home
-from services.tracking.__main__ import check_port_is_free as tracking_port_is_free
 from services.tracking.readiness import is_ready, wait_until
 from services.tracking.settings import TrackingSettings
-from serving.__main__ import check_port_is_free as serving_port_is_free
 from serving.settings import ServingSettings
 
 PROMPT = 'def is_reading(self):\n    """Return True if the transport is receiving data."""\n'
@@ -53,7 +52,7 @@ class Demo:
     def run(self) -> None:
         with self.step(2, "tracking server", f"Tracking server on SQLite and files in {home()}"):
             if Service("serving").process() is None:  # said now, not after the training
-                serving_port_is_free(self.serving.serving_host, self.serving.serving_port)
+                refuse_taken("SERVING_PORT", self.serving.serving_host, self.serving.serving_port)
             self.start_tracking()
         with self.step(3, "training", "Evaluate the base model, fine-tune it on asyncio's source, evaluate again"):
             command("trainer", "train", "--config", "demo")
@@ -69,7 +68,7 @@ class Demo:
             click.echo(f"It is running already: {self.tracking_url}")
             return
         service.stop()
-        tracking_port_is_free(self.tracking.tracking_host, self.tracking.tracking_port)
+        refuse_taken("TRACKING_PORT", self.tracking.tracking_host, self.tracking.tracking_port)
         click.echo("$ python -m services.tracking")
         service.start("services.tracking")
         self.wait_for(service, lambda: is_ready(self.tracking_url))
@@ -111,7 +110,7 @@ class Demo:
     def serve(self) -> None:
         service = Service("serving")
         if service.process() is None:
-            serving_port_is_free(self.serving.serving_host, self.serving.serving_port)
+            refuse_taken("SERVING_PORT", self.serving.serving_host, self.serving.serving_port)
             click.echo("$ python -m serving")
             service.start("serving")
         else:
@@ -155,6 +154,15 @@ class Demo:
             "Stop both:   make down\n"
         )
         click.secho(f"In production: {MODEL} version {production.version} ({production.tags['role']})", bold=True)
+
+
+def refuse_taken(variable: str, host: str, port: int) -> None:
+    """Exit with 2 where somebody else has a port, and say who."""
+    if (who := holder(port, host)) is not None:
+        click.echo(
+            f"Port {port} is held by {who.what}. Free it: {who.remedy}; or set {variable} to a free port.", err=True
+        )
+        sys.exit(2)
 
 
 def command(*arguments: str) -> None:

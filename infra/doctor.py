@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,8 @@ import click
 from packaging.specifiers import SpecifierSet
 from pydantic import ValidationError
 
-from infra.processes import SERVICES, Service, home
+from infra.ports import holder
+from infra.processes import SERVICES, home
 from services.tracking.readiness import is_ready
 from services.tracking.settings import TrackingSettings
 from serving.settings import ServingSettings
@@ -67,13 +67,10 @@ def check_ports() -> str:
     states = []
     for name in SERVICES:
         host, port, variable = ports[name]
-        with socket.socket() as probe:
-            probe.settimeout(2)
-            taken = probe.connect_ex((host, port)) == 0
-        ours = Service(name).process() is not None
-        if taken and not ours and not (name == "tracking" and is_ready(f"http://{host}:{port}")):
-            raise Problem(f"{port} ({name}) is taken by another program", f"stop it, or set {variable} to a free port")
-        states.append(f"{port} ({name}) {'in use by Ratchet' if taken else 'free'}")
+        who = holder(port, host)
+        if who is not None and not who.ours:
+            raise Problem(f"{port} ({name}) is held by {who.what}", f"{who.remedy}, or set {variable} to a free port")
+        states.append(f"{port} ({name}) {f'in use by {who.what}' if who is not None else 'free'}")
     return ", ".join(states)
 
 

@@ -152,7 +152,7 @@ def main() -> None:
     if empty := [name for name in ASKED if production and not found.get(name)]:
         print(f"Next: give {', '.join(empty)} a value in .env")
     else:
-        print("Next: docker compose up -d --wait")
+        print("Next: docker compose up -d --wait" if production else "Next: make images up")
 
 
 if __name__ == "__main__":
