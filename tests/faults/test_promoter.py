@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from mlflow import MlflowClient
 
 from infra.gate_demo import register, table
 from services.tracking.readiness import wait_until
+from tests.doses import KILL_EVERY, PROMOTERS
 from tests.faults.conftest import STAGES, assert_settled, assert_sound, start
 from tests.integration.conftest import Stack
 from tests.proxy import proxy
@@ -58,13 +60,14 @@ def end_leases(client: MlflowClient, model: str) -> None:
 def kill_at_each_write(
     stack: Stack, command: tuple[str, ...], before: Callable[[], None], after: dict[str, str], ok: tuple[int, ...]
 ) -> int:
-    """kill -9 a promoter once its n-th write is done, for n = 1, 2, … to its end; then the same command once more.
+    """kill -9 a promoter once its n-th write is done, for n = 1, 2, … to its end (or every so many of them, another set
+    each time); then the same command once more.
 
     before: makes the same state each time. after: the aliases at the end. ok: exit codes of the second. Returns how
     many writes there were.
     """
     client, model = stack.client, f"{command[2]}_model"
-    for n in itertools.count(1):
+    for n in itertools.count(random.randint(1, KILL_EVERY), KILL_EVERY):
         before()
         was = aliases(client, model)
         done: list[str] = []
@@ -85,7 +88,7 @@ def kill_at_each_write(
             process.append(promoter.process.pid)
             code = promoter.end()
         if code == 0:
-            return n - 1
+            return len(done)
         assert code == -signal.SIGKILL, f"at write {n} ({done}): {code}\n{promoter.output}"
         assert_sound(client, model)
         found = aliases(client, model)
@@ -217,12 +220,12 @@ def kill_after(stack: Stack, path: str, *command: str) -> None:
     end_leases(stack.client, f"{command[2]}_model")
 
 
-def test_twenty_at_once_over_the_same_version(on_postgres: Stack) -> None:
+def test_many_at_once_over_the_same_version(on_postgres: Stack) -> None:
     client = on_postgres.client
     model = model_with(client, "same", 2)
     name = ("--experiment-name", "same")
     run(on_postgres, "promote", *name, "--version", "1", "--stage", "Production", *FORCE)
-    promoters = [start(on_postgres.url, "auto-promote", *name, "--stage", "Production") for _ in range(20)]
+    promoters = [start(on_postgres.url, "auto-promote", *name, "--stage", "Production") for _ in range(PROMOTERS)]
     codes = [promoter.end(300) for promoter in promoters]
     outputs = [promoter.output for promoter in promoters]
     assert set(codes) <= {0, 4}, list(zip(codes, outputs, strict=True))
@@ -235,15 +238,15 @@ def test_twenty_at_once_over_the_same_version(on_postgres: Stack) -> None:
 
 
 @pytest.mark.parametrize("wait_s", ["0", "600"])
-def test_twenty_at_once_over_different_versions(on_postgres: Stack, wait_s: str) -> None:
+def test_many_at_once_over_different_versions(on_postgres: Stack, wait_s: str) -> None:
     """Each promotion replaces what the one before it put there: they happened one after another, or not at all."""
     client = on_postgres.client
     experiment = f"different_{wait_s}"
-    model = model_with(client, experiment, 20)
+    model = model_with(client, experiment, PROMOTERS)
     name = ("--experiment-name", experiment, "--wait", wait_s)
     promoters = [
         start(on_postgres.url, "promote", *name, "--version", str(number), "--stage", "Production", *FORCE)
-        for number in range(1, 21)
+        for number in range(1, PROMOTERS + 1)
     ]
     codes = [promoter.end(600) for promoter in promoters]
     outputs = [promoter.output for promoter in promoters]

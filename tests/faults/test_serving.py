@@ -1,7 +1,6 @@
 """Serving under load while versions come and go, and while what it stands on is killed, full, broken or away."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -13,13 +12,12 @@ import psutil
 import pytest
 import requests
 
+from tests.doses import SERVING_OUTAGE_S, SWAPS
 from tests.integration.conftest import Stack, make_stack, server
 from tests.served import PROMPT, Load, Serving, register, serving_process, variant
 
 pytestmark = pytest.mark.faults
 
-SWAPS = 20
-OUTAGE_S = 120 if os.environ.get("CI") else 15
 RAISES = """
 import os
 import mlflow
@@ -59,7 +57,7 @@ def registered(stack: Stack, model: str, folders: list[Path]) -> list[str]:
     return numbers
 
 
-def test_twenty_swaps_under_load_lose_no_request(stack: Stack, folders, tmp_path) -> None:
+def test_swaps_under_load_lose_no_request(stack: Stack, folders, tmp_path) -> None:
     numbers = registered(stack, "swapped", folders)
     moved: list[tuple[float, str]] = []
     with serving_process(stack, "swapped", tmp_path / "serving") as service:
@@ -187,7 +185,7 @@ def test_without_the_tracking_server_it_serves_on(tiny, folders, tmp_path) -> No
                 service.wait_for(lambda: len(load.answers) > 10, "there is load")
                 tracking.terminate()
                 tracking.wait(20)
-                time.sleep(OUTAGE_S)
+                time.sleep(SERVING_OUTAGE_S)
                 with server(own):
                     put(own, "alone", numbers[1])
                     service.wait_for_version(numbers[1])

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import signal
 import time
@@ -12,6 +11,7 @@ import pytest
 from mlflow.entities import Run
 
 from services.tracking.readiness import wait_until
+from tests.doses import KILLS, TRAINING_OUTAGE_S
 from tests.integration.conftest import Stack, make_stack, server
 from tests.integration.test_when_things_go_wrong import wait_for_line
 
@@ -80,13 +80,11 @@ def test_a_seed_reproduces_a_run_bit_for_bit(stack: Stack, tiny, uninterrupted, 
     assert losses(stack, candidate(stack, "other_seed")) != uninterrupted[0]
 
 
-def test_killed_ten_times_at_random_steps_it_ends_as_if_nothing_had_happened(
-    stack: Stack, tiny, uninterrupted, tmp_path
-) -> None:
+def test_killed_at_random_steps_it_ends_as_if_nothing_had_happened(stack: Stack, tiny, uninterrupted, tmp_path) -> None:
     chance = random.Random(time.time_ns())  # another set of moments each time; the output shows which
     command = settings(tiny, "killed")
     killed_at: list[int] = []
-    for _ in range(10):
+    for _ in range(KILLS):
         job = stack.popen("trainer", *command)
         target = max([0, *killed_at]) + chance.randint(1, 4)
         assert wait_until(lambda: steps_in_spool(stack) >= target, 180, lambda: job.poll() is None), job.communicate()  # noqa: B023
@@ -182,10 +180,6 @@ def test_the_same_job_twice_at_once_is_refused_and_a_new_run_is_made_where_wante
     assert any("died" in run.data.tags.get("ended_because", "") for run in runs)
 
 
-# Five minutes in CI; less where somebody waits for it.
-OUTAGE_S = float(os.environ.get("OUTAGE_S", "300" if os.environ.get("CI") else "20"))
-
-
 def test_training_goes_on_without_the_tracking_server(tiny, tmp_path_factory) -> None:
     stack = make_stack(tmp_path_factory.mktemp("outage"))
     steps = 100_000
@@ -193,7 +187,7 @@ def test_training_goes_on_without_the_tracking_server(tiny, tmp_path_factory) ->
         job = stack.popen("trainer", *settings(tiny, "outage", f"trainer.max_steps={steps}"))
         assert wait_until(lambda: steps_in_spool(stack) >= 6, 90, lambda: job.poll() is None), job.communicate()
     before = steps_in_spool(stack)
-    time.sleep(OUTAGE_S)  # this is what is tested: so long without it
+    time.sleep(TRAINING_OUTAGE_S)  # this is what is tested: so long without it
     after = steps_in_spool(stack)
     assert after > before + 5
     assert job.poll() is None

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from services.tracking import connections
+from tests.doses import LARGE_FILE_MB
 from tests.stack.conftest import TAG
 from tests.stack.production.conftest import Production
 
@@ -381,11 +382,11 @@ def test_a_failover_loses_nothing_that_was_acknowledged(production: Production) 
 
 
 def test_a_large_file_passes_tracking_by(production: Production) -> None:
-    """200 MB, with 48 MB of room in tracking: parts go straight to S3, by URLs that tracking signs, and come so."""
+    """More than the 48 MB of room in tracking: parts go straight to S3, by URLs that tracking signs, and come so."""
     program = (
         "import hashlib, mlflow, os, pathlib\n"
         "folder = pathlib.Path('/tmp/large'); folder.mkdir()\n"
-        "data = os.urandom(1 << 20) * 200\n"
+        f"data = os.urandom(1 << 20) * {LARGE_FILE_MB}\n"
         "(folder / 'weights.bin').write_bytes(data)\n"
         f"mlflow.set_experiment('{EXPERIMENT}')\n"
         "with mlflow.start_run() as run: mlflow.log_artifact('/tmp/large/weights.bin')\n"

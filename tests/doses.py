@@ -1,0 +1,24 @@
+"""How much of everything the tests do: everyday doses, or with TEST_DOSES=full (`make test-long`) those of a night.
+
+What is checked is the same. A test that runs with the full doses alone is one more round of what the others show.
+"""
+
+import os
+
+import pytest
+
+_WORDS = {"": False, "everyday": False, "full": True}
+_given = os.environ.get("TEST_DOSES", "")
+if _given not in _WORDS:
+    raise pytest.UsageError(f"TEST_DOSES is {_given!r}. Expected everyday or full.")
+FULL = _WORDS[_given]
+
+SWAPS = 20 if FULL else 5  # of the served version, under load
+SERVING_OUTAGE_S = 120 if FULL else 15  # without a tracking server
+TRAINING_OUTAGE_S = 300 if FULL else 20
+KILLS = 10 if FULL else 3  # of one training job
+KILL_EVERY = 1 if FULL else 4  # so many writes of a promoter: kill it after each of them, or after some
+PROMOTERS = 20 if FULL else 6  # at once
+LARGE_FILE_MB = 200 if FULL else 80  # through a tracking server with 48 MB of memory for temporary files
+
+full = pytest.mark.skipif(not FULL, reason="with the full doses alone: make test-long")
