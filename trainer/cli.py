@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from serving.threads import SPIN
-from trainer.config import CONFIGS, Config, load_config, to_yaml, walk
+from trainer.config import CONFIGS, Config, load_config, to_yaml, walk, with_source
 from trainer.errors import InputError
 
 
@@ -82,7 +82,7 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
 
     Example: trainer train --config demo data.source=src trainer.epochs=2
     """
-    config = _with_source(load_config(config_path, overrides))
+    config = with_source(load_config(config_path, overrides))
     left = "A run that had not finished has registered nothing; the same command goes on with it."
     with _interruptible(left) as folder:
         from trainer import job  # torch and transformers take seconds to import
@@ -110,7 +110,7 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
     Example: trainer prepare -o prepared data.source=path/to/your/repo; then look at prepared/report.md. To train on
     just that: trainer train data.source=prepared/train.jsonl data.eval_source=prepared/held_out.jsonl
     """
-    config = _with_source(load_config(config_path, overrides))
+    config = with_source(load_config(config_path, overrides))
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
@@ -161,8 +161,6 @@ def evaluate(
                 settings += settings_of(config.tracking.uri, data.removeprefix("runs:/").strip("/"))
             config = load_config(config_path, [*settings, *overrides])
             config.data.source, config.data.eval_source = [], data
-        elif config.data.eval_source is None:
-            config = _with_source(config)
         with _to_stderr(output_format == "json"):
             metrics = evaluate_version(config, model_uri, again)
     if output_format == "json":
@@ -170,25 +168,6 @@ def evaluate(
         return
     for name, value in sorted(metrics.items()):
         click.echo(f"  {name:<36}{value:>12.4f}")
-
-
-def _with_source(config: Config) -> Config:
-    """The configuration, which names data. Raises InputError where it does not, and nothing else says what to take."""
-    if config.data.source is not None:
-        return config
-    fallback = os.environ.get("DATA_SOURCE_FALLBACK")
-    if not fallback:
-        raise InputError(
-            "data.source is not set: what is your code? Expected, for example, data.source=path/to/your/src or "
-            "data.source=package:NAME (docs/data.md lists all kinds). `--config demo` trains on Python's asyncio."
-        )
-    click.echo(
-        f"No SOURCE_DIR and no data.source: this takes {fallback}, to try things. For your own code: "
-        "SOURCE_DIR=path/to/your/repo docker compose run --rm trainer",
-        err=True,
-    )
-    config.data.source = fallback
-    return config
 
 
 @contextmanager

@@ -6,12 +6,14 @@ Later wins: the defaults below, the YAML file (`--config`), then `section.key=va
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -345,6 +347,27 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
     assert isinstance(resolved, Config)
     _check_values(resolved)
     return resolved
+
+
+def with_source(config: Config) -> Config:
+    """The configuration with something to read: data.source, or what the container takes for want of it, said first.
+
+    Raises InputError where neither names any.
+    """
+    if config.data.source is not None:
+        return config
+    fallback = os.environ.get("DATA_SOURCE_FALLBACK")
+    if not fallback:
+        raise InputError(
+            "data.source is not set: what is your code? Expected, for example, data.source=path/to/your/src or "
+            "data.source=package:NAME (docs/data.md lists all kinds). `--config demo` trains on Python's asyncio."
+        )
+    click.echo(
+        f"No SOURCE_DIR and no data.source: this takes {fallback}, to try things. For your own code: "
+        "SOURCE_DIR=path/to/your/repo docker compose run --rm trainer",
+        err=True,
+    )
+    return replace(config, data=replace(config.data, source=fallback))
 
 
 def to_yaml(config: Config) -> str:

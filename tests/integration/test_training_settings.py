@@ -108,7 +108,8 @@ def test_the_model_is_left_as_it_was(tiny, trained, monkeypatch) -> None:
     load = base_model.load_model
     monkeypatch.setattr(base_model, "load_model", lambda *args: models.append(load(*args)) or models[-1])
     trained()
-    fresh = load(tiny, load_config(None, ["model.dtype=float32"]).model).state_dict()
+    config = load_config(None, ["model.dtype=float32"])
+    fresh = load(tiny, config.model, base_model.load_tokenizer(tiny)).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in models[0].state_dict().items())
     assert models[0].config._attn_implementation != padding_free.NAME
 

@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from trainer import checkpoints, job, tracking
-from trainer.config import Config, to_yaml
+from trainer.config import Config, to_yaml, with_source
 from trainer.data.logged import log_dataset
 from trainer.errors import InputError
 from trainer.evaluation import runs
@@ -40,6 +40,8 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
             f"--model-uri is '{model_uri}', which does not load as a model of ours: {error}. "
             f"Expected a version of {config.tracking.experiment_name}_model, as `trainer train` registers it."
         ) from error
+    if config.data.eval_source is None:
+        config = with_source(config)
     with tempfile.TemporaryDirectory(prefix="ratchet-data-") as folder:
         positions = getattr(model.config, "max_position_embeddings", None)
         data = job.prepare_data(config, tokenizer, Path(folder), positions)
