@@ -7,7 +7,8 @@ with OpenMP's default of a millisecond's spinning up to ten times as long. One t
 What others use is read from /proc/stat, by the cores that this process may run on; processes of lower priority (`nice`,
 such as Ratchet's trainer) do not count, since they give way. Where there is no such file, nothing changes.
 
-Training and evaluation keep their number of threads, for the same numbers in each run: they only spin less (SPIN).
+Training and evaluation keep their number of threads, for the same numbers in each run. They only spin less, or not at
+all where somebody is busy when they begin (`rounds`).
 """
 
 import os
@@ -16,10 +17,21 @@ from pathlib import Path
 
 STAT = Path("/proc/stat")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+LOOK_S = 0.2  # of looking before a process begins
 WINDOW_S = 0.5  # of looking, while there is work: 50 ticks of a core
 # GOMP_SPINCOUNT: rounds that a thread waits for the others before it gives its core away. 10,000 are some 30 µs, as
 # long as the pauses between the products of one step; the default waits many times longer.
 SPIN = "10000"
+
+
+def rounds() -> str:
+    """GOMP_SPINCOUNT for a process that keeps its number of threads: 0 where others are busy on its cores just now."""
+    cores = _cores()
+    before = _used(cores)
+    if before is None:
+        return SPIN
+    time.sleep(LOOK_S)  # what others use in this time is the question
+    return "0" if ((_used(cores) or before) - before) / LOOK_S > 0.5 else SPIN
 
 
 class Threads:

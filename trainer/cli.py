@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from serving.threads import SPIN
+from serving import threads
 from trainer.config import CONFIGS, Config, load_config, to_yaml, walk, with_source
 from trainer.errors import InputError
 
@@ -184,7 +184,8 @@ def _to_stderr(wanted: bool) -> Iterator[None]:
 
 def _step_back() -> None:
     """Leave the machine's cores to what people wait for, such as serving. To be called before torch is imported."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = threads.rounds()
     given = os.environ.get("TRAINER_NICE") or "10"
     if not (given.isdigit() and int(given) < 20):
         raise InputError(f"TRAINER_NICE is '{given}'. Expected 0 to 19: how far to step back for other processes.")

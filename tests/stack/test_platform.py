@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -329,3 +330,66 @@ def test_one_variable_puts_the_trainer_on_the_nvidia_runtime(engine, environ, va
     assert services["trainer"]["environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
     assert services["serving"]["runtime"] == "runc"  # which has a variable of its own
     assert all("runtime" not in service for name, service in services.items() if name not in ("trainer", "serving"))
+
+
+def make_up(environ: dict[str, str], expected: int, **env: str) -> str:
+    """`make up`, with this stack's env file in place of .env."""
+    result = subprocess.run(
+        ["make", "--silent", "up"],
+        cwd=ROOT,
+        env=os.environ | {"COMPOSE_ENV_FILES": environ["ENV_FILE"]} | env,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == expected, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_make_up_says_who_holds_a_port_and_starts_nothing(platform: Platform, environ) -> None:
+    """Another stack on this machine, and a server without Docker: named before anything has started."""
+    output = make_up(environ, 2, COMPOSE_PROJECT_NAME="ratchet-second")
+    project, port = environ["COMPOSE_PROJECT_NAME"], environ["TRACKING_PORT"]
+    assert f"port {port} (tracking) is held by the container {project}-tracking-1 of the Compose project" in output
+    assert f"docker compose --project-name {project} down" in output
+    assert f"port {environ['SERVING_PORT']} (serving)" in output  # all of them at once
+    assert "Traceback" not in output
+    made = ("docker", "ps", "--all", "--quiet", "--filter", "label=com.docker.compose.project=ratchet-second")
+    assert subprocess.run(made, capture_output=True, text=True, check=True).stdout == ""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = str(server.getsockname()[1])
+        output = make_up(environ, 2, COMPOSE_PROJECT_NAME="ratchet-second", TRACKING_PORT=taken)
+    assert f"port {taken} (tracking) is held by process {os.getpid()} (" in output
+
+
+def test_make_up_on_a_running_stack_changes_nothing(platform: Platform, environ) -> None:
+    before = platform.inspect("tracking")["Id"]
+    output = make_up(environ, 0)
+    assert f"MLflow UI:   http://127.0.0.1:{environ['TRACKING_PORT']}" in output
+    assert platform.inspect("tracking")["Id"] == before
+
+
+def test_make_up_names_images_that_were_not_built(platform: Platform, environ) -> None:
+    output = make_up(environ, 2, RATCHET_TAG="never-built")
+    assert "not built yet: ratchet-evaluator:never-built, " in output
+    assert "Build them: make images" in output
+
+
+def test_printed_links_open_on_this_machine(in_production: Platform, environ) -> None:
+    address = f"http://127.0.0.1:{environ['TRACKING_PORT']}/#/experiments/"
+    gate = ("promoter", "gate", "--version", "1")
+    output = in_production.run(*gate, expected=1)
+    assert f"Report: {address}" in output
+    assert "http://tracking:5000" not in output
+    elsewhere = in_production.run(*gate, expected=1, TRACKING_PUBLIC_URL="https://ratchet.example.com/")
+    assert "Report: https://ratchet.example.com/#/experiments/" in elsewhere
+
+
+def test_serving_comes_before_the_trainer_where_both_want_a_core(platform: Platform) -> None:
+    assert platform.inspect("serving")["HostConfig"]["CpuShares"] == 2048
+    found = platform.docker_compose("--profile", "jobs", "config", "--format", "json")
+    services = json.loads(found)["services"]
+    assert int(services["trainer"]["cpu_shares"]) == 256
+    priority = "import os; from trainer.cli import _step_back; _step_back(); print('nice', os.nice(0))"
+    assert "nice 10" in platform.docker_compose(
+        "run", "--rm", "--no-TTY", "--no-deps", "--entrypoint", "python", "trainer", "-c", priority
+    )

@@ -87,7 +87,17 @@ def test_a_container_s_limit_counts_from_the_start(tmp_path, monkeypatch, quota:
     assert chosen.look() == (None if expected else 8)
 
 
+@pytest.mark.parametrize(("others", "expected"), [(0.0, threads.SPIN), (0.2, threads.SPIN), (1.0, "0")])
+def test_a_process_that_begins_beside_a_neighbour_does_not_spin(
+    tmp_path, monkeypatch, others: float, expected: str
+) -> None:
+    machine = Machine(tmp_path, monkeypatch)
+    monkeypatch.setattr(threads.time, "sleep", lambda seconds: machine.run(own=0, others=others, seconds=seconds))
+    assert threads.rounds() == expected
+
+
 def test_where_the_system_does_not_say_nothing_changes(tmp_path, monkeypatch) -> None:
     Machine(tmp_path, monkeypatch)
     monkeypatch.setattr(threads, "STAT", tmp_path / "nowhere")
     assert Threads().look() is None
+    assert threads.rounds() == threads.SPIN
