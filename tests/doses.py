@@ -19,6 +19,7 @@ TRAINING_OUTAGE_S = 300 if FULL else 20
 KILLS = 10 if FULL else 3  # of one training job
 KILL_EVERY = 1 if FULL else 4  # so many writes of a promoter: kill it after each of them, or after some
 PROMOTERS = 20 if FULL else 6  # at once
+STRATEGIES = ("ddp", "fsdp") if FULL else ("fsdp",)  # under which one of two processes dies
 LARGE_FILE_MB = 200 if FULL else 80  # through a tracking server with 48 MB of memory for temporary files
 
 full = pytest.mark.skipif(not FULL, reason="with the full doses alone: make test-long")

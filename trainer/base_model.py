@@ -95,7 +95,7 @@ def load_model(base: BaseModel, config: ModelConfig, tokenizer: Any, in_4bit: bo
     try:
         model = load_causal_lm(base.folder, dtype=dtype, **options)
     except MlflowException as error:
-        raise InputError(f"model.name is '{base.name}': {error.message}") from error
+        raise InputError(_about(base, error.message)) from error
     model = model if in_4bit else model.to(device)
     _check_causal(model, base)
     model.generation_config = greedy(model.generation_config, tokenizer)
@@ -122,6 +122,11 @@ def greedy(given: Any, tokenizer: Any) -> Any:
     )
 
 
+def _about(base: BaseModel, message: str) -> str:
+    """A message about a model's folder, with the name that the user gave it where that is another."""
+    return f"model.name: {message}" if base.name == str(base.folder) else f"model.name is '{base.name}': {message}"
+
+
 def _check_causal(model: Any, base: BaseModel) -> None:
     """Raise InputError where what a model says of a token depends on those after it, as in a BERT."""
     import torch
@@ -138,6 +143,11 @@ def _check_causal(model: Any, base: BaseModel) -> None:
             f"model.name is '{base.name}', a {type(model).__name__} that reads no plain text: {_first_line(error)}"
         ) from error
     model.train(was_training)
+    if not logits.isfinite().all():
+        raise InputError(
+            f"model.name is '{base.name}', whose weights give no numbers (NaN or infinite). Expected a model that "
+            "computes: was it saved after its training had diverged, or converted?"
+        )
     if not torch.allclose(logits[0], logits[1], rtol=0, atol=0.01 * float(logits.std())):
         raise InputError(
             f"model.name is '{base.name}', a {type(model).__name__} in which a token sees those that come after it. "
@@ -155,7 +165,7 @@ def positions(base: BaseModel) -> int | None:
     try:
         found = getattr(causal_config(base.folder), "max_position_embeddings", None)
     except MlflowException as error:
-        raise InputError(f"model.name is '{base.name}': {error.message}") from error
+        raise InputError(_about(base, error.message)) from error
     return int(found) if found is not None else None
 
 

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from services.tracking.readiness import wait_until
+from tests.doses import STRATEGIES
 from tests.integration.conftest import Stack
 from tests.integration.test_never_loses_work import candidate, finish, losses, settings, weights
 from tests.integration.test_when_things_go_wrong import wait_for_line
@@ -64,7 +65,7 @@ def workers(pid: int) -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_one_process_dies_and_the_same_command_goes_on(stack: Stack, tiny, tmp_path, strategy: str) -> None:
     both = (*TWO, f"distributed.strategy={strategy}", "trainer.max_steps=40")
     finish(stack, *settings(tiny, f"undisturbed_{strategy}", *both))

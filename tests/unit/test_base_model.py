@@ -113,6 +113,13 @@ def test_incomplete_weights_are_refused_in_trainer_and_serving(tiny, tmp_path, c
     assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
+def test_weights_that_are_no_numbers_are_refused(tiny, tmp_path) -> None:
+    folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), "Qwen2ForCausalLM")
+    models.change_weights(folder, lambda weights: weights[UP].fill_(float("nan")))
+    with pytest.raises(InputError, match=r"give no numbers \(NaN or infinite\)"):
+        load(folder)
+
+
 def test_weights_that_are_tied_are_not_missing(tiny) -> None:
     assert "lm_head.weight" not in load_file(tiny.folder / "model.safetensors")
     load(tiny.folder)
