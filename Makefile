@@ -100,7 +100,7 @@ prepare-data: .venv/.runtime ## Make examples of code and report on them, withou
 train-model: .venv/.runtime ## Train; ARGS="data.source=src trainer.epochs=2" sets what and how
 	@$(RUN) .venv/bin/trainer train $(ARGS)
 
-evaluate-model: .venv/.runtime ## Judge a version; ARGS="--model-uri models:/NAME/3 --data held_out.jsonl"
+evaluate-model: .venv/.runtime ## Judge a version; ARGS="--model-uri models:/NAME/2 --data held_out.jsonl"
 	@$(RUN) .venv/bin/trainer evaluate $(ARGS)
 
 compare-models: .venv/.runtime ## Compare the runs; ARGS="--format markdown" and the like go to the promoter

@@ -149,7 +149,7 @@ def evaluate(
 ) -> None:
     """Evaluate a registered version on a data set, as a run that the promoter takes as evidence.
 
-    Example: trainer evaluate --model-uri models:/code_model_fine_tuning_model/3 --data held_out.jsonl
+    Example: trainer evaluate --model-uri models:/code_model_fine_tuning_model/2 --data held_out.jsonl
     """
     config = load_config(config_path, overrides)
     with _interruptible("Its run is marked KILLED."):

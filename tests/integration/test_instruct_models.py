@@ -20,10 +20,12 @@ def test_it_is_registered_and_answers_as_it_was_judged(stack: Stack, tiny, tmp_p
     own = {**models.SAMPLING, "no_repeat_ngram_size": 2, "eos_token_id": [5, 9]}
     folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), architecture, own)
     name = f"instruct_{architecture}"
+    rows = tmp_path / "rows.jsonl"  # whose completions are cut nowhere, as those of functions and gaps are
+    lines = [{"prompt": f"add {n} to {3 * n}: ", "completion": f"{4 * n} is what it makes"} for n in range(20)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = [
-        *(f"model.name={folder}", "model.dtype=float32", "data.source=package:asyncio", "data.max_train_examples=16"),
-        *("data.max_eval_examples=4", "trainer.max_length=1200", "eval.max_new_tokens=12", "trainer.lr=1e-2"),
-        *("data.function_weight=0", "data.fim_weight=0"),  # their completions are cut where a function or a gap ends
+        *(f"model.name={folder}", "model.dtype=float32", f"data.source={rows}", "data.eval_fraction=0.3"),
+        *("eval.max_new_tokens=12", "trainer.lr=1e-2"),
         *(f"tracking.uri={stack.url}", f"tracking.experiment_name={name}"),
     ]
     result = CliRunner().invoke(trainer, arguments)
@@ -35,7 +37,8 @@ def test_it_is_registered_and_answers_as_it_was_judged(stack: Stack, tiny, tmp_p
         served = mlflow.pyfunc.load_model(f"models:/{name}_model/{number}", model_config={"dtype": "float32"})
         assert served.unwrap_python_model().engine.ends == {0, 5, 9}
         table = pd.read_parquet(stack.client.download_artifacts(str(version.run_id), "eval/examples.parquet"))
-        assert len(table)
+        assert len(table) > 2
+        assert any(table["completion"])
         answers = served.predict(table["prompt"].tolist(), params={"max_new_tokens": 12})
         assert answers == table["completion"].tolist()
 
