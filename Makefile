@@ -26,9 +26,15 @@ READ = PYTHON PIP_FLAGS SCREENSHOTS RATCHET_HOME QUIET ARGS DEBIAN_MIRROR CI DAT
     $(foreach prefix,MLFLOW_ HF_ CUDA_ NVIDIA_ AWS_ PIP_ PYTEST_ DOCKER_ COMPOSE_ OMP_ GOMP_ TORCH_ PROMOTER_ TRAINER_ TEST_,$(prefix)%)
 GIVEN = $(sort $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name))))
 UNREAD := $(filter-out $(READ) MAKE% -*-%,$(GIVEN))
+GOAL := $(firstword $(MAKECMDGOALS))
+TAKE_ARGS := $(shell sed -nE 's/^([a-z-]+):.*ARGS.*/\1/p' Makefile)
 ifneq ($(UNREAD),)
-    $(error $(foreach name,$(UNREAD),`$(name)=$(value $(name))`) is an assignment that make keeps to itself. Options of a command \
-go into ARGS: make $(or $(firstword $(MAKECMDGOALS)),train-model) ARGS="$(foreach name,$(UNREAD),$(name)=$(value $(name)))")
+    ifneq ($(filter $(GOAL),$(TAKE_ARGS)),)
+        $(error make does not pass $(foreach name,$(UNREAD),`$(name)=$(value $(name))`) on to the command. Write: \
+make $(GOAL) ARGS="$(foreach name,$(UNREAD),$(if $(filter args Args,$(name)),,$(name)=)$(value $(name)))")
+    endif
+    $(error nothing reads $(foreach name,$(UNREAD),`$(name)=$(value $(name))`). These take options, in ARGS="…": $(TAKE_ARGS). \
+Settings in capitals stand in infra/env)
 endif
 
 .DELETE_ON_ERROR:
@@ -45,7 +51,7 @@ demo: ## Set everything up, then train, gate, promote, serve and answer a reques
 	$(MAKE) -s .venv/.runtime && echo 'Ready' && \
 	$(RUN) .venv/bin/python -m infra.demo --began $$began
 
-up: ## Start the Compose stack, after a look at engine, secrets, images and ports; ARGS="--scale serving=2"
+up: ## Start the Compose stack, after a look at engine, secrets, images and ports; ARGS="--build"
 	@$(PYTHON) -m infra.up $(ARGS)
 
 down: .venv/.runtime ## Stop the servers that the demo left running (data stay)

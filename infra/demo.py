@@ -53,6 +53,8 @@ class Demo:
         with self.step(2, "tracking server", f"Tracking server on SQLite and files in {home()}"):
             if Service("serving").process() is None:  # said now, not after the training
                 refuse_taken("SERVING_PORT", self.serving.serving_host, self.serving.serving_port)
+            if Service("tracking").process() is None:
+                refuse_taken("TRACKING_PORT", self.tracking.tracking_host, self.tracking.tracking_port)
             self.start_tracking()
         with self.step(3, "training", "Evaluate the base model, fine-tune it on asyncio's source, evaluate again"):
             command("trainer", "train", "--config", "demo")

@@ -55,6 +55,10 @@ def write(folder: Path, production: bool = False) -> list[str]:
     text = _set(text, {name: path for name, path in defaults.items() if not values(text).get(name)})
     for name, default in defaults.items():
         path = values(text)[name]
+        if (folder / path).is_dir():
+            raise InputError(
+                f"{name} is {path!r}, which is a folder: Docker makes one of a file that is missing. Remove it."
+            )
         if (folder / path).exists():
             continue
         if path != default:

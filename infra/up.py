@@ -58,6 +58,8 @@ def check_secrets(found: dict[str, Any]) -> None:
     files = [item["file"] for item in found.get("secrets", {}).values() if "file" in item]
     if missing := [path for path in files if not Path(path).exists()]:
         raise Problem(f"{', '.join(missing)}: no such file. Write the secrets: make env")
+    if folders := [path for path in files if Path(path).is_dir()]:  # what Docker makes of a file that is missing
+        raise Problem(f"{', '.join(folders)}: a folder, and no file. Remove it, then: make env")
 
 
 def check_images(found: dict[str, Any]) -> None:
@@ -70,8 +72,9 @@ def check_images(found: dict[str, Any]) -> None:
 
 
 def check_ports(found: dict[str, Any]) -> None:
-    """Raise Problem for ports that somebody else holds."""
-    taken = []
+    """Raise Problem for ports that somebody else holds, and for one that two services want."""
+    taken: list[str] = []
+    wanted_by: dict[int, str] = {}
     for service, item in found["services"].items():
         if item.get("profiles"):
             continue  # `up` does not start it
@@ -79,6 +82,9 @@ def check_ports(found: dict[str, Any]) -> None:
             if not str(port.get("published", "")).isdigit():
                 continue  # a range: Compose looks for a free one itself
             number = int(port["published"])
+            first = wanted_by.setdefault(number, service)
+            if first != service:
+                taken.append(f"port {number} is wanted by {first} and {service}. Give one of them another in .env")
             who = ports.holder(number, port.get("host_ip") or "0.0.0.0")
             if who is not None and who.project != found["name"]:
                 other = f", or give {VARIABLES[service]} a free one in .env" if service in VARIABLES else ""

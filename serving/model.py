@@ -11,6 +11,7 @@ unpickled. The defaults of the generation parameters stand in the folder's gener
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -93,8 +94,8 @@ def load_causal_lm(folder: Path, **options: Any) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # whatever a broken file, or the architecture's own code, raises
-        raise invalid(f"No model loads from {folder}: {_first_line(error)}") from error
-    _refuse_incomplete(folder, type(model).__name__, found)
+        raise invalid(f"No model loads from {folder}: {first_line(error)}") from error
+    _refuse_incomplete(folder, model, found)
     return model
 
 
@@ -109,8 +110,9 @@ def causal_config(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever the architecture's own code raises
-        raise invalid(f"No model loads from {folder}: {_first_line(error)}") from error
-    named = [str(name) for name in getattr(config, "architectures", None) or []]
+        raise invalid(f"No model loads from {folder}: {first_line(error)}") from error
+    given = getattr(config, "architectures", None) or []
+    named = [given] if isinstance(given, str) else [str(name) for name in given]
     causal = {name for names in KNOWN.values() for name in ([names] if isinstance(names, str) else names)}
     if named and not any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in named):
         raise invalid(
@@ -120,8 +122,9 @@ def causal_config(folder: Path) -> Any:
     return config
 
 
-def _refuse_incomplete(folder: Path, architecture: str, found: Mapping[str, Any]) -> None:
+def _refuse_incomplete(folder: Path, model: Any, found: Mapping[str, Any]) -> None:
     """Raise MlflowException where `from_pretrained`'s loading info names weights that were not loaded."""
+    architecture = type(model).__name__
     missing = sorted(found["missing_keys"])
     if missing:
         raise invalid(
@@ -135,12 +138,19 @@ def _refuse_incomplete(folder: Path, architecture: str, found: Mapping[str, Any]
         raise invalid(
             f"{folder} holds weights of another shape than its config.json says: {_some(mismatched)} of {architecture}."
         )
+    # A layer more than config.json has would be left out. Other weights may be there: those of a vision tower, say.
+    kinds = {re.sub(r"\d+", "N", name) for name in model.state_dict()}
+    if more := sorted(name for name in found["unexpected_keys"] if re.sub(r"\d+", "N", name) in kinds):
+        raise invalid(
+            f"{folder} holds {_some(more)}, which its config.json has no place for: does it name too few layers?"
+        )
 
 
 def _some(names: Sequence[str]) -> str:
     """The first few names, and how many there are."""
     shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more weights"
+    more = len(names) - 3
+    return shown if more <= 0 else f"{shown} and {more} more weight{'s' if more > 1 else ''}"
 
 
 def generate(
@@ -372,8 +382,10 @@ def _parse_row(row: Any, number: int) -> tuple[str, dict[str, Any]]:
     return prompt, {name: value for name, value in values.items() if not _is_missing(value)}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_line(error: Exception) -> str:
+    """What an error says first; with the next line where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _is_missing(value: Any) -> bool:

@@ -7,12 +7,15 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from serving.model import CodeGenerationModel
 from tests import models
 from trainer import base_model
-from trainer.config import ModelConfig
+from trainer.config import EvalConfig, ModelConfig
+from trainer.data.example import Example
 from trainer.errors import InputError
+from trainer.evaluation.table import evaluate
 
 
 def test_local_folder_is_identified_by_its_weights(tiny, tmp_path) -> None:
@@ -120,6 +123,45 @@ def test_weights_that_are_no_numbers_are_refused(tiny, tmp_path) -> None:
         load(folder)
 
 
+def test_a_layer_that_config_json_does_not_name_is_not_dropped_in_silence(tiny, tmp_path) -> None:
+    folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), "LlamaForCausalLM")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(InputError, match="does it name too few layers"):
+        load(folder)
+    models.change_weights(folder, lambda weights: [weights.pop(name) for name in list(weights) if ".1." in name])
+    models.change_weights(folder, lambda weights: weights.update(vision_tower=torch.zeros(1)))
+    load(folder)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tiny, tmp_path) -> None:
+    tokenizer = base_model.load_tokenizer(tiny)
+    folder = models.make(tmp_path / "m", tokenizer, "LlamaForCausalLM")
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(folder)
+    model, rows = load(folder), [Example("<more>", "y")]
+    with pytest.raises(InputError, match=r"makes token 257, and the model's embedding has 257 rows"):
+        evaluate(model, AutoTokenizer.from_pretrained(folder), rows, EvalConfig(), 0)
+    for path in folder.glob("token*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"no tokenizer loads|Expected the model's own files, such as tokenizer\.json"):
+        load(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="no tokenizer loads"):
+        load(folder)
+
+
+def test_adapters_and_pointers_are_no_weights(tiny, tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(InputError, match=r"holds a PEFT adapter.*merge_and_unload"):
+        base_model.resolve(ModelConfig(name=str(tmp_path)))
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"model\.safetensors' is Git LFS's pointer.*git lfs pull"):
+        base_model.resolve(ModelConfig(name=str(tmp_path)))
+
+
 def test_weights_that_are_tied_are_not_missing(tiny) -> None:
     assert "lm_head.weight" not in load_file(tiny.folder / "model.safetensors")
     load(tiny.folder)
@@ -151,7 +193,7 @@ def test_a_causal_model_is_one(tiny, tmp_path, architecture: str) -> None:
     load(models.make(tmp_path / "m", base_model.load_tokenizer(tiny), architecture))
 
 
-@pytest.mark.parametrize("eos", [7, [7, 9], [9, 0]])
+@pytest.mark.parametrize("eos", [7, [7, 9], [9, 0], [7, "x"]])
 def test_the_generation_config_is_new_greedy_and_ends_where_base_and_tokenizer_do(tiny, tmp_path, eos) -> None:
     tokenizer = base_model.load_tokenizer(tiny)  # ends at 0
     given = {**models.SAMPLING, "no_repeat_ngram_size": 3, "num_beams": 4, "eos_token_id": eos}
@@ -160,4 +202,4 @@ def test_the_generation_config_is_new_greedy_and_ends_where_base_and_tokenizer_d
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert not set(saved) & {"temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "num_beams"}
     assert not saved.get("do_sample")
-    assert set(saved["eos_token_id"]) == {0, *(eos if isinstance(eos, list) else [eos])}
+    assert set(saved["eos_token_id"]) == {0, *(end for end in (eos if isinstance(eos, list) else [eos]) if end != "x")}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra import ports, up
+from infra import environment, ports, up
 from infra.up import Problem
 
 LISTEN = (
@@ -76,6 +76,21 @@ def test_a_taken_port_is_refused_with_its_holder_and_what_to_do(listening) -> No
     up.check_ports(config("8000-8009"))  # a range: Compose looks for a free one
 
 
+def test_two_services_on_one_port_are_refused() -> None:
+    found = config(1)
+    found["services"]["serving"] = found["services"]["tracking"]
+    with pytest.raises(Problem, match="port 1 is wanted by tracking and serving"):
+        up.check_ports(found)
+
+
+def test_a_secret_that_docker_has_made_a_folder_of_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="a folder, and no file"):
+        up.check_secrets({"secrets": {"a": {"file": str(tmp_path)}}})
+    (tmp_path / ".secrets" / "postgres_password").mkdir(parents=True)
+    with pytest.raises(environment.InputError, match="which is a folder: Docker makes one"):
+        environment.write(tmp_path)
+
+
 def test_its_own_containers_may_hold_it(monkeypatch) -> None:
     monkeypatch.setattr(ports, "holder", lambda *_: ports.Holder("it", "", True, project="ratchet"))
     up.check_ports(config(5000))
@@ -93,8 +108,9 @@ def test_a_missing_secret_is_named(tmp_path: Path) -> None:
     [
         (("train-model", "data.source=../src"), 'make train-model ARGS="data.source=../src"'),
         (("prepare-data", "trainer.lr=1", "seed=2"), 'make prepare-data ARGS="seed=2 trainer.lr=1"'),
-        (("promote-model", "args=--stage Production"), "`args=--stage Production`"),
-        (("demo", "TRAKING_PORT=5001"), "`TRAKING_PORT=5001`"),
+        (("promote-model", "args=--stage Production"), 'make promote-model ARGS="--stage Production"'),
+        (("demo", "trainer.max_steps=5"), 'nothing reads `trainer.max_steps=5`. These take options, in ARGS="…": up '),
+        (("demo", "TRAKING_PORT=5001"), "nothing reads `TRAKING_PORT=5001`"),
     ],
 )
 def test_make_refuses_an_assignment_that_nothing_reads(root: Path, arguments: tuple[str, ...], said: str) -> None:

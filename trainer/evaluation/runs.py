@@ -62,6 +62,8 @@ class Evaluation:
     def check(self, tokenizer: Any, positions: int | None) -> None:
         """Raise InputError where a prompt and the tokens to come do not fit into the model's positions."""
         for examples, key in ((self.examples, "max_new_tokens"), (self.benchmark, "benchmark_max_new_tokens")):
+            if not examples:
+                continue
             longest = max((len(encode_prompt(tokenizer, prompt_of(tokenizer, item))) for item in examples), default=0)
             wanted = longest + getattr(self.config, key)
             if positions is not None and wanted > positions:

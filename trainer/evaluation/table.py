@@ -22,6 +22,7 @@ from trainer.collator import EncodedExample, collate, encode, prompt_of
 from trainer.config import EvalConfig
 from trainer.data import other_languages, python
 from trainer.data.example import ROW, Example
+from trainer.errors import InputError
 from trainer.evaluation.sandbox import Sandbox, Verdict
 
 Progress = Callable[[int], object]  # called with the number of steps just done; steps() says how many there are
@@ -49,6 +50,7 @@ def evaluate(
     """The evaluation table of a model, greedily decoded. Raises InputError where tests cannot be run safely."""
     model.eval()
     encoded = [encode(tokenizer, example) for example in examples]
+    _check_vocabulary(model, encoded)
     nll = [math.nan] * len(examples)
     for batch in _batches(encoded, config.batch_size):
         for number, value in zip(batch, _nll(model, tokenizer, [encoded[n] for n in batch]), strict=True):
@@ -72,6 +74,17 @@ def evaluate(
                 rows[number] |= {"samples": len(passed), "samples_passed": sum(passed)}
                 progress(1 + len(passed))
     return pd.DataFrame(rows).drop(columns="seconds", errors="ignore")
+
+
+def _check_vocabulary(model: Any, encoded: Sequence[EncodedExample]) -> None:
+    """Raise InputError where the tokenizer makes tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = max((max(item.input_ids) for item in encoded if item.input_ids), default=0)
+    if highest >= rows:
+        raise InputError(
+            f"The tokenizer makes token {highest}, and the model's embedding has {rows} rows. Expected a row for each: "
+            "were tokens added to the tokenizer without resize_token_embeddings?"
+        )
 
 
 def summarise(table: pd.DataFrame, config: EvalConfig, prefix: str = "eval") -> dict[str, float]:
