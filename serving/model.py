@@ -91,9 +91,9 @@ def load_causal_lm(folder: Path, **options: Any) -> Any:
             ignore_mismatched_sizes=True,  # they are named below
             **options,
         )
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a broken file, or the architecture's own code, raises
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            raise  # not the folder's fault
         raise invalid(f"No model loads from {folder}: {first_line(error)}") from error
     _refuse_incomplete(folder, model, found)
     return model
