@@ -4,6 +4,7 @@ What is checked is the same. A test that runs with the full doses alone is one m
 """
 
 import os
+import signal
 
 import pytest
 
@@ -13,13 +14,19 @@ if _given not in _WORDS:
     raise pytest.UsageError(f"TEST_DOSES is {_given!r}. Expected everyday or full.")
 FULL = _WORDS[_given]
 
-SWAPS = 20 if FULL else 5  # of the served version, under load
+SWAPS = 20 if FULL else 4  # of the served version, under load
 SERVING_OUTAGE_S = 120 if FULL else 15  # without a tracking server
 TRAINING_OUTAGE_S = 300 if FULL else 20
 KILLS = 10 if FULL else 3  # of one training job
+STEPS = 120 if FULL else 40  # of such a job: enough to be killed in
+EPOCHS = (40, 150) if FULL else (15, 40)  # of one that is killed in its container, and of one that goes on elsewhere
+SIGNALS = (
+    ((signal.SIGINT, 130), (signal.SIGTERM, 143)) if FULL else ((signal.SIGTERM, 143),)
+)  # to save at, with exit codes
 KILL_EVERY = 1 if FULL else 4  # so many writes of a promoter: kill it after each of them, or after some
 PROMOTERS = 20 if FULL else 6  # at once
-STRATEGIES = ("ddp", "fsdp") if FULL else ("fsdp",)  # under which one of two processes dies
+STRATEGIES = ("ddp", "fsdp") if FULL else ("ddp",)  # under which two processes train as one does; fsdp does all weights
+DYING = ("ddp", "fsdp") if FULL else ("fsdp",)  # under which one of two processes dies
 LARGE_FILE_MB = 200 if FULL else 80  # through a tracking server with 48 MB of memory for temporary files
 
 full = pytest.mark.skipif(not FULL, reason="with the full doses alone: make test-long")

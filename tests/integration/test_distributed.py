@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from services.tracking.readiness import wait_until
-from tests.doses import STRATEGIES
+from tests.doses import DYING, STEPS, STRATEGIES
 from tests.integration.conftest import Stack
 from tests.integration.test_never_loses_work import candidate, finish, losses, settings, weights
 from tests.integration.test_when_things_go_wrong import wait_for_line
@@ -36,7 +36,7 @@ def test_all_weights_are_trained_by_two_as_by_one(stack: Stack, tiny) -> None:
     assert found["two"] == pytest.approx(found["one"], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_have_the_losses_of_one(stack: Stack, tiny, alone, strategy: str) -> None:
     experiment = f"two_processes_{strategy}"
     finish(stack, *settings(tiny, experiment, *EXACT, *TWO, f"distributed.strategy={strategy}"))
@@ -65,9 +65,9 @@ def workers(pid: int) -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", DYING)
 def test_one_process_dies_and_the_same_command_goes_on(stack: Stack, tiny, tmp_path, strategy: str) -> None:
-    both = (*TWO, f"distributed.strategy={strategy}", "trainer.max_steps=40")
+    both = (*TWO, f"distributed.strategy={strategy}", f"trainer.max_steps={STEPS // 2}")
     finish(stack, *settings(tiny, f"undisturbed_{strategy}", *both))
     command = settings(tiny, f"one_dies_{strategy}", *both)
     job = stack.popen("trainer", *command)

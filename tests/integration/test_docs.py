@@ -30,6 +30,7 @@ MODEL = "code_model_fine_tuning_model"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of the shells: the docs write `trainer` for short
 
 
+@doses.full  # tests/stack/test_docs.py trains the real model by README's other block, .ci/run by `make demo`
 def test_readmes_block_trains_promotes_and_serves_the_real_model(root, tmp_path: Path) -> None:
     """On two packages of the standard library, as if they were one's own: hardly more examples than the gate wants."""
     code = tmp_path / "src"

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.doses import STEPS
 from tests.integration.conftest import Stack
-from tests.integration.test_never_loses_work import STEPS, candidate, finish, losses, settings
+from tests.integration.test_never_loses_work import candidate, finish, losses, settings
 from tests.proxy import proxy
 
 pytestmark = pytest.mark.integration

@@ -11,12 +11,11 @@ import pytest
 from mlflow.entities import Run
 
 from services.tracking.readiness import wait_until
-from tests.doses import KILLS, TRAINING_OUTAGE_S
+from tests.doses import FULL, KILLS, SIGNALS, STEPS, TRAINING_OUTAGE_S
 from tests.integration.conftest import Stack, make_stack, server
 from tests.integration.test_when_things_go_wrong import wait_for_line
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_unfinished_jobs")]
-STEPS = 120
 
 
 def settings(tiny, experiment: str, *more: str) -> list[str]:
@@ -76,8 +75,9 @@ def test_a_seed_reproduces_a_run_bit_for_bit(stack: Stack, tiny, uninterrupted, 
     run = candidate(stack, "again")
     assert losses(stack, run) == uninterrupted[0]
     assert weights(stack, run, tmp_path) == uninterrupted[1]
-    finish(stack, *settings(tiny, "other_seed", "seed=43"))
-    assert losses(stack, candidate(stack, "other_seed")) != uninterrupted[0]
+    if FULL:
+        finish(stack, *settings(tiny, "other_seed", "seed=43"))
+        assert losses(stack, candidate(stack, "other_seed")) != uninterrupted[0]
 
 
 def test_killed_at_random_steps_it_ends_as_if_nothing_had_happened(stack: Stack, tiny, uninterrupted, tmp_path) -> None:
@@ -110,7 +110,7 @@ def test_killed_at_random_steps_it_ends_as_if_nothing_had_happened(stack: Stack,
         assert sorted(version.tags["role"] for version in versions) == ["base", "candidate"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_ctrl_c_and_sigterm_save_first(stack: Stack, tiny, uninterrupted, tmp_path, number: int, code: int) -> None:
     command = settings(tiny, f"stopped_{number}", "checkpoint.save_steps=1000")
     job = stack.popen("trainer", *command)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from mlflow.entities import Run
 
+from tests.doses import EPOCHS
 from tests.integration.conftest import free_port
 from tests.stack.conftest import Platform
 
@@ -82,7 +83,7 @@ def logs(container: str) -> str:
 
 def test_a_killed_container_goes_on_from_the_volume(platform: Platform, environ, alone) -> None:
     name = f"{environ['COMPOSE_PROJECT_NAME']}-killed"
-    more = ("tracking.experiment_name=killed", "checkpoint.save_steps=2", "trainer.epochs=40")
+    more = ("tracking.experiment_name=killed", "checkpoint.save_steps=2", f"trainer.epochs={EPOCHS[0]}")
     job = ("run", "--rm", "--no-TTY", "--name", name, "trainer", *TINY, *more)
     with ThreadPoolExecutor() as pool:
         killed = pool.submit(platform.docker_compose, *job, expected=137)
@@ -94,7 +95,7 @@ def test_a_killed_container_goes_on_from_the_volume(platform: Platform, environ,
     assert "Going on from step" in output
     run, found = losses(platform, "killed")
     assert run.info.status == "FINISHED"
-    assert [step for step, _ in found] == list(range(1, 241))  # 48 examples by 8, 40 times
+    assert [step for step, _ in found] == list(range(1, 6 * EPOCHS[0] + 1))  # 48 examples by 8
 
 
 def test_a_container_elsewhere_goes_on_from_s3(platform: Platform, environ) -> None:
@@ -104,7 +105,7 @@ def test_a_container_elsewhere_goes_on_from_s3(platform: Platform, environ) -> N
         "checkpoint.folder=/tmp/lost",
         "checkpoint.to_tracking=true",
         "checkpoint.save_steps=2",
-        "trainer.epochs=150",
+        f"trainer.epochs={EPOCHS[1]}",
     )
     job = ("run", "--rm", "--no-TTY", "--name", name, "trainer", *TINY, *more, "tracking.experiment_name=moved")
     in_bucket = (
@@ -126,7 +127,7 @@ def test_a_container_elsewhere_goes_on_from_s3(platform: Platform, environ) -> N
     assert "Fetching checkpoint" in output
     assert "Going on from step" in output
     run, found = losses(platform, "moved")
-    assert [step for step, _ in found] == list(range(1, 901))
+    assert [step for step, _ in found] == list(range(1, 6 * EPOCHS[1] + 1))
     assert run.info.status == "FINISHED"
     assert "/checkpoints/" not in platform.python("tracking", in_bucket)
 
