@@ -35,6 +35,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     python3 -m venv /venv && /venv/bin/pip install -c constraints.txt setuptools
 COPY pyproject.toml README.md LICENSE ./
+COPY contract contract
+COPY code_model code_model
 COPY services services
 COPY trainer trainer
 COPY evaluator evaluator
@@ -52,7 +54,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nolog
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 DO_NOT_TRACK=true MLFLOW_DISABLE_TELEMETRY=true \
     RATCHET_HOME=/var/lib/ratchet
 WORKDIR /work
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 LABEL org.opencontainers.image.vendor="Ratchet" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"

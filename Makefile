@@ -85,10 +85,11 @@ lint: .venv/.dev .venv/.checkov ## Check style, types, Dockerfiles, Compose file
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
 	.venv/bin/hadolint Dockerfile infra/offline/*/Dockerfile tests/stack/production/stand-ins/*/Dockerfile
 	.venv/checkov/bin/checkov --directory infra/aws --framework terraform --quiet --compact --skip-download
 	.venv/bin/zizmor --offline --quiet .github/workflows
-	$(call with,npm,npm exec --yes --package=dclint@3.1.0 -- dclint --max-warnings 0 docker-compose*.yml tests/stack/production/stand-ins/docker-compose.yml)
+	$(call with,npm,npm exec --yes --package=dclint@3.1.0 -- dclint --max-warnings 0 docker-compose*.yml infra/compose/*.yml tests/stack/production/stand-ins/docker-compose.yml)
 	$(call with,shellcheck,shellcheck --severity=warning .ci/run infra/*.sh infra/offline/*.sh infra/aws/*.sh infra/offline/*/entrypoint.sh tests/stack/production/stand-ins/rds/entrypoint.sh)
 
 doctor: .venv/.runtime ## Check this machine, and say what to do about each failure

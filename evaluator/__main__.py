@@ -11,6 +11,7 @@ Out: {"passed": true, "outcome": "passed", "detail": "", "seconds": 0.03} for ea
 
 import argparse
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,9 +21,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from evaluator import logs
 from evaluator.cage import CageError, in_cage
 from evaluator.program import Limits, prepare_process, run
 
+log = logging.getLogger(__name__)
 POLL_S = 0.5  # how often the container looks for a trainer
 
 
@@ -38,6 +41,7 @@ def main() -> int:
         if os.getpid() != 1:
             print("--connect is for a container whose first process this is.", file=sys.stderr)
             return 2
+        logs.set_up("evaluator")
         prepare_process()
         answer_sockets(options.connect)
     try:
@@ -80,7 +84,7 @@ def answer_sockets(folder: Path) -> None:
     and so do we): no program finds a socket to talk to. Where a program breaks this process it ends, and Docker starts
     it anew.
     """
-    print(f"Waiting for trainers in {folder}", flush=True)
+    log.info("Waiting for trainers in %s", folder)
     while True:
         for path in sorted(folder.glob("*.sock")):
             with socket.socket(socket.AF_UNIX) as connection:
@@ -89,11 +93,11 @@ def answer_sockets(folder: Path) -> None:
                     connection.connect(str(path))
                     _, lock, _, _ = socket.recv_fds(connection, 1, 1)
                     with connection.makefile("rwb") as stream:
-                        print("Serving a trainer", flush=True)
+                        log.info("Serving a trainer")
                         answer(stream, stream)
                 except (OSError, ValueError, TypeError, KeyError) as error:
                     if not isinstance(error, ConnectionRefusedError | FileNotFoundError):  # left by a dead trainer
-                        print(f"The trainer is gone: {error}", flush=True)
+                        log.warning("The trainer is gone: %s", error)
                 finally:
                     for descriptor in lock:
                         os.close(descriptor)

@@ -1,6 +1,5 @@
 """What runs Ratchet on one machine: the demo, the doctor, background processes, env files."""
 
-import os
+from contract.settings import set_library_defaults
 
-# Nothing goes to anybody: MLflow and the Hub's client would report their use to their makers.
-os.environ.setdefault("DO_NOT_TRACK", "true")
+set_library_defaults()

@@ -17,7 +17,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from services.settings import InputError
+from contract.errors import InputError
 
 SECRETS = Path("/run/secrets")
 PARTS = ("trainer", "promoter", "serving")

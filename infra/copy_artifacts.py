@@ -1,6 +1,6 @@
 """Copy a local stack's artifacts to production's bucket, and check every model version's sha256 at the far end.
 
-docker-compose.migrate.yml runs this (`make migrate-artifacts`), after the database was copied. Run again, it copies
+infra/compose/migrate.yml runs this (`make migrate-artifacts`), after the database was copied. Run again, it copies
 what is new or has changed. From the local bucket it only reads.
 """
 
@@ -23,7 +23,7 @@ from sqlalchemy import URL, create_engine, text
 from services.settings import FROM_ENVIRONMENT_AND_SECRETS, read
 
 ETAG = "source-etag"  # of an object, in the metadata of its copy: by it a second run knows what it has copied
-MANIFEST = "manifest.json"  # in a model's folder, as trainer.manifest writes it: the sha256 of each file
+MANIFEST = "manifest.json"  # in a model's folder, as contract.manifest writes it: the sha256 of each file
 AT_ONCE = 8
 VERSIONS = text(
     """
@@ -37,7 +37,7 @@ VERSIONS = text(
 
 
 class CopySettings(BaseSettings):
-    """Environment variables (in any case), or files of these names in /run/secrets: see docker-compose.migrate.yml."""
+    """Environment variables (in any case), or files of these names in /run/secrets: see infra/compose/migrate.yml."""
 
     model_config = FROM_ENVIRONMENT_AND_SECRETS
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Copy the local stack's database to production's, table by table as PostgreSQL dumps it, and count the rows at both ends.
-# docker-compose.migrate.yml runs this, in PostgreSQL's image. It can be run again: it replaces what it brought before.
+# infra/compose/migrate.yml runs this, in PostgreSQL's image. It can be run again: it replaces what it brought before.
 # It refuses where production has runs of its own, which that would lose.
 set -euo pipefail
 

@@ -20,7 +20,8 @@ from psycopg2.extensions import encrypt_password
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-from services.settings import FROM_ENVIRONMENT_AND_SECRETS, InputError, read
+from contract.errors import InputError
+from services.settings import FROM_ENVIRONMENT_AND_SECRETS, read
 
 
 class RoleSettings(BaseSettings):

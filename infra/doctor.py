@@ -118,8 +118,8 @@ def check_pyfunc() -> str:
     """A model with random weights: saved as serving's PyFunc, loaded, asked."""
     import mlflow
 
-    import serving.model
-    from serving.params import GenerationParams
+    import code_model.pyfunc
+    from code_model.params import GenerationParams
     from trainer.base_model import TINY, resolve
     from trainer.config import ModelConfig
 
@@ -128,10 +128,10 @@ def check_pyfunc() -> str:
         path = str(Path(folder) / "pyfunc")
         mlflow.pyfunc.save_model(
             path,
-            python_model=serving.model.__file__,
+            python_model=code_model.pyfunc.__file__,
             artifacts={"model": str(base.folder)},
             pip_requirements=[],
-            signature=serving.model.signature(GenerationParams()),
+            signature=code_model.pyfunc.signature(GenerationParams()),
             input_example=["def f():\n"],
         )
         answer = mlflow.pyfunc.load_model(path).predict(["def f():\n"], params={"max_new_tokens": 4})

@@ -17,7 +17,7 @@ from pathlib import Path
 TEMPLATE = Path(__file__).parent / "env" / "stack.env"
 PRODUCTION = Path(__file__).parent / "env" / "prod.env"
 OFFLINE = ".env.offline"
-TOKENS = "SERVING_TOKENS_FILE"  # hashes of the tokens that serving takes (serving.access)
+TOKENS = "SERVING_TOKENS_FILE"  # hashes of the tokens that serving takes (serving.gateway.tokens)
 TOKEN = "serving_token"  # the first of them, beside that file
 DATABASE = "POSTGRES_PASSWORD_FILE"  # in production the database is there already, and its password too
 # What only the owner of a stack in production knows.
@@ -115,7 +115,7 @@ def _write_secret(path: Path, secret: str) -> None:
 def _write_token(path: Path) -> None:
     """A first token for serving: itself for its owner alone (one that is there is kept); its hash for the container.
 
-    As serving.access makes one; that needs more than Python, and this runs before anything is installed.
+    As serving.gateway.tokens makes one; that needs more than Python, and this runs before anything is installed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
@@ -124,7 +124,7 @@ def _write_token(path: Path) -> None:
     else:
         token = f"rt-{secrets.token_urlsafe(32)}"
         _replace(path.with_name(TOKEN), token, 0o400)
-    # Written to later, by `python -m serving.access add`.
+    # Written to later, by `python -m serving.gateway.tokens add`.
     _replace(path, f"owner:{hashlib.sha256(token.encode()).hexdigest()}\n", 0o644)
 
 

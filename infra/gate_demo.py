@@ -20,10 +20,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from contract.names import MANIFEST_SHA256, PROMOTIONS
 from infra.demo import Demo, answer, command
 from infra.processes import home
-from promoter import registry
-from trainer import manifest
+from promoter import records, registry
+from trainer.pyfunc_flavor import PyfuncWithManifest
 
 EXPERIMENT = "gate_demo"
 MODEL = f"{EXPERIMENT}_model"
@@ -108,7 +109,7 @@ def register(
     means = {f"eval/{column}": float(rows[column].mean()) for column in ("syntax_ok", "exact_match", "edit_similarity")}
     metrics = {"eval/nll_per_token": float(rows["nll"].sum() / rows["tokens"].sum()), **means}
     experiment = mlflow.set_experiment(model.removesuffix("_model"))
-    flavor = manifest.PyfuncWithManifest()
+    flavor = PyfuncWithManifest()
     with (
         tempfile.TemporaryDirectory() as folder,
         mlflow.start_run(experiment_id=experiment.experiment_id, run_name=name or role, tags=tags) as run,
@@ -131,7 +132,7 @@ def register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags[manifest.TAG] = flavor.sha256
+    tags[MANIFEST_SHA256] = flavor.sha256
     return client.create_model_version(
         model, info.model_uri, run.info.run_id, tags=tags, description=name, model_id=info.model_id
     )
@@ -144,7 +145,7 @@ def start_over(client: MlflowClient) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    experiment = client.get_experiment_by_name("promotions")
+    experiment = client.get_experiment_by_name(PROMOTIONS)
     if experiment is not None:
         for run in client.search_runs([experiment.experiment_id], f"tags.model = '{MODEL}'"):
             client.delete_run(run.info.run_id)
@@ -172,7 +173,7 @@ def main() -> None:
         rows = table(candidate.nll, candidate.syntax_ok, seed)
         version = register(client, MODEL, rows, digest=candidate.digest, name=candidate.name)
         text, code = answer("promoter", "gate", "--experiment-name", EXPERIMENT, "--version", str(version.version))
-        run_id = client.get_model_version(MODEL, str(version.version)).tags["decision_run_id"]
+        run_id = records.of_version(client, MODEL, str(version.version))[0].info.run_id
         path = client.download_artifacts(run_id, "decision.html", str(reports))
         own = reports / f"{version.version}-{candidate.name.replace(' ', '-').replace(',', '')}.html"
         Path(path).rename(own)

@@ -1,7 +1,7 @@
 """`make migrate-artifacts ARGS="--to …/.env"`: a local stack's runs, models and artifacts to RDS and S3.
 
 In the local stack's folder, on a machine that reaches both. Reads where to from production's .env, and has Compose run
-docker-compose.migrate.yml: the database's dump, then the artifacts, then the check of every model version.
+infra/compose/migrate.yml: the database's dump, then the artifacts, then the check of every model version.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import click
 
+from contract.errors import InputError
 from infra.environment import values
-from services.settings import InputError
 
 ROOT = Path(__file__).parents[1]
-COMPOSE = ("docker", "compose", "--file", "docker-compose.yml", "--file", "docker-compose.migrate.yml")
+COMPOSE = ("docker", "compose", "--file", "docker-compose.yml", "--file", "infra/compose/migrate.yml")
 # What AWS's credentials file calls the keys, and the environment.
 KEYS = {name: name.upper() for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")}
 # What is taken from production's .env, each as TARGET_…, and whether it has to be there.

@@ -13,7 +13,7 @@ import boto3
 import click
 from botocore.exceptions import BotoCoreError, ClientError
 
-from services.settings import InputError
+from contract.errors import InputError
 
 READABLE = 0o444  # Compose mounts each as it is, for users of the containers' own; the folder keeps others out
 OWNERS = {"serving_token": 0o400}  # no container gets it

@@ -6,7 +6,8 @@ from pydantic import BaseModel
 
 from promoter.policy import Floor, Guard, Policy, Primary, Safety, Significance
 from serving.settings import ServingSettings
-from trainer.config import Config, walk
+from trainer.config import Config
+from trainer.options import walk
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- settings: written by `make docs` -->\n", "<!-- end of settings -->\n"

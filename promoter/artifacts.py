@@ -4,7 +4,6 @@ The manifest is `manifest.json` in the model's folder, {"files": {path: {"sha256
 itself; its own sha256 is the version's tag `manifest_sha256`, kept in the database and not beside the files.
 """
 
-import hashlib
 import io
 import json
 import pickletools
@@ -20,11 +19,10 @@ import yaml
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from contract import manifest
+from contract.names import MANIFEST_SHA256
 from promoter.gate import Finding
 
-MANIFEST = "manifest.json"
-ADDED_BY_MLFLOW = ("registered_model_meta",)  # when a version is fetched: its name and number
-MANIFEST_TAG = "manifest_sha256"  # of a version
 # Suffixes of files that are refused whatever they hold.
 REFUSED = {
     *(".pkl", ".pickle", ".pck", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill", ".cloudpickle"),
@@ -76,30 +74,16 @@ def look(version: ModelVersion) -> dict[str, Finding]:
                 raise
             gone = Finding(False, f"version {version.version}: its files are not there ({error})")
             return {"manifest": gone, "no_pickle": gone}
-        return {"manifest": against_manifest(path, version.tags.get(MANIFEST_TAG)), "no_pickle": no_pickle(path)}
+        return {"manifest": against_manifest(path, version.tags.get(MANIFEST_SHA256)), "no_pickle": no_pickle(path)}
 
 
 def against_manifest(folder: Path, expected: str | None) -> Finding:
     """Whether a model's folder holds exactly the files of its manifest, and that is the one with this sha256."""
-    file = folder / MANIFEST
     if expected is None:
-        return Finding(False, f"the version has no tag {MANIFEST_TAG}: it was not registered by `trainer train`")
-    if not file.is_file():
-        return Finding(False, f"{MANIFEST} is gone")
-    if (found := _sha256(file)) != expected:
-        return Finding(False, f"{MANIFEST} was changed: sha256 {found[:12]}…, the version's tag says {expected[:12]}…")
-    listed: dict[str, Any] = json.loads(file.read_text())["files"]
-    there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    for name in (MANIFEST, *ADDED_BY_MLFLOW):
-        there.pop(name, None)
-    wrong = [f"{name} is gone" for name in listed if name not in there]
-    wrong += [f"{name} was not there at training" for name in there if name not in listed]
-    wrong += [
-        f"{name} was changed" for name in listed if name in there and _sha256(there[name]) != listed[name]["sha256"]
-    ]
-    if wrong:
+        return Finding(False, f"the version has no tag {MANIFEST_SHA256}: it was not registered by `trainer train`")
+    if wrong := manifest.differences(folder, expected):
         return Finding(False, "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
-    return Finding(True, f"{len(listed)} files have the sha256 of the manifest {expected[:12]}…")
+    return Finding(True, f"{len(manifest.listed(folder))} files have the sha256 of the manifest {expected[:12]}…")
 
 
 def no_pickle(folder: Path) -> Finding:
@@ -113,11 +97,6 @@ def no_pickle(folder: Path) -> Finding:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_dir())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_pickle(path: Path) -> bool:

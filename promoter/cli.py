@@ -18,14 +18,14 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from promoter import artifacts, page, policy, promotion, records, registry, report, stages
-from promoter.errors import InputError, Unreachable
+from contract.errors import InputError, Unreachable
+from contract.metrics import SHOWN, lower_is_better
+from contract.names import ARCHIVED, PRODUCTION, STAGING, VALIDATION
+from promoter import artifacts, policy, promotion, records, registry, report, stages, tables
 from promoter.gate import Stage
 from promoter.lock import Claim, lease
 from promoter.options import options
 from promoter.promotion import Outcome, Request
-
-LOWER_IS_BETTER = ("nll", "loss", "perplexity", "memory", "seconds")  # in a metric's name, for `compare`
 
 
 class _Promoter(click.Group):
@@ -100,8 +100,7 @@ def compare(
     if experiment is None:
         known = ", ".join(item.name for item in client.search_experiments(max_results=50))
         raise InputError(f"There is no experiment '{experiment_name}'. There are: {known}.")
-    lower = any(word in metrics[0] for word in LOWER_IS_BETTER)
-    order = order_by or f"metrics.`{metrics[0]}` {'ASC' if lower else 'DESC'}"
+    order = order_by or f"metrics.`{metrics[0]}` {'ASC' if lower_is_better(metrics[0]) else 'DESC'}"
     try:
         runs = client.search_runs([experiment.experiment_id], filter_string, order_by=[order], max_results=limit)
     except MlflowException as error:
@@ -111,10 +110,10 @@ def compare(
             f"--filter is '{filter_string}' and --order-by '{order}', which MLflow does not take: {error.message}. "
             "Expected, for example: --filter \"metrics.`eval/passed` > 0.1 and tags.role = 'candidate'\""
         ) from error
-    table = report.runs_table(runs, report.Columns(metrics, params, tags))
+    table = tables.runs_table(runs, tables.Columns(metrics, params, tags))
     if output_format == "text":
         table = table.drop(columns="run_id", errors="ignore")  # too wide for a terminal
-    click.echo(report.render(table, output_format))
+    click.echo(tables.render(table, output_format))
 
 
 @main.command("compare-versions")
@@ -134,9 +133,9 @@ def compare_versions(
     """Compare a registered model's versions, newest first, with aliases, stage, and their runs' metrics and params."""
     client = registry.connect(uri)
     versions = registry.versions(client, model_name, filter_string, limit)
-    columns = report.Columns(metrics, params, tags)
+    columns = tables.Columns(metrics, params, tags)
     click.echo(
-        report.render(report.versions_table(versions, registry.runs_of(client, versions), columns), output_format)
+        tables.render(tables.versions_table(versions, registry.runs_of(client, versions), columns), output_format)
     )
 
 
@@ -150,8 +149,8 @@ def best(uri: str, experiment_name: str, model_name: str, policy_name: str, outp
     versions = registry.comparable(registry.versions(client, model_name))
     version = registry.best(client, versions, primary.metric, primary.direction)
     found = [version] if version is not None else []
-    columns = report.Columns((primary.metric, *(name for name in report.SHOWN_METRICS if name != primary.metric)))
-    click.echo(report.render(report.versions_table(found, registry.runs_of(client, found), columns), output_format))
+    columns = tables.Columns((primary.metric, *(name for name in SHOWN if name != primary.metric)))
+    click.echo(tables.render(tables.versions_table(found, registry.runs_of(client, found), columns), output_format))
 
 
 @main.command()
@@ -164,7 +163,7 @@ def gate(context: click.Context, /, number: str | None, policy_name: str, by: st
     """
     request = Request(stage, "gate", by, policy.load(policy_name), only_judge=True)
     with _promoting(context) as work:
-        if number is not None or registry.STAGING in registry.aliases(work.client, work.model):
+        if number is not None or STAGING in registry.aliases(work.client, work.model):
             outcome = promotion.run(work.client, work.claim, _chosen(work, number), [], request)
         else:
             outcome = _of_the_best(work, request)
@@ -223,7 +222,7 @@ def approve(context: click.Context, /, number: str | None, by: str, reason: str,
         waiting = records.awaiting(work.client, work.model, number)
         tags = waiting[0].data.tags
         version = registry.version(work.client, work.model, tags["version"])
-        if version.tags.get("stage") == stages.ARCHIVED:
+        if version.tags.get("stage") == ARCHIVED:
             raise InputError(
                 f"Version {version.version} was archived while it awaited approval. `promoter promote --version "
                 f"{version.version}` takes it nevertheless."
@@ -261,12 +260,12 @@ def validate(
         folder = mlflow.artifacts.download_artifacts(artifacts.uri(version), dst_path=temporary)
         result = run_checks(Path(folder), version, limit_s)
     for check in result.checks:
-        click.echo(report.check_text(check.name, check.passed, check.detail))
+        click.echo(tables.check_text(check.name, check.passed, check.detail))
     for prompt, completion in result.samples[:1]:
         click.echo("A sample:\n" + "\n".join(f"    {line}" for line in (prompt + completion).splitlines()))
     if not dry_run:
         status = "passed" if result.passed else "failed"
-        client.set_model_version_tag(model_name, str(version.version), "validation_status", status)
+        client.set_model_version_tag(model_name, str(version.version), VALIDATION, status)
     click.echo(f"Version {version.version} of {model_name}: validation {'passed' if result.passed else 'FAILED'}.")
     if not result.passed:
         context.exit(1)
@@ -280,7 +279,7 @@ def rollback(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
     """Put the previous version back into production, at once and without a gate; the one taken out is archived."""
     with _promoting(context) as work:
         if any(run.data.tags["action"] == records.ROLLBACK for run in work.settled):
-            number = registry.aliases(work.client, work.model)[registry.PRODUCTION]
+            number = registry.aliases(work.client, work.model)[PRODUCTION]
             why = f"a rollback that was interrupted is complete now: version {number} is in production"
             outcome = promotion.nothing(None, "Production", records.ROLLBACK, by, why)
         else:
@@ -313,8 +312,8 @@ def history(uri: str, experiment_name: str, model_name: str, output_format: str,
     """Who moved which version from where to where, when, why, and by which evidence (a run); newest first."""
     client = registry.connect(uri)
     registry.aliases(client, model_name)  # an unknown model is an error, not an empty history
-    table = report.history_table(records.history(client, model_name, limit, all_of_them))
-    click.echo(report.render(table, output_format))
+    table = tables.history_table(records.history(client, model_name, limit, all_of_them))
+    click.echo(tables.render(table, output_format))
 
 
 @dataclass(frozen=True)
@@ -343,7 +342,7 @@ def _promoting(context: click.Context) -> Iterator[_Work]:
 def _chosen(work: _Work, number: str | None) -> ModelVersion:
     if number is not None:
         return registry.version(work.client, work.model, number)
-    staged = registry.with_alias(work.client, work.model, registry.STAGING)
+    staged = registry.with_alias(work.client, work.model, STAGING)
     if staged is None:
         raise InputError("No version is in Staging. Name one with --version, or run `promoter auto-promote` first.")
     return staged
@@ -369,7 +368,7 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
         texts = {
             "text": f"Nothing to do: {entry.why}.",
             "markdown": f"Nothing to do: {entry.why}.",
-            "json": report.to_json({"outcome": entry.outcome, "why": entry.why, "dry_run": dry_run}),
+            "json": tables.to_json({"outcome": entry.outcome, "why": entry.why, "dry_run": dry_run}),
         }
     else:
         facts = decision.to_dict() if decision is not None else {}
@@ -388,9 +387,9 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
             address = (given["public_url"] or given["tracking_uri"]).rstrip("/")
             line += f"\nReport: {address}{records.link(MlflowClient().get_run(outcome.run_id))}"
         texts = {
-            "text": "\n".join([*([report.decision_text(decision)] if decision is not None else []), line]),
-            "markdown": page.markdown(replace(entry, outcome=would + entry.outcome), decision),
-            "json": report.to_json(facts | extra),
+            "text": "\n".join([*([tables.decision_text(decision)] if decision is not None else []), line]),
+            "markdown": report.markdown(replace(entry, outcome=would + entry.outcome), decision),
+            "json": tables.to_json(facts | extra),
         }
     click.echo(texts[context.params.get("output_format") or "text"])
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):

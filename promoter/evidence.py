@@ -1,19 +1,18 @@
 """Fetches the evidence on a version from the tracking server; the gate decides on it."""
 
-import tempfile
-
 import pandas as pd
 import pyarrow as pa
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
-from promoter import artifacts, metrics
+from contract import metrics, names
+from contract.names import GROUND
+from contract.tracking import read_table
+from promoter import artifacts
 from promoter.gate import Evidence
 from promoter.policy import Policy
-
-# Tags of a run, and of the version it made, that say on what and how it evaluated.
-GROUND = ("dataset_digest", "prompt_template", "eval_settings")
 
 
 def fetch(
@@ -25,8 +24,8 @@ def fetch(
     tables: dict[str, pd.DataFrame] = {}
     unreadable: dict[str, str] = {}
     if run is not None:
-        names = [policy.primary.metric, *(guard.metric for guard in policy.guards)]
-        for path in {found.table for name in names if (found := metrics.parse(name)) is not None}:
+        compared = [policy.primary.metric, *(guard.metric for guard in policy.guards)]
+        for path in {found.table for name in compared if (found := metrics.parse(name)) is not None}:
             table = _table(client, run.info.run_id, path)
             if isinstance(table, str):
                 unreadable[path] = table
@@ -41,8 +40,8 @@ def fetch(
         metrics=dict(run.data.metrics) if run is not None else {},
         tables=tables,
         unreadable=unreadable,
-        base_model=version.tags.get("base_model"),
-        validation=version.tags.get("validation_status"),
+        base_model=version.tags.get(names.BASE_MODEL),
+        validation=version.tags.get(names.VALIDATION),
         signature=artifacts.signature(version) if policy.safety.signature else None,
         files=artifacts.look(version) if files and (policy.safety.manifest or policy.safety.no_pickle) else {},
     )
@@ -52,12 +51,12 @@ def _run(client: MlflowClient, version: ModelVersion, like: Evidence | None) -> 
     """The run to take figures from: its own, else the newest that evaluated it and fits."""
     own = client.get_run(version.run_id) if version.run_id else None  # None: registered by hand
     wanted = {name: getattr(like, name) for name in GROUND} if like is not None and like.dataset_digest else {}
-    if own is not None and own.data.tags.get("dataset_digest") and wanted.items() <= own.data.tags.items():
+    if own is not None and own.data.tags.get(names.DATASET_DIGEST) and wanted.items() <= own.data.tags.items():
         return own
     experiments = (
         [own.info.experiment_id] if own is not None else [e.experiment_id for e in client.search_experiments()]
     )
-    terms = f"tags.evaluates = '{version.name}/{version.version}' and attributes.status = 'FINISHED'"
+    terms = f"tags.{names.EVALUATES} = '{version.name}/{version.version}' and attributes.status = 'FINISHED'"
     # The values go into no filter: they may hold any character.
     found = client.search_runs(experiments, terms, order_by=["attributes.start_time DESC"], max_results=1000)
     return next((run for run in found if wanted.items() <= run.data.tags.items()), own)
@@ -67,9 +66,9 @@ def _table(client: MlflowClient, run_id: str, path: str) -> pd.DataFrame | str |
     """An evaluation table of a run; None where it has none, and where it is broken, how."""
     if path not in (item.path for item in client.list_artifacts(run_id, path.rpartition("/")[0])):
         return None
-    with tempfile.TemporaryDirectory() as temporary:
-        file = client.download_artifacts(run_id, path, temporary)
-        try:
-            return pd.read_parquet(file)
-        except (pa.ArrowException, ValueError, OSError) as error:
-            return str(error)
+    try:
+        return read_table(client, run_id, path)
+    except MlflowException:  # trouble with the tracking server, and not with the table
+        raise
+    except (pa.ArrowException, ValueError, OSError) as error:
+        return str(error)

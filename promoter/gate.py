@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from promoter import metrics, statistics
-from promoter.metrics import Metric, NoValue
-from promoter.policy import Direction, Guard, Policy, Primary
+from contract import metrics
+from contract.metrics import Direction, Metric, NoValue
+from promoter import statistics
+from promoter.policy import Guard, Policy, Primary
 
 Stage = Literal["Staging", "Production"]
 LOOK_RESAMPLES = 1000  # of an interval that is shown, and decides nothing

@@ -30,9 +30,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from promoter.errors import Busy, InputError, Unreachable
+from contract.errors import Busy, InputError, Unreachable
+from contract.names import PROMOTIONS
+from contract.tracking import create_once
 
-EXPERIMENT = "promotions"
 LEAST_S = 6.0  # of a lease, so that there is time to renew it
 CLOCK_S = 2.0  # how far behind a `Date` header may be
 PACE_S = 0.5  # of looking, while others hold the lock
@@ -184,7 +185,7 @@ def unfinished(client: MlflowClient, model: str, own: str) -> list[Run]:
 
     A claim with a live lease, under our lock, is one that waits.
     """
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = client.get_experiment_by_name(PROMOTIONS)
     if experiment is None:
         return []
     now = _server_time(client.tracking_uri)
@@ -192,13 +193,13 @@ def unfinished(client: MlflowClient, model: str, own: str) -> list[Run]:
 
 
 def _experiment(client: MlflowClient) -> str:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = client.get_experiment_by_name(PROMOTIONS)
     if experiment is None:
         with suppress(MlflowException):  # another promoter was quicker
-            return str(client.create_experiment(EXPERIMENT))
-        experiment = client.get_experiment_by_name(EXPERIMENT)
+            return str(client.create_experiment(PROMOTIONS))
+        experiment = client.get_experiment_by_name(PROMOTIONS)
     if experiment is None:
-        raise Unreachable(f"The tracking server neither has nor makes the experiment '{EXPERIMENT}'.")
+        raise Unreachable(f"The tracking server neither has nor makes the experiment '{PROMOTIONS}'.")
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
@@ -212,11 +213,11 @@ def _claim(client: MlflowClient, experiment_id: str, model: str, owner: str) -> 
         CLAIM: key,
         LEASE_UNTIL: f"{_server_time(client.tracking_uri) + lease_s():.3f}",
     }
-    run = client.create_run(experiment_id, tags=tags, run_name=f"{model}: claim")
-    # A reply that was lost makes MLflow's client ask again: the same claim, twice.
-    for twin in client.search_runs([experiment_id], f"tags.{CLAIM} = '{key}'"):
-        if twin.info.run_id != run.info.run_id:
-            client.delete_run(twin.info.run_id)
+
+    def look() -> Run | None:
+        return next(iter(client.search_runs([experiment_id], f"tags.{CLAIM} = '{key}'")), None)
+
+    run = create_once(look, lambda: client.create_run(experiment_id, tags=tags, run_name=f"{model}: claim"))
     return Claim(client, run.info.run_id, model, began)
 
 

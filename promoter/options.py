@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 
-from promoter import report
-
-DEFAULT_EXPERIMENT = "code_model_fine_tuning"
+from contract.metrics import SHOWN
+from contract.names import DEFAULT_EXPERIMENT, pyfunc_model
 
 
 def _model_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
     """The model named, or the one that the trainer registers from the experiment."""
-    name = value or f"{context.params.get('experiment_name') or DEFAULT_EXPERIMENT}_model"
+    name = value or pyfunc_model(context.params.get("experiment_name") or DEFAULT_EXPERIMENT)
     if "'" in name or '"' in name:
         raise click.BadParameter(f"'{name}' holds a quote. Expected a registered model's name.")
     return name
@@ -91,7 +90,7 @@ def _columns(command: Any) -> Any:
             "--metric",
             "metrics",
             multiple=True,
-            default=report.SHOWN_METRICS,
+            default=SHOWN,
             help="Metric to show, may be repeated.  [default: the evaluation's]",
         ),
     ):

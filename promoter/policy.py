@@ -9,11 +9,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from promoter.errors import InputError
-from promoter.metrics import PER_EXAMPLE, parse
+from contract.errors import InputError
+from contract.metrics import PER_EXAMPLE, Direction, parse
 
 POLICIES = Path(__file__).parent / "policies"
-Direction = Literal["lower_is_better", "higher_is_better"]
 
 
 def _per_example(name: str) -> str:

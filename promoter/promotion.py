@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from contract.errors import InputError
+from contract.names import PRODUCTION
 from promoter import evidence, records, registry, stages
-from promoter.errors import InputError
 from promoter.gate import Decision, Stage, decide
 from promoter.lock import Claim
 from promoter.policy import Policy
 from promoter.records import NOTHING, Entry
-from promoter.registry import PRODUCTION
 from promoter.stages import Move
 
 NOTHING_TO_DO = "nothing to do"

@@ -17,10 +17,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag
 from mlflow.store.entities import PagedList
 
-from promoter import page, report, statistics
-from promoter.errors import InputError
+from contract.errors import InputError
+from contract.names import PROMOTIONS
+from promoter import statistics
 from promoter.gate import Decision
-from promoter.lock import EXPERIMENT, Claim
+from promoter.lock import Claim
 from promoter.policy import Policy
 
 NOTHING = "nothing"  # instead of a version, where there was none
@@ -47,12 +48,14 @@ class Entry:
     why: str
 
 
-def write(claim: Claim, entry: Entry, decision: Decision | None = None, tags: Mapping[str, str] | None = None) -> None:
-    """Make the claim the record of a decision, with decision.json, .md and .html as its artifacts."""
+def write(
+    claim: Claim, entry: Entry, decision: Decision | None, tags: Mapping[str, str], files: Mapping[str, str]
+) -> None:
+    """Make the claim the record of a decision, with its report's `files` (text by name) as artifacts."""
     client, run_id = claim.client, claim.run_id
     claim.check()
     claim.keep()
-    values = {**asdict(entry), "mlflow.runName": f"{entry.model} {entry.version} → {entry.stage}", **(tags or {})}
+    values = {**asdict(entry), "mlflow.runName": f"{entry.model} {entry.version} → {entry.stage}", **tags}
     values["decided_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     figures: list[Metric] = []
     if decision is not None:
@@ -67,11 +70,9 @@ def write(claim: Claim, entry: Entry, decision: Decision | None = None, tags: Ma
             for name in ("candidate", "incumbent", "improvement", "low", "high"):
                 figures.append(Metric(f"{item.metric}/{name}", getattr(item, name), now, 0))
     client.log_batch(run_id, figures, tags=[RunTag(key, value[:LONGEST]) for key, value in values.items()])
-    facts = asdict(entry) | (decision.to_dict() if decision else {"passed": True}) | {"why": entry.why}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "decision.json").write_text(report.to_json(facts), encoding="utf-8")
-        Path(folder, "decision.md").write_text(page.markdown(entry, decision), encoding="utf-8")
-        Path(folder, "decision.html").write_text(page.html(entry, decision), encoding="utf-8")
+        for name, text in files.items():
+            Path(folder, name).write_text(text, encoding="utf-8")
         client.log_artifacts(run_id, folder)
 
 
@@ -187,7 +188,7 @@ def from_ranges(text: str) -> set[str]:
 
 
 def _search(client: MlflowClient, model: str, terms: str, limit: int, token: str | None = None) -> PagedList[Run]:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = client.get_experiment_by_name(PROMOTIONS)
     ids = [experiment.experiment_id] if experiment is not None else []
     return client.search_runs(
         ids,

@@ -1,43 +1,25 @@
 """Reading the registry: versions and their aliases, the incumbent, the candidates, the best of them."""
 
-import logging
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 
-import mlflow
-import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from promoter.errors import InputError, Unreachable
-from promoter.evidence import GROUND
-from promoter.policy import Direction
+from contract import names, tracking
+from contract.errors import InputError
+from contract.metrics import Direction
+from contract.names import ARCHIVED, PREVIOUS, PRODUCTION, STAGING
 
-STAGING, PRODUCTION, PREVIOUS = "staging", "production", "previous"
 AT_ONCE = 500  # runs or versions of one request
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the tracking server. Raises InputError for what is no address, Unreachable where none answers."""
-    if not re.match(r"(https?|file|sqlite|postgresql\+psycopg2)://?", uri):
-        raise InputError(f"--tracking-uri is '{uri}'. Expected a URL such as http://127.0.0.1:5000.")
-    if uri.startswith("http"):
-        try:
-            requests.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
-        except requests.RequestException as error:
-            raise Unreachable(
-                f"No tracking server at {uri} ({type(error).__name__}). Start it with `make start-mlflow`, or name "
-                "another with --tracking-uri or MLFLOW_TRACKING_URI."
-            ) from error
-    mlflow.set_tracking_uri(uri)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    return MlflowClient()
+    """A client of the tracking server. Raises InputError for what is not a URL, Unreachable where no server answers."""
+    return tracking.connect(uri, "--tracking-uri", "--tracking-uri")
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
@@ -105,7 +87,7 @@ def with_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | No
 
 def staged(client: MlflowClient, name: str) -> list[ModelVersion]:
     """The versions with an alias of ours, or a stage other than Archived."""
-    found = {str(item.version): item for item in versions(client, name, "tags.stage != 'Archived'")}
+    found = {str(item.version): item for item in versions(client, name, f"tags.{names.STAGE} != '{ARCHIVED}'")}
     for alias, number in aliases(client, name).items():
         if alias in (STAGING, PRODUCTION, PREVIOUS) and number not in found:
             found[number] = version(client, name, number)
@@ -117,11 +99,11 @@ def incumbent_of(client: MlflowClient, candidate: ModelVersion) -> ModelVersion 
     production = with_alias(client, candidate.name, PRODUCTION)
     if production is not None:
         return production if production.version != candidate.version else None
-    if not (base_model := candidate.tags.get("base_model")) or candidate.tags.get("role") == "base":
+    if not (base_model := candidate.tags.get(names.BASE_MODEL)) or candidate.tags.get(names.ROLE) == names.BASE:
         return None
     # The value goes into no filter: it may hold any character.
-    bases = versions(client, candidate.name, "tags.role = 'base'")
-    return next((base for base in bases if base.tags.get("base_model") == base_model), None)
+    bases = versions(client, candidate.name, f"tags.{names.ROLE} = '{names.BASE}'")
+    return next((base for base in bases if base.tags.get(names.BASE_MODEL) == base_model), None)
 
 
 def candidates(client: MlflowClient, name: str) -> list[ModelVersion]:
@@ -131,21 +113,21 @@ def candidates(client: MlflowClient, name: str) -> list[ModelVersion]:
     Older ones were there when it was chosen; `promote --version` takes them.
     """
     incumbent = aliases(client, name).get(PRODUCTION, "0")
-    newer = f"tags.role = 'candidate' and version_number > {incumbent}"
+    newer = f"tags.{names.ROLE} = '{names.CANDIDATE}' and version_number > {incumbent}"
     return comparable([item for item in versions(client, name, newer) if not _was_taken_out(item)])
 
 
 def _was_taken_out(version: ModelVersion) -> bool:
     """Whether it comes back by hand alone: archived, or in production before. A hand-made alias leaves it no stage."""
-    stage = version.tags.get("stage")
-    return stage in ("Archived", "Previous") or (stage is None and "replaced_by" in version.tags)
+    stage = version.tags.get(names.STAGE)
+    return stage in (ARCHIVED, names.STAGES[PREVIOUS]) or (stage is None and names.REPLACED_BY in version.tags)
 
 
 def comparable(among: Sequence[ModelVersion]) -> list[ModelVersion]:
     """Those of some versions that were evaluated on the same data and in the same way as the first that was at all."""
-    judged = [item for item in among if item.tags.get("dataset_digest")] or among
-    ground = [judged[0].tags.get(key) for key in GROUND] if judged else []
-    return [item for item in among if [item.tags.get(key) for key in GROUND] == ground]
+    keys = [names.evaluation_key(item.tags) for item in among]
+    first = next((key for key in keys if key is not None), None)
+    return [item for item, key in zip(among, keys, strict=True) if key == first]
 
 
 def best(client: MlflowClient, among: Sequence[ModelVersion], metric: str, direction: Direction) -> ModelVersion | None:

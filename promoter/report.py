@@ -1,168 +1,179 @@
-"""Tables for people and programs: text, Markdown or JSON."""
+"""The report on a decision: JSON, Markdown, and HTML in one file with its plot and its examples (decision.html is the
+template)."""
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import click
+import jinja2
+import numpy as np
 import pandas as pd
-from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion
 
-from promoter.gate import Decision
+from contract import metrics
+from promoter import tables
+from promoter.gate import Comparison, Decision, Reason, differences
+from promoter.records import Entry
+from promoter.statistics import Floats
 
-# Shown where no column is asked for.
-SHOWN_METRICS = (
-    "eval/nll_per_token",
-    "eval/perplexity",
-    "eval/syntax_ok",
-    "eval/exact_match",
-    "eval/edit_similarity",
-)
+EXAMPLES = 5  # shown that got better most, and as many that got worse
+BARS = 400  # of the plot; with more examples each stands for several
+WIDTH, HEIGHT, MARGIN = 760, 220, 52  # of the plot, in its own units
+GROUPS = {
+    "improvement": "Is it better?",
+    "guard": "Did nothing else get worse?",
+    "floor": "Is it good enough by itself?",
+    "safety": "Is the version in order?",
+    "evidence": "Can the two be compared?",
+}
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What a table shows besides the fixed columns: metrics and params of runs, tags of runs or versions."""
+class Example:
+    """One held-out example under both versions."""
 
-    metrics: tuple[str, ...] = SHOWN_METRICS
-    params: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-
-    def of(self, run: Run | None, version_tags: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The columns' values; None where there is none."""
-        data = run.data if run is not None else None
-        tags = {**(data.tags if data else {}), **(version_tags or {})}
-        return {
-            **{_short(name): data.metrics.get(name) if data else None for name in self.metrics},
-            **{name: data.params.get(name) if data else None for name in self.params},
-            **{name: tags.get(name) for name in self.tags},
-        }
+    example_id: str
+    change: float  # of the primary metric; positive is better
+    prompt: str
+    reference: str
+    candidate: str
+    incumbent: str
 
 
-def render(table: pd.DataFrame, output_format: str) -> str:
-    """A table as text, markdown or json (a list of objects; a missing value is null)."""
-    if output_format == "json":
-        return to_json(table.to_dict(orient="records"))
-    shown = table.map(_cell)
-    if shown.empty:
-        return "(nothing)"
-    return shown.to_markdown(index=False) if output_format == "markdown" else shown.to_string(index=False)
+def files(entry: Entry, decision: Decision | None) -> dict[str, str]:
+    """The report in all its forms: text by file name."""
+    facts = asdict(entry) | (decision.to_dict() if decision else {"passed": True}) | {"why": entry.why}
+    return {
+        "decision.json": tables.to_json(facts),
+        "decision.md": markdown(entry, decision),
+        "decision.html": html(entry, decision),
+    }
 
 
-def to_json(facts: object) -> str:
-    """JSON that every parser takes: a figure that is not finite is null."""
-
-    def finite(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(facts), indent=2, default=str)
-
-
-def runs_table(runs: list[Run], columns: Columns) -> pd.DataFrame:
-    """One row per run: name, role, status, start, duration, the chosen columns, id."""
-    rows = []
-    for run in runs:
-        ended = run.info.end_time
-        rows.append(
-            {
-                "run": run.info.run_name,
-                "role": run.data.tags.get("role", ""),
-                "status": run.info.status,
-                "started": _time(run.info.start_time),
-                "seconds": round((ended - run.info.start_time) / 1000) if ended else None,
-                **columns.of(run),
-                "data": run.data.tags.get("dataset_digest", "")[:8],
-                "run_id": run.info.run_id,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def versions_table(versions: Sequence[ModelVersion], runs: dict[str, Run], columns: Columns) -> pd.DataFrame:
-    """One row per version: number, aliases, stage, role, validation, gate, the chosen columns of run and tags."""
-    rows = []
-    for version in versions:
-        run = runs.get(version.run_id or "")  # None: registered by hand
-        rows.append(
-            {
-                "version": int(version.version),
-                "aliases": ", ".join(sorted(version.aliases)),
-                "stage": version.tags.get("stage", ""),
-                "role": version.tags.get("role", ""),
-                "validation": version.tags.get("validation_status", ""),
-                "gate": version.tags.get("gate", ""),
-                **columns.of(run, version.tags),
-                "data": version.tags.get("dataset_digest", "")[:8],
-                "run": run.info.run_name if run else "",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def history_table(runs: list[Run]) -> pd.DataFrame:
-    """One row per record, newest first: when, what, from, to, who, why, and the run that holds the evidence."""
-    return pd.DataFrame(
-        [
-            {
-                "when": _time(run.info.start_time),
-                "action": run.data.tags.get("action", ""),
-                "outcome": run.data.tags.get("outcome", ""),
-                "version": run.data.tags.get("version", ""),
-                "from": run.data.tags.get("moved_from", ""),
-                "to": run.data.tags.get("stage", ""),
-                "replaced": run.data.tags.get("replaces", ""),
-                "by": run.data.tags.get("by", ""),
-                "why": run.data.tags.get("why", ""),
-                "evidence": run.info.run_id,
-            }
-            for run in runs
+def markdown(entry: Entry, decision: Decision | None) -> str:
+    """The record as Markdown, for a colleague, a pull request or a step summary."""
+    lines = [f"## {entry.model} version {entry.version} → {entry.stage}: {entry.outcome}", "", f"{entry.why}.", ""]
+    if entry.replaces != "nothing":
+        lines += [f"By {entry.by} ({entry.action}). Before: version {entry.replaces}.", ""]
+    else:
+        lines += [f"By {entry.by} ({entry.action}).", ""]
+    if decision is not None:
+        lines += ["| | check | detail |", "|---|---|---|"]
+        for reason in decision.reasons:
+            cells = (("✓" if reason.passed else "✗"), reason.check, reason.detail)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    if decision is not None and decision.comparisons:
+        lines += [
+            "",
+            "| metric | incumbent | candidate | better by | interval | pairs |",
+            "|---|---:|---:|---:|---|---:|",
         ]
+        lines += [
+            f"| {item.metric} | {item.incumbent:.4f} | {item.candidate:.4f} | {item.improvement:+.4f} | "
+            f"{item.low:+.4f} … {item.high:+.4f} | {item.pairs} |"
+            for item in decision.comparisons
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def html(entry: Entry, decision: Decision | None) -> str:
+    """The record as one page that needs nothing else: no script, no style sheet, no image from elsewhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    groups: list[tuple[str, list[Reason]]] = []
+    primary, plot = None, ""
+    better: list[Example] = []
+    worse: list[Example] = []
+    if decision is not None:
+        by_group = {key: [r for r in decision.reasons if r.group == key] for key in GROUPS}
+        groups = [(title, by_group[key]) for key, title in GROUPS.items() if by_group[key]]
+        primary = next((item for item in decision.comparisons if item.role == "primary"), None)
+        if primary is not None and decision.incumbent is not None:
+            pairs = differences(primary.metric, primary.direction, decision.candidate, decision.incumbent)
+            changes = pairs["improvement"] / pairs["weight"]
+            plot = _plot(changes.to_numpy(), primary)
+            better, worse = _examples(decision, changes)
+    return environment.get_template("decision.html").render(
+        entry=entry,
+        decision=decision,
+        groups=groups,
+        primary=primary,
+        plot=plot,
+        better=better,
+        worse=worse,
+        other=_other_metrics(decision),
     )
 
 
-def check_text(name: str, passed: bool, detail: str) -> str:
-    """A check for a terminal."""
-    mark = click.style("✓", fg="green") if passed else click.style("✗", fg="red", bold=True)
-    return f"  {mark} {name}: {detail}"
-
-
-def decision_text(decision: Decision) -> str:
-    """The gate's verdict for a terminal: a line per check, those that failed in red."""
-    verdict = (
-        click.style("passed", fg="green", bold=True)
-        if decision.passed
-        else click.style("NOT passed", fg="red", bold=True)
+def _other_metrics(decision: Decision | None) -> list[tuple[str, float | None, float | None]]:
+    """(name, incumbent, candidate) of what the evaluation logged, but for the metrics that were compared."""
+    if decision is None:
+        return []
+    compared = {item.metric for item in decision.comparisons}
+    ours, theirs = decision.candidate.metrics, decision.incumbent.metrics if decision.incumbent else {}
+    names = sorted(
+        name for name in ours if name.split("/")[0] not in ("run", "train", "system") and name not in compared
     )
-    lines = [f"Gate: {verdict}"]
-    in_order = [reason for reason in decision.reasons if reason.group == "evidence" and reason.passed]
-    if in_order:
-        lines.append(check_text("evidence", True, f"{len(in_order)} checks passed (all are in the report)"))
-    for reason in decision.reasons:
-        if reason in in_order:
-            continue
-        lines.append(check_text(reason.check, reason.passed, reason.detail))
-    return "\n".join(lines)
+    return [(name, theirs.get(name), ours[name]) for name in names]
 
 
-def _short(metric: str) -> str:
-    return metric.removeprefix("eval/")
+def _examples(decision: Decision, changes: "pd.Series[float]") -> tuple[list[Example], list[Example]]:
+    """The examples that got better most, and those that got worse most; none where nothing but figures was kept."""
+    assert decision.incumbent is not None
+    parsed = metrics.parse(decision.policy.primary.metric)
+    assert parsed is not None
+    ours, theirs = (
+        evidence.tables[parsed.table].set_index("example_id") for evidence in (decision.candidate, decision.incumbent)
+    )
+    if not all({"prompt", "reference", "completion"} <= set(table) for table in (ours, theirs)):
+        return [], []
+    ordered = changes.sort_values(kind="stable")
+
+    def of(names: Sequence[str]) -> list[Example]:
+        return [
+            Example(
+                *(name, float(changes[name]), str(ours.at[name, "prompt"]), str(ours.at[name, "reference"])),
+                *(str(ours.at[name, "completion"]), str(theirs.at[name, "completion"])),
+            )
+            for name in names
+        ]
+
+    best = [name for name in reversed(ordered.index[-EXAMPLES:]) if changes[name] > 0]
+    return of(best), of([name for name in ordered.index[:EXAMPLES] if changes[name] < 0])
 
 
-def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+def _plot(changes: Floats, primary: Comparison) -> str:
+    """An SVG: a bar for each example, from the most worsened to the most improved; the mean with its interval."""
+    ordered = np.sort(changes)
+    if len(ordered) > BARS:
+        ordered = np.array([part.mean() for part in np.array_split(ordered, BARS)])
+    # What is far out would flatten all else: the bars end at the first and last percentile's scale.
+    low, high = min(0.0, float(np.quantile(ordered, 0.01))), max(0.0, float(np.quantile(ordered, 0.99)))
+    low, high = min(low, primary.low), max(high, primary.high)
+    scale = (HEIGHT - 20) / ((high - low) or 1.0)
 
+    def y(value: float) -> float:
+        return 10 + (high - min(max(value, low), high)) * scale
 
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:g}" if value.is_integer() else f"{value:.4f}"
+    step = (WIDTH - MARGIN) / len(ordered)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Change of each example in {primary.metric}" '
+        'xmlns="http://www.w3.org/2000/svg">'
+    ]
+    for number, value in enumerate(ordered):
+        top, bottom = sorted((y(0), y(float(value))))
+        parts.append(
+            f'<rect x="{MARGIN + number * step:.2f}" y="{top:.2f}" width="{max(step * 0.9, 0.5):.2f}" '
+            f'height="{max(bottom - top, 0.5):.2f}" class="{"up" if value > 0 else "down"}"/>'
+        )
+    top, bottom = y(primary.high), y(primary.low)
+    parts.append(
+        f'<rect x="{MARGIN}" y="{top:.2f}" width="{WIDTH - MARGIN}" height="{max(bottom - top, 1):.2f}" class="band"/>'
+    )
+    mean = y(primary.improvement)
+    parts.append(f'<line x1="{MARGIN}" x2="{WIDTH}" y1="{mean:.2f}" y2="{mean:.2f}" class="mean"/>')
+    parts.append(f'<line x1="{MARGIN}" x2="{WIDTH}" y1="{y(0):.2f}" y2="{y(0):.2f}" class="zero"/>')
+    labels = {round(y(value)): value for value in (low, 0.0, high)}
+    for place, value in labels.items():
+        parts.append(f'<text x="{MARGIN - 6}" y="{place + 4}" text-anchor="end">{value:+.2f}</text>')
+    return "".join([*parts, "</svg>"])

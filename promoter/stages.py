@@ -18,19 +18,16 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from promoter import lock, records, registry
-from promoter.errors import Busy, InputError
+from contract import names
+from contract.errors import Busy, InputError
+from contract.names import ARCHIVED, PREVIOUS, PRODUCTION, REPLACED_BY, STAGE, STAGES, STAGING
+from promoter import lock, records, registry, report
 from promoter.gate import Decision
 from promoter.lock import Claim
 from promoter.records import NOTHING, ROLLBACK, Entry
-from promoter.registry import PREVIOUS, PRODUCTION, STAGING
 
-ARCHIVED = "Archived"
-STAGES = {PRODUCTION: "Production", STAGING: "Staging", PREVIOUS: "Previous"}  # by alias, the highest first
 NO_GATE = (records.ROLLED_BACK, records.ARCHIVED)  # decided by a person alone
-GATE_TAGS = ("gate", "decision_run_id", "decision_report")  # of a version: the gate's last decision on it
-MOVE_TAGS = ("promoted_at", "promoted_by", "promotion_run_id")  # the last move that it made
-REPLACED_TAGS = ("replaced_by", "replaced_because")  # what took it out of production
+MOVE_TAGS = (names.PROMOTED_AT, names.PROMOTED_BY, names.PROMOTION_RUN)  # of a version: the last move that it made
 LONGEST = 1800, 850  # characters in a description, of the user and of a decision; PostgreSQL's column has 5,000
 OURS = "\n\n---\n*Decided by the promoter:*\n\n"  # in a version's description: from here on it writes it
 
@@ -51,7 +48,7 @@ class Move:
         """The move in words."""
         version, replaced = self.version, self.aliases.get(self.stage.lower(), NOTHING)
         return Entry(
-            *(version.name, str(version.version), self.stage, version.tags.get("stage", NOTHING), replaced),
+            *(version.name, str(version.version), self.stage, version.tags.get(STAGE, NOTHING), replaced),
             *(self.action, outcome, self.by, self.why),
         )
 
@@ -61,9 +58,9 @@ def promote(claim: Claim, move: Move, decision: Decision | None, outcome: str = 
     client, version, alias = claim.client, move.version, move.stage.lower()
     name, number = version.name, str(version.version)
     entry = move.entry(outcome)
-    records.write(claim, entry, decision, move.tags)
+    records.write(claim, entry, decision, move.tags, report.files(entry, decision))
     _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
-    _write(claim, client.set_model_version_tag, name, number, "stage", move.stage)
+    _write(claim, client.set_model_version_tag, name, number, STAGE, move.stage)
     now = registry.aliases(client, name)
     for moved in dict.fromkeys((alias, PRODUCTION)):
         if now.get(moved) != move.aliases.get(moved):
@@ -82,7 +79,7 @@ def record(claim: Claim, move: Move, decision: Decision, outcome: str) -> Entry:
     """Record a decision that moves nothing: refused, awaiting approval, or only asked for."""
     client, name, number = claim.client, move.version.name, str(move.version.version)
     entry = move.entry(outcome)
-    records.write(claim, entry, decision, move.tags)
+    records.write(claim, entry, decision, move.tags, report.files(entry, decision))
     _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
     records.finish(claim, claim.run_id)
     return entry
@@ -110,7 +107,7 @@ def archive(claim: Claim | None, version: ModelVersion, reason: str, by: str) ->
     entry = Move(version, ARCHIVED, "archive", by, reason, {}).entry(records.ARCHIVED)
     if claim is not None:
         client, number = claim.client, str(version.version)
-        records.write(claim, entry, None)
+        records.write(claim, entry, None, {}, report.files(entry, None))
         _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, version.name, number)])
         settle(claim)
     return entry
@@ -142,9 +139,9 @@ def settle(claim: Claim) -> list[Run]:
         if stage is None and not version.aliases:
             stage = ARCHIVED
         if stage is None:
-            _write(claim, client.delete_model_version_tag, name, number, "stage")
-        elif version.tags.get("stage") != stage:
-            _write(claim, client.set_model_version_tag, name, number, "stage", stage)
+            _write(claim, client.delete_model_version_tag, name, number, STAGE)
+        elif version.tags.get(STAGE) != stage:
+            _write(claim, client.set_model_version_tag, name, number, STAGE, stage)
     for run in done:
         records.finish(claim, run.info.run_id)
     return done
@@ -161,7 +158,7 @@ def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
             _move_alias(claim, client.delete_registered_model_alias, name, alias)
         with _where_it_exists():  # somebody may have deleted the version
             # After the aliases: none names an archived version.
-            _write(claim, client.set_model_version_tag, name, number, "stage", ARCHIVED)
+            _write(claim, client.set_model_version_tag, name, number, STAGE, ARCHIVED)
         return True
     if outcome not in (records.PROMOTED, records.ROLLED_BACK) or by_alias.get(tags["stage"].lower()) != number:
         return False
@@ -175,14 +172,14 @@ def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
 
 
 def _tell_who_follows(claim: Claim, tags: dict[str, str]) -> None:
-    """Tag a version that was taken out of production with the one that follows it, and why."""
-    client, name = claim.client, claim.model
-    for key in REPLACED_TAGS:
-        if key in client.get_model_version(name, tags["version"]).tags:  # it is back
-            _write(claim, client.delete_model_version_tag, name, tags["version"], key)
-    if tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, tags["version"]):
-        for key, value in zip(REPLACED_TAGS, (tags["version"], f"{tags['outcome']}: {tags['why']}"), strict=True):
-            _write(claim, client.set_model_version_tag, name, tags["replaces"], key, value[: LONGEST[1]])
+    """Tag a version that was taken out of production with the one that follows it; its description says why."""
+    client, name, number, replaced = claim.client, claim.model, tags["version"], tags["replaces"]
+    if REPLACED_BY in client.get_model_version(name, number).tags:  # it is back
+        _write(claim, client.delete_model_version_tag, name, number, REPLACED_BY)
+    if tags["stage"] == STAGES[PRODUCTION] and replaced not in (NOTHING, number):
+        _write(claim, client.set_model_version_tag, name, replaced, REPLACED_BY, number)
+        decisions = records.of_version(client, name, replaced)
+        _tell(claim, replaced, decisions, f"**Replaced by version {number}.** {tags['why']}")
 
 
 def _take_back(claim: Claim, run: Run) -> None:
@@ -196,9 +193,9 @@ def _take_back(claim: Claim, run: Run) -> None:
         _tell(claim, number, records.of_version(client, name, number))
         if tags.get("outcome") in (records.PROMOTED, records.ROLLED_BACK):
             if tags["moved_from"] != NOTHING:
-                _write(claim, client.set_model_version_tag, name, number, "stage", tags["moved_from"])
+                _write(claim, client.set_model_version_tag, name, number, STAGE, tags["moved_from"])
             else:
-                _write(claim, client.delete_model_version_tag, name, number, "stage")
+                _write(claim, client.delete_model_version_tag, name, number, STAGE)
     _write(claim, client.set_terminated, run.info.run_id, "KILLED")
 
 
@@ -223,8 +220,11 @@ def _where_it_exists() -> Iterator[None]:
             raise
 
 
-def _tell(claim: Claim, number: str, decisions: list[Run]) -> None:
-    """Tags and description of a version from the decisions on it, newest first: the registry's page tells the story."""
+def _tell(claim: Claim, number: str, decisions: list[Run], more: str = "") -> None:
+    """Tags and description of a version from the decisions on it, newest first: the registry's page tells the story.
+
+    `more`: what else there is to say.
+    """
     client, name = claim.client, claim.model
     version = client.get_model_version(name, number)
     wanted: dict[str, str] = {}
@@ -233,9 +233,7 @@ def _tell(claim: Claim, number: str, decisions: list[Run]) -> None:
     )
     by_gate = next((run for run in decisions if run.data.tags["outcome"] not in NO_GATE), None)
     if by_gate is not None:
-        wanted |= zip(
-            GATE_TAGS, (by_gate.data.tags["outcome"], by_gate.info.run_id, records.link(by_gate)), strict=True
-        )
+        wanted[names.GATE] = by_gate.data.tags["outcome"]
     if moved is not None:
         facts = (moved.data.tags["decided_at"], moved.data.tags["by"], moved.info.run_id)
         wanted |= zip(MOVE_TAGS, facts, strict=True)
@@ -243,8 +241,9 @@ def _tell(claim: Claim, number: str, decisions: list[Run]) -> None:
     for run in (*decisions[:1], moved, by_gate):  # the last decision, the last move, the last one by the gate
         if run is not None and run not in told:
             told.append(run)
-    story = OURS + "\n\n".join(_in_words(run) for run in told) if told else ""
-    for key in (*GATE_TAGS, *MOVE_TAGS):
+    lines = [*([more[: LONGEST[1]]] if more else []), *(_in_words(run) for run in told)]
+    story = OURS + "\n\n".join(lines) if lines else ""
+    for key in (names.GATE, *MOVE_TAGS):
         if key in wanted and version.tags.get(key) != wanted[key]:
             _write(claim, client.set_model_version_tag, name, number, key, wanted[key])
         elif key not in wanted and key in version.tags:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
 
+from contract.names import MANIFEST_SHA256
 from promoter import artifacts
 
 PROMPTS = (
@@ -47,7 +48,7 @@ class Result:
 
 def validate(folder: Path, version: ModelVersion, time_limit_s: float) -> Result:
     """Check a version whose files lie in `folder`. Code in them runs only where they are those of the manifest."""
-    manifest = artifacts.against_manifest(folder, version.tags.get(artifacts.MANIFEST_TAG))
+    manifest = artifacts.against_manifest(folder, version.tags.get(MANIFEST_SHA256))
     pickles = artifacts.no_pickle(folder)
     files = [
         Check("files as at training", manifest.passed, manifest.detail),

@@ -1,6 +1,5 @@
 """The services that are not packages of their own: `tracking`."""
 
-import os
+from contract.settings import set_library_defaults
 
-# Nothing goes to anybody: MLflow and the Hub's client would report their use to their makers.
-os.environ.setdefault("DO_NOT_TRACK", "true")
+set_library_defaults()

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from contract.errors import InputError
 
 _SECRETS = Path("/run/secrets")  # where Compose lays a container's secrets, each in a file of its name
 # A variable that is empty counts as not set; one that is not set is read from the file of its name, in lower case.
@@ -15,12 +16,6 @@ FROM_ENVIRONMENT_AND_SECRETS = SettingsConfigDict(
 )
 
 Settings = TypeVar("Settings", bound=BaseSettings)
-
-
-class InputError(click.ClickException):
-    """Bad input; the command exits with 2."""
-
-    exit_code = 2
 
 
 def read(kind: type[Settings], **given: Any) -> Settings:

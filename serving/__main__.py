@@ -4,16 +4,17 @@ curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
      -d '{"prompt": "def add(a, b):\\n", "max_tokens": 32}'
 """
 
-import socket
 import sys
 from typing import Any
 
 import click
 from pydantic import ValidationError
 
+from contract import logs
+from contract.errors import InputError
+from contract.files import why_not_free
 from serving.settings import ServingSettings
-from serving.supervisor import Supervisor
-from serving.versions import InputError
+from serving.supervisor.supervisor import Supervisor
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -39,20 +40,17 @@ def main(**given: Any) -> None:
         first = error.errors()[0]
         raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
     check_port_is_free(settings.serving_host, settings.serving_port)
+    logs.set_up("serving")
     sys.exit(Supervisor(settings).run())
 
 
 def check_port_is_free(host: str, port: int) -> None:
     """Raise InputError where something listens already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"Cannot listen on {host}:{port}: {error.strerror}. Stop what runs there (`make down` if it is "
-                "Ratchet's), or set SERVING_PORT to a free port."
-            ) from error
+    if why := why_not_free(host, port):
+        raise InputError(
+            f"Cannot listen on {host}:{port}: {why}. Stop what runs there (`make down` if it is Ratchet's), or set "
+            "SERVING_PORT to a free port."
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from contract.names import DEFAULT_EXPERIMENT, PRODUCTION, pyfunc_model
+
 SECONDS_TO_SPARE = 5  # the engine gives a request up so long before `mlflow models serve` does
 
 
@@ -16,8 +18,8 @@ class ServingSettings(BaseSettings):
 
     ratchet_home: Path = Field(default=Path("var"), description="Where the files of served versions are kept.")
     mlflow_tracking_uri: str = Field(default="http://127.0.0.1:5000", description="The tracking server.")
-    serving_model: str = Field(default="code_model_fine_tuning_model", description="The registered model.")
-    serving_alias: str = Field(default="production", description="The alias that is followed.")
+    serving_model: str = Field(default=pyfunc_model(DEFAULT_EXPERIMENT), description="The registered model.")
+    serving_alias: str = Field(default=PRODUCTION, description="The alias that is followed.")
     serving_wait: bool = Field(
         default=False, description="Where no version has the alias yet, wait for one and answer 503 until then."
     )
@@ -49,10 +51,6 @@ class ServingSettings(BaseSettings):
         default=None, description="Hashes of the tokens that may ask; else 401. None: everybody may."
     )
 
-    serving_batching: Literal["ratchet", "transformers"] = Field(
-        default="ratchet",
-        description="`transformers`: its continuous batching, for greedy completions alone; slower where we measured.",
-    )
     serving_max_batch: int = Field(default=32, ge=1, description="Completions that are under way at once.")
     serving_max_queue: int = Field(default=128, ge=1, description="Completions that may wait; else 429.")
     serving_max_prompt_tokens: int = Field(default=4096, ge=1, description="Longest prompt; else 422.")
@@ -61,6 +59,9 @@ class ServingSettings(BaseSettings):
         default=65_536, ge=1, description="Tokens, asked for and read, under way at once: bounds the memory for them."
     )
 
+    log_format: Literal["plain", "json"] = Field(
+        default="plain", description="How it logs: lines for people, or a JSON object a line."
+    )
     serving_trace_sample: float = Field(default=1.0, ge=0, le=1, description="Share of requests that is traced.")
     serving_trace_prompts: bool = Field(default=True, description="Whether traces hold prompts and completions.")
 
@@ -78,7 +79,6 @@ class ServingSettings(BaseSettings):
     def limits(self) -> dict[str, Any]:
         """The engine's limits, as a PyFunc's `model_config`."""
         return {
-            "batching": self.serving_batching,
             "max_batch": self.serving_max_batch,
             "max_queue": self.serving_max_queue,
             "max_prompt_tokens": self.serving_max_prompt_tokens,

@@ -15,11 +15,12 @@ import mlflow
 import requests
 from mlflow.models import Model
 
-import serving.model
+import code_model.pyfunc
+from code_model.params import GenerationParams
+from contract.names import MANIFEST_SHA256
 from services.tracking.readiness import wait_until
-from serving.params import GenerationParams
 from tests.integration.conftest import Stack, free_port
-from trainer import manifest
+from trainer.pyfunc_flavor import PyfuncWithManifest
 
 PROMPT = "def add(a, b):\n"
 
@@ -38,10 +39,10 @@ def variant(folder: Path, to: Path, seed: int) -> Path:
     return to
 
 
-def register(stack: Stack, name: str, folder: Path, python_model: str = serving.model.__file__) -> str:
+def register(stack: Stack, name: str, folder: Path, python_model: str = code_model.pyfunc.__file__) -> str:
     """Log a PyFunc as the trainer does, and register it; returns the version's number."""
     mlflow.set_tracking_uri(stack.url)
-    flavor = manifest.PyfuncWithManifest()
+    flavor = PyfuncWithManifest()
     mlflow.set_experiment(name)
     with mlflow.start_run() as run:
         info = Model.log(
@@ -49,16 +50,16 @@ def register(stack: Stack, name: str, folder: Path, python_model: str = serving.
             name="model",
             flavor=flavor,
             python_model=python_model,
-            code_paths=[str(Path(serving.model.__file__).parent)],
+            code_paths=[str(Path(code_model.pyfunc.__file__).parent)],
             artifacts={"model": str(folder)},
-            model_config=serving.model.default_config(),
+            model_config=code_model.pyfunc.default_config(),
             pip_requirements=[],
-            signature=serving.model.signature(GenerationParams(max_new_tokens=8)),
+            signature=code_model.pyfunc.signature(GenerationParams(max_new_tokens=8)),
         )
     client = stack.client
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    tags = {manifest.TAG: flavor.sha256}
+    tags = {MANIFEST_SHA256: flavor.sha256}
     version = client.create_model_version(name, info.model_uri, run.info.run_id, tags, model_id=info.model_id)
     return str(version.version)
 

@@ -1,11 +1,5 @@
 """Fine-tunes a code model on your code and registers it: `trainer --help`."""
 
-import os
+from contract.settings import set_library_defaults
 
-# Nothing goes to anybody: MLflow and the Hub's client would report their use to their makers.
-os.environ.setdefault("DO_NOT_TRACK", "true")
-
-# Artifacts come through the tracking server. On S3 it offers presigned URLs too, which lead past it to a store that a
-# client of the stack cannot reach; MLflow then retries for ten minutes. Set to true where clients do reach it.
-os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
-os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+set_library_defaults()

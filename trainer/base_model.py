@@ -10,13 +10,14 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.model import causal_config, choose_device, choose_dtype, first_line, load_causal_lm
+from code_model.weights import causal_config, choose_device, choose_dtype, first_line, load_causal_lm
+from contract.errors import InputError
 from trainer.config import ModelConfig
-from trainer.errors import InputError
 
 SMOLLM2 = "bundled:smollm2-135m"
 TINY = "bundled:tiny-random"
@@ -41,6 +42,15 @@ class BaseModel:
     @property
     def short_name(self) -> str:
         return self.name.rstrip("/").split("/")[-1].removeprefix("bundled:")
+
+
+def quiet() -> None:
+    """Keep the libraries from talking: progress bars of every load and save, warnings about each other."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls old names
 
 
 def resolve(config: ModelConfig) -> BaseModel:

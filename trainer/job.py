@@ -5,9 +5,7 @@ import importlib.util
 import json
 import os
 import signal
-import sys
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +14,33 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from torch.nn import Linear
-from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from trainer import base_model, checkpoints, distributed, git, plots, register, tracking
+from contract import names
+from contract.errors import InputError, Unreachable
+from contract.names import EVALUATES, EVALUATION_TABLE, PRODUCTION
+from contract.tracking import read_table
+from trainer import base_model, git, plots, register, tracking
 from trainer.base_model import BaseModel
-from trainer.batches import TrainingData, split
-from trainer.collator import token_counts
 from trainer.config import Config, to_yaml
 from trainer.data.logged import log_dataset
-from trainer.data.prepare import Dataset, Limits, names
-from trainer.data.prepare import prepare as data_prepare
-from trainer.errors import InputError
+from trainer.data.prepare import Dataset
 from trainer.evaluation import runs
-from trainer.evaluation.runs import EVALUATES, Evaluation
-from trainer.liveness import mark_dead, unfinished
-from trainer.recorder import LOSS, Recorder
-from trainer.spool import Spool
+from trainer.evaluation.models import LoadedModel
+from trainer.evaluation.runs import Evaluation
+from trainer.evaluation.version_process import open_version
+from trainer.preparation import prepare_data
 from trainer.tracking import say
-from trainer.train import RESULT, chooses_padding_free, target_modules, train
+from trainer.training import checkpoints, distributed
+from trainer.training.batches import TrainingData, split
+from trainer.training.liveness import mark_dead, unfinished
+from trainer.training.loop import RESULT, chooses_padding_free, target_modules, train
+from trainer.training.recorder import LOSS, Recorder
+from trainer.training.spool import Spool
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Job:
         return checkpoints.job_key(self.config, self.base.identity, self.data.train_digest, self.data.held_out_digest)
 
     def tags(self, role: str) -> dict[str, str]:
-        """The tags of a run, and of the version that it makes."""
+        """The tags of a run."""
         return self.evaluation.tags(role, self.base.identity, self.dtype, self.tokenizer)
 
     def release_model(self) -> None:
@@ -73,19 +74,12 @@ class Job:
             torch.cuda.empty_cache()
 
 
-def quiet() -> None:
-    """Keep the libraries from talking: progress bars of every load and save, warnings about each other."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls old names
-
-
 def prepare(config: Config, folder: Path) -> Job:
     """Check tracking server, data and model, loading it. Raises InputError for what is wrong; trains nothing.
 
     The prepared data lie in `folder`, as long as the job is used.
     """
-    quiet()
+    base_model.quiet()
     if config.distributed.machine_rank == 0:
         client = tracking.connect(config.tracking.uri)
     else:  # only the first machine talks to the tracking server
@@ -114,29 +108,6 @@ def prepare(config: Config, folder: Path) -> Job:
     return Job(config, client, base, tokenizer, model, str(model.dtype), data, evaluation, root)
 
 
-def prepare_data(config: Config, tokenizer: Any, folder: Path, positions: int | None) -> Dataset:
-    """The data set for a model with this tokenizer and so many positions, written to `folder`."""
-    most = positions - config.eval.max_new_tokens if positions is not None else config.trainer.max_length
-    if most < 1:
-        raise InputError(
-            f"eval.max_new_tokens is {config.eval.max_new_tokens}. Expected less than {positions} positions."
-        )
-    limits = Limits(
-        chat_template=lambda messages: base_model.chat_template(tokenizer, messages),
-        token_counts=lambda examples: token_counts(tokenizer, examples),
-        max_length=config.trainer.max_length,
-        max_eval_length=most,
-    )
-    for source in names(config.data.eval_source) + names(config.data.source):
-        say(f"Data: {source}")
-        if source.startswith("runs:/"):
-            tracking.connect(config.tracking.uri)
-    with tqdm(desc="reading", unit="example", leave=False, disable=not sys.stderr.isatty()) as bar:
-        data = data_prepare(config.data, limits, folder, bar.update)
-    say("  " + data.report.in_words())
-    return data
-
-
 def run(job: Job) -> register.Registered | None:
     """Evaluate base model and incumbent unless that was done before, fine-tune, evaluate, log and register.
 
@@ -155,7 +126,7 @@ def run(job: Job) -> register.Registered | None:
         base_run_id, base_table, base_metrics = _evaluate_base(job, experiment_id)
         _evaluate_incumbent(job, experiment_id)
         resume = earlier.info.run_id if earlier is not None else None
-        tags = {**job.tags(tracking.CANDIDATE), "job": job.key}
+        tags = {**job.tags(names.CANDIDATE), "job": job.key}
         name = job.config.tracking.run_name
         with tracking.run(job.client, experiment_id, name, tags, job.root, resume) as active:
             run_id = active.info.run_id
@@ -218,7 +189,7 @@ def _finish(
     losses = {item.step: item.value for item in job.client.get_metric_history(run_id, LOSS)}
     mlflow.log_metrics({**totals, "run/mean_loss": sum(losses.values()) / len(losses)})
     model = _tuned(job, folder / RESULT)
-    table, metrics = job.evaluation.run(model, job.tokenizer, "the fine-tuned model")
+    table, metrics = job.evaluation.run(LoadedModel(model, job.tokenizer), "the fine-tuned model")
     with tempfile.TemporaryDirectory() as temporary:
         plots.loss_curve(sorted(losses.items()), Path(temporary, "loss.png"))
         plots.base_against_candidate(base_table, table, Path(temporary, "base_against_candidate.png"))
@@ -226,7 +197,7 @@ def _finish(
     if job.config.trainer.method == "lora":
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             mlflow.log_artifact(str(folder / RESULT / name), "adapter")
-    return _register(job, run_id, model, tracking.CANDIDATE, metrics, base_metrics), metrics
+    return _register(job, run_id, model, names.CANDIDATE, metrics, base_metrics), metrics
 
 
 def _deliver_metrics(job: Job, folder: Path, run_id: str) -> None:
@@ -238,7 +209,7 @@ def _deliver_metrics(job: Job, folder: Path, run_id: str) -> None:
         patience = job.config.tracking.patience_s
         say(f"Trained; waiting up to {patience} s for the tracking server")
         if not spool.wait(patience):
-            raise tracking.ServerAway(
+            raise Unreachable(
                 f"The tracking server at {job.config.tracking.uri} did not come back within {patience} s "
                 "(tracking.patience_s). Nothing is lost: the same command evaluates and registers what was trained."
             )
@@ -317,19 +288,19 @@ def _check_fit(config: Config, model: Any) -> None:
 
 def _evaluate_base(job: Job, experiment_id: str) -> tuple[str, pd.DataFrame, dict[str, float]]:
     """(run id, table, metrics) of the base model on this data; the first such run also registers it."""
-    tags = job.tags(tracking.BASE)
+    tags = job.tags(names.BASE)
     version = _registered_base(job)
     earlier = runs.find(job.client, experiment_id, tags)
     if earlier is not None:
-        run_id, table = earlier.info.run_id, runs.read_table(job.client, earlier.info.run_id)
+        run_id, table = earlier.info.run_id, read_table(job.client, earlier.info.run_id, EVALUATION_TABLE)
         metrics = dict(earlier.data.metrics)
     else:
         with tracking.run(job.client, experiment_id, f"base-{job.base.short_name}", tags, job.root) as active:
             run_id = active.info.run_id
             _log_inputs(job)
-            table, metrics = job.evaluation.run(job.model, job.tokenizer, "the base model")
+            table, metrics = job.evaluation.run(LoadedModel(job.model, job.tokenizer), "the base model")
             if version is None:
-                version = _register(job, run_id, job.model, tracking.BASE, metrics, {}).pyfunc
+                version = _register(job, run_id, job.model, names.BASE, metrics, {}).pyfunc
     if version is not None:
         job.client.set_tag(run_id, EVALUATES, f"{version.name}/{version.version}")
     return run_id, table, metrics
@@ -339,26 +310,28 @@ def _evaluate_incumbent(job: Job, experiment_id: str) -> None:
     """Evaluate the version in production on this data, where its own run did not: the gate compares like with like."""
     name, _ = register.model_names(job.config)
     version = _in_production(job, name)
-    if version is None or (version.tags.get("role"), version.tags.get("base_model")) == ("base", job.base.identity):
+    if version is None or (version.tags.get(names.ROLE), version.tags.get(names.BASE_MODEL)) == (
+        names.BASE,
+        job.base.identity,
+    ):
         return
-    own = job.tags(tracking.EVALUATION)
-    if all(version.tags.get(key) == own[key] for key in ("dataset_digest", "prompt_template", "eval_settings")):
+    if names.evaluation_key(version.tags) == names.evaluation_key(job.tags(names.EVALUATION)):
         return
-    model, tokenizer = runs.load_version(version, job.config.model.device, job.config.model.dtype)
-    job.evaluation.check(tokenizer, getattr(model.config, "max_position_embeddings", None))
-    base = version.tags.get("base_model", "unknown")
-    tags = job.evaluation.tags(tracking.EVALUATION, base, str(model.dtype), tokenizer)  # its own tokenizer's
-    tags[EVALUATES] = f"{name}/{version.version}"
-    if runs.find(job.client, experiment_id, tags) is not None:
-        return
-    with tracking.run(job.client, experiment_id, f"incumbent-version-{version.version}", tags, job.root):
-        _log_inputs(job)
-        job.evaluation.run(model, tokenizer, f"version {version.version}, which is in production,")
+    with open_version(version, job.config.model.device, job.config.model.dtype) as model:
+        job.evaluation.check(model.tokenizer, model.positions)
+        base = version.tags.get(names.BASE_MODEL, "unknown")
+        tags = job.evaluation.tags(names.EVALUATION, base, model.dtype, model.tokenizer)  # its own tokenizer's
+        tags[EVALUATES] = f"{name}/{version.version}"
+        if runs.find(job.client, experiment_id, tags) is not None:
+            return
+        with tracking.run(job.client, experiment_id, f"incumbent-version-{version.version}", tags, job.root):
+            _log_inputs(job)
+            job.evaluation.run(model, f"version {version.version}, which is in production,")
 
 
 def _in_production(job: Job, name: str) -> ModelVersion | None:
     try:
-        return job.client.get_model_version_by_alias(name, "production")
+        return job.client.get_model_version_by_alias(name, PRODUCTION)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, no alias
             return None
@@ -368,7 +341,7 @@ def _in_production(job: Job, name: str) -> ModelVersion | None:
 def _registered_base(job: Job) -> ModelVersion | None:
     name, _ = register.model_names(job.config)
     versions = job.client.search_model_versions(f"name = '{name}'")
-    wanted = {"role": tracking.BASE, "base_model": job.base.identity}.items()
+    wanted = {names.ROLE: names.BASE, names.BASE_MODEL: job.base.identity}.items()
     return next((version for version in versions if wanted <= version.tags.items()), None)
 
 
@@ -384,13 +357,15 @@ def _register(
         base_metrics,
     )
     mlflow.log_text(card, "model_card.md")
-    tags = {**job.tags(role), "train_dataset_digest": job.data.train_digest}
+    judged = job.tags(role)
+    tags = {name: judged[name] for name in (names.ROLE, names.BASE_MODEL, names.DATASET_DIGEST)}
+    tags[names.EVALUATION_KEY] = names.evaluation_key(judged) or ""
     with tempfile.TemporaryDirectory() as folder:
         register.save_model(model, job.tokenizer, job.config, card, Path(folder))
         nll = metrics["eval/nll_per_token"]
         # A base model is registered once, whichever run does it; a fine-tuned one once by its run.
-        key = f"base {job.base.identity}" if role == tracking.BASE else run_id
-        what = "unchanged" if role == tracking.BASE else f"fine-tuned on {job.config.data.source}"
+        key = f"base {job.base.identity}" if role == names.BASE else run_id
+        what = "unchanged" if role == names.BASE else f"fine-tuned on {job.config.data.source}"
         description = f"{job.base.name}, {what}; held-out nll {nll:.4f} per token"
         registered = register.log_and_register(
             job.client, run_id, job.config, model, job.tokenizer, Path(folder), description, tags, key

@@ -14,11 +14,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 
-import serving.model
-from trainer import manifest, tracking
+import code_model
+import code_model.pyfunc
+from code_model.weights import read_defaults
+from contract.messages import PROTOCOL
+from contract.names import IDEMPOTENCY_KEY, MANIFEST_SHA256, PROTOCOL_TAG, pyfunc_model, pytorch_model
+from contract.tracking import create_once
+from contract.versions import metadata_of_release
+from trainer import tracking
 from trainer.base_model import greedy
 from trainer.config import Config
-from trainer.manifest import PyfuncWithManifest
+from trainer.pyfunc_flavor import PyfuncWithManifest
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Registered:
 def model_names(config: Config) -> tuple[str, str]:
     """Registered names: (PyFunc, plain Transformers)."""
     experiment = config.tracking.experiment_name
-    return f"{experiment}_model", f"{experiment}_pytorch_model"
+    return pyfunc_model(experiment), pytorch_model(experiment)
 
 
 def save_model(model: Any, tokenizer: Any, config: Config, card: str, folder: Path) -> None:
@@ -63,7 +69,7 @@ def log_and_register(
     # No input example: MLflow would load the model once more to try it, 4 s of a laptop; `promoter validate` does.
     warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
     requirements = _requirements("mlflow", "torch", "transformers", "peft", "accelerate")
-    generation = serving.model.read_defaults(folder)
+    generation = read_defaults(folder)
     mlflow.log_artifact(str(folder / "generation_config.json"))
 
     pyfunc = PyfuncWithManifest()
@@ -82,24 +88,25 @@ def log_and_register(
             artifact_path=None,
             name="model",
             flavor=pyfunc,
-            python_model=serving.model.__file__,
-            code_paths=[str(Path(serving.model.__file__).parent)],
+            python_model=code_model.pyfunc.__file__,
+            code_paths=[str(Path(code_model.pyfunc.__file__).parent)],
+            metadata=metadata_of_release(),
             artifacts={"model": str(folder)},
-            model_config=serving.model.default_config(),
+            model_config=code_model.pyfunc.default_config(),
             pip_requirements=requirements,
-            signature=serving.model.signature(generation),
+            signature=code_model.pyfunc.signature(generation),
         )
 
     names = model_names(config)
     # The PyFunc comes last: it is the version that the promoter looks at.
     forms = [(name, f"{key}/{name}", log) for name, log in ((names[1], log_pytorch), (names[0], log_pyfunc))]
     logged = [log() if find_version(client, name, own) is None else None for name, own, log in forms]
-    manifests: tuple[dict[str, str], ...] = ({}, {manifest.TAG: pyfunc.sha256})
+    more_tags: tuple[dict[str, str], ...] = ({}, {MANIFEST_SHA256: pyfunc.sha256, PROTOCOL_TAG: str(PROTOCOL)})
     try:
         with tracking.deferred_interrupts():
             versions = [
                 _create_version(client, name, own, info, run_id, description, tags | more)
-                for (name, own, _), info, more in zip(forms, logged, manifests, strict=True)
+                for (name, own, _), info, more in zip(forms, logged, more_tags, strict=True)
             ]
             mlflow.end_run("FINISHED")
     except BaseException:
@@ -112,9 +119,7 @@ def log_and_register(
 
 def find_version(client: MlflowClient, name: str, key: str) -> ModelVersion | None:
     """The version that was made with this key, if it was."""
-    return next(
-        iter(client.search_model_versions(f"name = '{name}' and tags.`{tracking.IDEMPOTENCY_KEY}` = '{key}'")), None
-    )
+    return next(iter(client.search_model_versions(f"name = '{name}' and tags.`{IDEMPOTENCY_KEY}` = '{key}'")), None)
 
 
 def _create_version(
@@ -135,12 +140,12 @@ def _create_version(
             name,
             info.model_uri,
             run_id,
-            tags={**tags, tracking.IDEMPOTENCY_KEY: key},
+            tags={**tags, IDEMPOTENCY_KEY: key},
             description=description,
             model_id=info.model_id,
         )
 
-    return tracking.once(lambda: find_version(client, name, key), create)
+    return create_once(lambda: find_version(client, name, key), create)
 
 
 def _take_back(client: MlflowClient, names: tuple[str, str], run_id: str) -> None:

@@ -12,8 +12,9 @@ import click
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError, NoCredentialsError
 
+from contract.errors import InputError
 from services.bucket.settings import BucketSettings
-from services.settings import InputError, read
+from services.settings import read
 
 RULE = {
     "ID": "ratchet-abort-incomplete-uploads",

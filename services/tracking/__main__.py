@@ -7,15 +7,17 @@ python -m services.tracking --no-setup     # serve what another has set up, as t
 
 import json
 import os
+import shlex
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 import click
 from sqlalchemy.engine import make_url
 
-from services.settings import InputError, read
+from contract.errors import InputError
+from contract.files import why_not_free
+from services.settings import read
 from services.tracking import access, connections
 from services.tracking.migrate import migrate
 from services.tracking.settings import TrackingSettings
@@ -62,15 +64,11 @@ def check(settings: TrackingSettings) -> None:
 
 def check_port_is_free(host: str, port: int) -> None:
     """Raise InputError where something listens already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"Cannot listen on {host}:{port}: {error.strerror}. Stop what runs there (`make down` if it is "
-                "Ratchet's), or set TRACKING_PORT to a free port."
-            ) from error
+    if why := why_not_free(host, port):
+        raise InputError(
+            f"Cannot listen on {host}:{port}: {why}. Stop what runs there (`make down` if it is Ratchet's), or set "
+            "TRACKING_PORT to a free port."
+        )
 
 
 def set_up(settings: TrackingSettings) -> None:
@@ -128,6 +126,7 @@ def serve(settings: TrackingSettings) -> None:
         *("--port", str(settings.tracking_port)),
         *("--workers", str(settings.tracking_workers)),
         *("--allowed-hosts", settings.allowed_hosts),
+        *("--uvicorn-opts", f"--log-config {shlex.quote(str(Path(__file__).with_name('logging.json')))}"),
     ]
     if settings.tracking_cors_origins:
         arguments += ["--cors-allowed-origins", settings.tracking_cors_origins]

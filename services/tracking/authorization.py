@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from contract.names import MANIFEST_SHA256
 from services.tracking.access import USERS
 
 if TYPE_CHECKING:
     from flask import Response
     from werkzeug.datastructures import Authorization
 
-MANIFEST_TAG = "manifest_sha256"  # of a version: by it promoter and serving know its files (trainer.manifest)
 SOURCES = ("mlflow-artifacts:", "runs:", "models:")  # those whose owner MLflow looks up
 
 
@@ -74,7 +74,7 @@ def _tag() -> str | None:
     from mlflow.protos.model_registry_pb2 import SetModelVersionTag
 
     # A request that deletes a tag has the same fields.
-    return f"change a version's tag {MANIFEST_TAG}" if _asked(SetModelVersionTag()).key == MANIFEST_TAG else None
+    return f"change a version's tag {MANIFEST_SHA256}" if _asked(SetModelVersionTag()).key == MANIFEST_SHA256 else None
 
 
 def _source() -> str | None:

@@ -7,7 +7,7 @@ grow to 15; four workers then hold 180, more than a small RDS instance gives to 
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from services.settings import InputError
+from contract.errors import InputError
 from services.tracking.settings import TrackingSettings
 
 # In a pool. A request may hold two connections at a time: where as many requests as the pool has connections hold one

@@ -18,7 +18,8 @@ import click
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
-from services.settings import FROM_ENVIRONMENT_AND_SECRETS, InputError, read
+from contract.errors import InputError
+from services.settings import FROM_ENVIRONMENT_AND_SECRETS, read
 
 VALID_S = 15 * 60  # an IAM token's life
 LOOK_S = 1.0  # between two looks at the secret file

@@ -1,6 +1,7 @@
 """The tracking server's settings, read from the environment once; the secret ones also from files."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
@@ -23,6 +24,7 @@ class TrackingSettings(BaseSettings):
     postgres_password: SecretStr = SecretStr("")
     mlflow_artifacts_destination: str = ""
     aws_secret_access_key: SecretStr = SecretStr("")
+    log_format: Literal["plain", "json"] = "plain"
     tracking_host: str = "127.0.0.1"
     tracking_port: int = Field(default=5000, ge=1, le=65535)
     tracking_workers: int = Field(default=1, ge=1)

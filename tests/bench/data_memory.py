@@ -43,9 +43,9 @@ def write_rows(path: Path, count: int) -> None:
 def prepare_ours(path: Path) -> tuple[int, float]:
     """(examples kept, MB in use before)."""
     from trainer import base_model
-    from trainer.collator import token_counts
     from trainer.config import load_config
     from trainer.data.prepare import Limits, prepare
+    from trainer.training.collator import token_counts
 
     config = load_config(None, [f"data.source={path}", "trainer.max_length=1024"])
     tokenizer = base_model.load_tokenizer(base_model.resolve(config.model))

@@ -145,8 +145,8 @@ def contestant(name: str, folder: Path, work: Path) -> Iterator[Server]:
         if name == "stock":
             import mlflow
 
-            from serving.model import signature
-            from serving.params import GenerationParams
+            from code_model.params import GenerationParams
+            from code_model.pyfunc import signature
 
             (work / "plain.py").write_text(STOCK)
             mlflow.pyfunc.save_model(

@@ -84,13 +84,14 @@ def ratchet(settings: Settings, folder: Path, watch: Any = None, more: Sequence[
     """Ratchet as trainer/job.py calls it, tracking included (MLflow on SQLite); `watch` is entered for the training."""
     from mlflow import MlflowClient
 
-    from trainer import base_model, checkpoints
-    from trainer.batches import TrainingData
-    from trainer.collator import token_counts
+    from trainer import base_model
     from trainer.config import load_config
     from trainer.job import quiet
-    from trainer.recorder import Recorder
-    from trainer.train import RESULT, train
+    from trainer.training import checkpoints
+    from trainer.training.batches import TrainingData
+    from trainer.training.collator import token_counts
+    from trainer.training.loop import RESULT, train
+    from trainer.training.recorder import Recorder
 
     quiet()
     config = load_config(None, [*settings["overrides"], *more])
@@ -123,7 +124,7 @@ def trl(settings: Settings, folder: Path, **options: Any) -> float:
         train_dataset=load_dataset("json", data_files=settings["train"], split="train"),
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear"),
     )
-    result = trainer.train()
+    result = trainer.training.loop()
     trainer.model.save_pretrained(folder)
     return float(result.metrics["train_runtime"])
 
@@ -248,9 +249,9 @@ def read_examples(path: Path) -> list[Any]:
 def prepare(work: Path, examples: int, epochs: float) -> Settings:
     """Write train.jsonl and held_out.jsonl (prompt, completion) and settings.json, which the children read."""
     from trainer import base_model
-    from trainer.collator import encode
     from trainer.config import load_config
     from trainer.job import prepare_data, quiet
+    from trainer.training.collator import encode
 
     quiet()
     config = load_config(None, overrides(examples, epochs))
@@ -315,7 +316,7 @@ def held_out_loss(base: str, adapter: Path | None, examples: Sequence[Any]) -> f
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trainer.collator import encode
+    from trainer.training.collator import encode
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.faults
 RAISES = """
 import os
 import mlflow
-from serving.model import *
-from serving.model import CodeGenerationModel
+from code_model.pyfunc import *
+from code_model.pyfunc import CodeGenerationModel
 
 class Raising(CodeGenerationModel):
     def predict(self, context, model_input, params=None):

@@ -61,7 +61,7 @@ def workers(pid: int) -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process(pid).children(recursive=True)
-        if "trainer.worker" in process.cmdline()  # and not what they start themselves
+        if "trainer.training.worker" in process.cmdline()  # and not what they start themselves
     ]
 
 

@@ -14,9 +14,9 @@ from textwrap import dedent
 
 import pytest
 
+from contract.errors import InputError
 from tests.conftest import ROOT
 from tests.integration.escapes import ESCAPES, LEGACIES, Escape
-from trainer.errors import InputError
 from trainer.evaluation import sandbox as client
 from trainer.evaluation.sandbox import Sandbox
 

@@ -173,7 +173,7 @@ def test_a_hand_made_alias_brings_back_nothing_that_was_rolled_back(registry: Re
     registry.run("rollback", "--reason", "it writes nonsense")
     assert registry.aliases == {"production": "1", "champion": "2"}
     assert (registry.tags("2")["replaced_by"], "stage" in registry.tags("2")) == ("1", False)
-    assert registry.tags("2")["replaced_because"] == "rolled back: it writes nonsense"
+    assert "**Replaced by version 1.** it writes nonsense" in registry.description("2")
     assert "Nothing to do: there is no candidate" in registry.run("auto-promote")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import boto3
 import pytest
 
+from contract.errors import InputError
 from tests.unit.test_data import load_from, write_jsonl, write_tree
-from trainer.errors import InputError
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,8 @@ import requests
 from click.testing import CliRunner
 
 from services.tracking.readiness import wait_until
-from serving.access import main as access
-from serving.state import StateFile
+from serving.gateway.tokens import main as access
+from serving.supervisor.state import StateFile
 from tests.integration.conftest import Stack
 from tests.served import PROMPT, Serving, register, serving_process
 
@@ -324,7 +324,7 @@ def test_nothing_in_production_is_503_with_the_reason(stack: Stack, tmp_path) ->
 
 
 def test_the_state_is_read_again_when_it_changes(tmp_path) -> None:
-    from serving import state
+    from serving.supervisor import state
 
     path = tmp_path / "state.json"
     file = StateFile(path)

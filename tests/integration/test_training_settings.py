@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.conftest import Stack
-from trainer import base_model, checkpoints, fused_lora, padding_free
-from trainer.batches import TrainingData
+from trainer import base_model
 from trainer.config import load_config
 from trainer.data.example import Example
-from trainer.recorder import LOSS, Recorder
-from trainer.train import RESULT, train
+from trainer.training import checkpoints
+from trainer.training.batches import TrainingData
+from trainer.training.kernels import fused_lora, padding_free
+from trainer.training.loop import RESULT, train
+from trainer.training.recorder import LOSS, Recorder
 
 pytestmark = pytest.mark.integration
 
@@ -115,7 +117,7 @@ def test_the_model_is_left_as_it_was(tiny, trained, monkeypatch) -> None:
 
 
 def test_a_fused_layer_computes_what_pefts_does(tiny) -> None:
-    from trainer.train import add_adapter
+    from trainer.training.loop import add_adapter
 
     config = load_config(None, ["model.dtype=bfloat16"])
     gradients = []
@@ -139,7 +141,7 @@ def test_a_fused_layer_computes_what_pefts_does(tiny) -> None:
 
 @pytest.mark.parametrize("override", ["lora.use_dora=true", "lora.lora_dropout=0.1", "model.dtype=float32"])
 def test_what_cannot_be_fused_is_left_to_peft(tiny, override: str) -> None:
-    from trainer.train import add_adapter
+    from trainer.training.loop import add_adapter
 
     config = load_config(None, ["model.dtype=bfloat16", override])
     assert (

@@ -19,7 +19,7 @@ TINY = (
     *("model.name=bundled:tiny-random", "model.dtype=float32", "trainer.max_length=600", "trainer.lr=1e-2"),
     *("data.max_train_examples=48", "data.max_eval_examples=4", "eval.max_new_tokens=8"),
 )
-HOSTS = ("-f", "docker-compose.hosts.yml", "run", "--rm", "--no-TTY")
+HOSTS = ("-f", "infra/compose/hosts.yml", "run", "--rm", "--no-TTY")
 
 
 def losses(platform: Platform, experiment: str) -> tuple[Run, list[tuple[int, float]]]:
@@ -134,7 +134,7 @@ def test_a_container_elsewhere_goes_on_from_s3(platform: Platform, environ) -> N
 
 def test_the_file_for_several_hosts_takes_the_trainer_off_the_stacks_networks(platform: Platform) -> None:
     config = json.loads(
-        platform.docker_compose("-f", "docker-compose.hosts.yml", "--profile", "jobs", "config", "--format", "json")
+        platform.docker_compose("-f", "infra/compose/hosts.yml", "--profile", "jobs", "config", "--format", "json")
     )
     trainer = config["services"]["trainer"]
     assert trainer["network_mode"] == "host"

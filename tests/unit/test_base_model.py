@@ -9,12 +9,13 @@ from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from serving.model import CodeGenerationModel
+from code_model.pyfunc import CodeGenerationModel
+from contract.errors import InputError
 from tests import models
 from trainer import base_model
 from trainer.config import EvalConfig, ModelConfig
 from trainer.data.example import Example
-from trainer.errors import InputError
+from trainer.evaluation.models import LoadedModel
 from trainer.evaluation.table import evaluate
 
 
@@ -141,7 +142,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tiny, tmp_path) -> None:
     tokenizer.save_pretrained(folder)
     model, rows = load(folder), [Example("<more>", "y")]
     with pytest.raises(InputError, match=r"makes token 257, and the model's embedding has 257 rows"):
-        evaluate(model, AutoTokenizer.from_pretrained(folder), rows, EvalConfig(), 0)
+        evaluate(LoadedModel(model, AutoTokenizer.from_pretrained(folder)), rows, EvalConfig(), 0)
     for path in folder.glob("token*"):
         path.unlink()
     with pytest.raises(InputError, match=r"no tokenizer loads|Expected the model's own files, such as tokenizer\.json"):

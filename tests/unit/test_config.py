@@ -3,9 +3,9 @@
 import pytest
 from click.testing import CliRunner
 
+from contract.errors import InputError
 from trainer.cli import main
 from trainer.config import CONFIGS, Config, flatten, load_config, to_yaml
-from trainer.errors import InputError
 
 
 def test_command_line_beats_file_beats_defaults(tmp_path) -> None:

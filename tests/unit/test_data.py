@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contract.errors import InputError
 from trainer.config import DataConfig
 from trainer.data.example import Example, ExampleFile, digest, from_line, to_line
 from trainer.data.prepare import OUTPUTS, Dataset, Limits, _groups_to_hold_out, prepare
 from trainer.data.rows import parse
 from trainer.data.sources import Row
-from trainer.errors import InputError
 
 ONLY_FUNCTIONS = {"fim_weight": 0.0, "next_block_weight": 0.0}
 

@@ -9,13 +9,13 @@ import torch
 from mlflow.exceptions import MlflowException
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from code_model import fim
+from code_model.decoding import Completion, Decoder, Sampling, choose, pack_linear_layers
+from code_model.engine import Engine, Limits, Request
+from code_model.params import GenerationParams
+from code_model.pyfunc import generate
+from code_model.text import TextStream
 from services.tracking.readiness import wait_until
-from serving import fim
-from serving.decoding import Completion, Decoder, Sampling, choose, pack_linear_layers
-from serving.engine import Engine, Limits, Request
-from serving.model import generate
-from serving.params import GenerationParams
-from serving.text import TextStream
 
 PROMPTS = ["def add(a, b):\n", "x", "class A:\n    def f(self):\n        ", "# " + "long " * 20, "import os\n", "é"]
 
@@ -234,21 +234,6 @@ def test_a_model_that_keeps_more_than_keys_and_values_is_completed_whole(parts, 
         late.submit([("x", GenerationParams(max_new_tokens=900))])[0].future.result(30)
 
 
-def test_transformers_own_batching_gives_the_same(parts) -> None:
-    model = AutoModelForCausalLM.from_pretrained(parts[0].config._name_or_path, dtype=torch.float32).eval()
-    engine = engine_of((model, parts[1]), batching="transformers")
-    rows = [(prompt, GenerationParams(max_new_tokens=5 + 3 * number)) for number, prompt in enumerate(PROMPTS)]
-    try:
-        assert texts(engine.submit(rows)) == texts(engine_of(parts).submit(rows))
-        assert texts(engine.submit(rows[:2])) == texts(engine_of(parts).submit(rows[:2]))
-        with pytest.raises(MlflowException, match="Expected temperature 0"):
-            engine.submit([("x", GenerationParams(temperature=0.5))])[0].future.result(30)
-    finally:
-        engine.decoder.close()
-    with pytest.raises(MlflowException, match=r"batching is 'other'\. Expected ratchet or transformers"):
-        engine_of(parts, batching="other")
-
-
 def test_usage_is_told_by_the_requests_id(engine: Engine) -> None:
     texts(engine.submit([("abc", GenerationParams(max_new_tokens=4))] * 2, id="two"))
     usages = engine.usage("two")
@@ -257,7 +242,7 @@ def test_usage_is_told_by_the_requests_id(engine: Engine) -> None:
 
 
 def test_an_idle_engine_holds_no_thread(parts, monkeypatch) -> None:
-    monkeypatch.setattr("serving.engine.IDLE_S", 0.05)
+    monkeypatch.setattr("code_model.engine.IDLE_S", 0.05)
     engine = engine_of(parts)
     row = ("x", GenerationParams(max_new_tokens=1))
     texts(engine.submit([row]))

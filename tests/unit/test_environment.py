@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra import environment
-from serving.access import parse
+from serving.gateway.tokens import parse
 
 
 def mode(path: Path) -> int:
@@ -37,7 +37,7 @@ def test_secrets_are_random_long_and_out_of_the_env_file(tmp_path: Path) -> None
     assert mode(tmp_path / "one" / ".secrets") == 0o700
     modes = {path.name: mode(path) for path in (tmp_path / "one" / ".secrets").iterdir()}
     assert modes.pop("serving_token") == 0o400  # for you alone: the container gets its hash
-    assert modes.pop("serving_tokens") == 0o644  # which `serving.access` writes to
+    assert modes.pop("serving_tokens") == 0o644  # which `serving.gateway.tokens` writes to
     assert set(modes.values()) == {0o444}
     assert one["serving_token"] not in one["serving_tokens"]
     assert parse(one["serving_tokens"]) == {"owner": hashlib.sha256(one["serving_token"].encode()).hexdigest()}

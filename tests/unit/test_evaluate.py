@@ -6,10 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer.collator import EncodedExample, collate, encode
+from contract.metrics import pass_at_k
 from trainer.config import EvalConfig
 from trainer.data.example import Example
-from trainer.evaluation.table import cut, evaluate, first_function, parses_cut, pass_at_k, steps, summarise
+from trainer.evaluation.models import LoadedModel
+from trainer.evaluation.summary import summarise
+from trainer.evaluation.syntax import parses_cut
+from trainer.evaluation.table import evaluate, steps
+from trainer.evaluation.truncation import cut, first_function
+from trainer.training.collator import EncodedExample, collate, encode
 
 EXAMPLES = [
     Example('def f(a):\n    """F."""\n', "    return a\n", "x", "function", "python"),
@@ -44,7 +49,7 @@ def test_loss_is_on_the_completion_only() -> None:
 
 
 def test_nll_is_that_of_each_example_by_itself(model, tokenizer) -> None:
-    table = evaluate(model, tokenizer, EXAMPLES, EvalConfig(max_new_tokens=4, batch_size=3), 0)
+    table = evaluate(LoadedModel(model, tokenizer), EXAMPLES, EvalConfig(max_new_tokens=4, batch_size=3), 0)
     for example, row in zip(EXAMPLES, table.to_dict("records"), strict=True):
         item = encode(tokenizer, example)
         with torch.inference_mode():
@@ -60,7 +65,7 @@ def test_nll_is_that_of_each_example_by_itself(model, tokenizer) -> None:
 def test_table_and_summary(model, tokenizer) -> None:
     done = []
     config = EvalConfig(max_new_tokens=4, batch_size=2)
-    table = evaluate(model, tokenizer, EXAMPLES, config, 0, done.append)
+    table = evaluate(LoadedModel(model, tokenizer), EXAMPLES, config, 0, done.append)
     assert sum(done) == 2 * len(EXAMPLES) == steps(EXAMPLES, config)
     assert list(table) == [
         *("example_id", "kind", "language", "prompt", "reference", "function", "completion", "nll", "tokens"),
@@ -77,7 +82,7 @@ def test_table_and_summary(model, tokenizer) -> None:
 
 
 def test_syntax_is_not_judged_where_it_is_text(model, tokenizer) -> None:
-    table = evaluate(model, tokenizer, EXAMPLES[2:], EvalConfig(max_new_tokens=2), 0)
+    table = evaluate(LoadedModel(model, tokenizer), EXAMPLES[2:], EvalConfig(max_new_tokens=2), 0)
     assert "eval/syntax_ok" not in summarise(table, EvalConfig())
 
 
@@ -168,7 +173,7 @@ def test_completions_are_run_against_their_tests(model, tokenizer) -> None:
         EXAMPLES[2],
     ]
     config = EvalConfig(max_new_tokens=2, samples=3, pass_at="1,2,9")
-    table = evaluate(model, tokenizer, examples, config, 0)
+    table = evaluate(LoadedModel(model, tokenizer), examples, config, 0)
     assert table["passed"].isna().tolist() == [False, False, True]
     assert table["samples"].tolist()[:2] == [3, 3]
     assert table["nll"].isna().tolist() == [True, False, False]  # of nothing there is no likelihood

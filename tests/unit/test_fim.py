@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving import fim
+from code_model import fim
 
 
 class Vocabulary:

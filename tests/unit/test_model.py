@@ -8,8 +8,8 @@ import torch
 from mlflow.exceptions import MlflowException
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import serving.model
-from serving.model import (
+import code_model.pyfunc
+from code_model.pyfunc import (
     CodeGenerationModel,
     GenerationParams,
     choose_device,
@@ -38,10 +38,10 @@ def saved(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("pyfunc") / "model"
     mlflow.pyfunc.save_model(
         path,
-        python_model=serving.model.__file__,
+        python_model=code_model.pyfunc.__file__,
         artifacts={"model": str(tiny.folder)},
         pip_requirements=[],
-        signature=serving.model.signature(GenerationParams(max_new_tokens=5)),
+        signature=code_model.pyfunc.signature(GenerationParams(max_new_tokens=5)),
         input_example=["a"],
     )
     return path
@@ -205,7 +205,7 @@ def test_pickled_weights_are_not_loaded(tiny, tmp_path) -> None:
 
 def test_saved_pyfunc_holds_no_pickle(saved) -> None:
     names = [path.name for path in saved.rglob("*") if path.is_file()]
-    assert {"model.py", "model.safetensors"} <= set(names)
+    assert {"pyfunc.py", "model.safetensors"} <= set(names)
     assert not [name for name in names if name.endswith((".pkl", ".bin", ".pt", ".pth"))]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from promoter.errors import InputError
+from contract.errors import InputError
 from promoter.policy import POLICIES, load
 
 PRIMARY = "primary: {metric: eval/nll_per_token, direction: lower_is_better}"

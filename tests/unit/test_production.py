@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 from moto import mock_aws
 
+from contract.errors import InputError
 from infra import accounts, copy_artifacts, migrate_artifacts, pull_secrets
-from services.settings import InputError
 from services.tracking import access, authorization, connections, database_password
 from services.tracking.settings import TrackingSettings
 

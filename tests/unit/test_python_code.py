@@ -4,7 +4,7 @@ import pytest
 
 from trainer.data.filters import decode
 from trainer.data.kinds import example_of
-from trainer.data.python import read_functions
+from trainer.data.languages.python import read_functions
 
 FUNCTIONS = {"function": 1.0, "fim": 0.0, "next_block": 0.0}
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import threads
-from serving.threads import WINDOW_S, Threads
+from code_model import threads
+from code_model.threads import WINDOW_S, Threads
 
 
 class Machine:

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from contract.errors import InputError
 from infra.settings_table import DOCS, table, written
-from trainer import base_model, checkpoints, flops
-from trainer.batches import Batches, TrainingData, split
-from trainer.collator import EncodedExample, collate, collate_flat
+from trainer import base_model
 from trainer.config import load_config
 from trainer.data.example import Example, ExampleFile, to_line
-from trainer.errors import InputError
+from trainer.training import checkpoints
+from trainer.training.batches import Batches, TrainingData, split
+from trainer.training.collator import EncodedExample, collate, collate_flat
+from trainer.training.kernels import flops
 
 BATCH = [EncodedExample([5, 6, 7], 1), EncodedExample([5, 6, 7, 8, 9], 3)]
 

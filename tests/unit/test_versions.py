@@ -9,10 +9,20 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from mlflow.exceptions import MlflowException
 
-from serving import versions
+from contract import manifest
 from serving.settings import ServingSettings
-from serving.versions import InputError, NotYet, Refused, Unavailable, Unreachable, fetch, folder_of, resolve, verify
-from trainer import manifest
+from serving.supervisor import versions
+from serving.supervisor.versions import (
+    InputError,
+    NotYet,
+    Refused,
+    Unavailable,
+    Unreachable,
+    fetch,
+    folder_of,
+    resolve,
+    verify,
+)
 
 
 def version(number: str, source: str = "models:/m-1", **tags: str) -> ModelVersion:
@@ -78,7 +88,7 @@ def test_half_a_model_is_never_there(settings: ServingSettings) -> None:
 def test_what_another_replica_serves_is_not_deleted(settings: ServingSettings) -> None:
     served = fetch(settings, version("1"))
     program = (
-        "import sys; from pathlib import Path; from serving import versions\n"
+        "import sys; from pathlib import Path; from serving.supervisor import versions\n"
         "with versions._alone(Path(sys.argv[1]).parent): versions._hold(Path(sys.argv[1]))\n"
         "print('holds', flush=True); sys.stdin.read()"
     )
@@ -100,9 +110,9 @@ def test_what_another_replica_serves_is_not_deleted(settings: ServingSettings) -
     [
         (lambda folder: (folder / "weights").write_text("other"), "weights was changed"),
         (lambda folder: (folder / "weights").unlink(), "weights is gone"),
-        (lambda folder: (folder / "more.py").write_text("x"), "more.py was added"),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json is not the one"),
-        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is not the one"),
+        (lambda folder: (folder / "more.py").write_text("x"), "more.py was not there at training"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json was changed"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is gone"),
     ],
 )
 def test_files_that_are_not_those_of_training_are_refused_and_fetched_anew(tmp_path: Path, harm, found: str) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from trainer.data.sources import Row
-from trainer.errors import InputError
+from contract.errors import InputError
+from trainer.data.items import Row
 
 NAMES = ("humaneval",)
 

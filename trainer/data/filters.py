@@ -6,21 +6,6 @@ After GitHub Linguist (lib/linguist/vendor.yml, generated.rb) and the filters of
 import re
 from pathlib import PurePosixPath
 
-LANGUAGES = {
-    ".py": "python",
-    ".js": "javascript",
-    ".jsx": "javascript",
-    ".mjs": "javascript",
-    ".cjs": "javascript",
-    ".ts": "typescript",
-    ".mts": "typescript",
-    ".cts": "typescript",
-    ".tsx": "tsx",
-    ".go": "go",
-    ".java": "java",
-    ".rs": "rust",
-}
-LANGUAGE_NAMES = tuple(dict.fromkeys(LANGUAGES.values()))
 # Folders that hold no code of the project's own.
 VENDORED_FOLDERS = {
     *("node_modules", "bower_components", "jspm_packages", "vendor", "vendored", "_vendor", "third_party"),
@@ -42,11 +27,6 @@ GENERATED_NOTE = re.compile(
 NOTE_LINES = 12
 MAX_BYTES = 1_000_000
 MAX_LINE, MAX_MEAN_LINE = 1000, 100  # characters; longer ones are data or minified code
-
-
-def language_of(path: str) -> str | None:
-    """The language that a file's name tells, where it is one that examples are made from."""
-    return LANGUAGES.get(PurePosixPath(path).suffix.lower())
 
 
 def by_name(path: str) -> str | None:

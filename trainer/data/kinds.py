@@ -7,9 +7,9 @@ as it is while other code comes and goes.
 import math
 from collections.abc import Mapping, Sequence
 
-from serving import fim
+from code_model import fim
 from trainer.data.example import Example, hash64
-from trainer.data.functions import Function, moved
+from trainer.data.languages.functions import Function, moved
 
 MIN_CHARACTERS = 8  # of a gap or block: less is a brace or a `pass`
 SUFFIX_SHARE = 0.3  # of the context around a gap: the text after it

@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving import fim
-from trainer.config import DataConfig
-from trainer.data import filters, kinds, other_languages, python
+from code_model import fim
+from contract.errors import InputError
+from trainer.data import filters, kinds, languages
 from trainer.data.duplicates import Fingerprints
 from trainer.data.example import KINDS, Example, ExampleFile, digest, from_line, hash64, to_line
+from trainer.data.items import File, Row
 from trainer.data.report import Report, histogram
 from trainer.data.rows import ChatTemplate, continuation, parse
 from trainer.data.secrets import Redactor, overwrite
-from trainer.data.sources import EXPECTED, File, Row, Source, open_source
-from trainer.errors import InputError
+from trainer.data.settings import DataConfig
+from trainer.data.sources import EXPECTED, Source, open_source
 
 BATCH = 256  # examples tokenised at a time
 CHARACTERS_PER_TOKEN = 2.5  # of code, or more: how much context around a gap fits into max_length
@@ -69,7 +70,7 @@ class Dataset:
     commits: list[str]  # of those that name one
 
 
-def names(source: Any) -> list[str]:
+def source_names(source: Any) -> list[str]:
     """`data.source` as a list, whichever of the two it is."""
     return [source] if isinstance(source, str) else list(source or [])
 
@@ -131,8 +132,8 @@ class _Preparation:
     def run(self, folder: Path) -> Dataset:
         config, candidates = self.config, self.candidates
         # The held-out examples go first: of two that are alike, it is the one to train on that is dropped.
-        held_out_sources = [open_source(name, "data.eval_source") for name in names(config.eval_source)]
-        sources = [open_source(name, "data.source") for name in names(config.source)]
+        held_out_sources = [open_source(name, "data.eval_source") for name in source_names(config.eval_source)]
+        sources = [open_source(name, "data.source") for name in source_names(config.source)]
         if not sources and not held_out_sources:
             raise InputError(f"data.source is {config.source!r}. Expected {EXPECTED}, or a list of them.")
         with Redactor() as redactor:
@@ -213,7 +214,7 @@ class _Preparation:
         self._add(continuation(example) if source.key == "data.eval_source" else example, -1)
 
     def _read_file(self, file: File, redactor: Redactor) -> None:
-        language = filters.language_of(file.path)
+        language = languages.language_of(file.path)
         dropped = file.dropped or filters.by_name(file.path)
         text = filters.decode(file.content) if dropped is None else None
         if dropped is None and language is None:
@@ -227,8 +228,7 @@ class _Preparation:
             secrets = redactor.find(text, Path(file.path).suffix)
             self.report.add_secrets(file.path, secrets)
             text = overwrite(text, secrets)
-        is_python = language == "python"
-        functions = python.read_functions(text) if is_python else other_languages.read_functions(text, language)
+        functions = languages.read_functions(text, language)
         if functions is None:
             self.report.drop_file(file.path, "dropped: does not parse")
             return

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-from serving import fim
+from code_model import fim
+from contract.errors import InputError
 from trainer.data.example import KINDS, ROW, Example
-from trainer.data.filters import LANGUAGE_NAMES
-from trainer.data.sources import File, Row
-from trainer.errors import InputError
+from trainer.data.items import File, Row
+from trainer.data.languages import NAMES as LANGUAGE_NAMES
 
 # Renders chat messages to the text that the model sees before the answer.
 ChatTemplate = Callable[[list[dict[str, str]]], str]

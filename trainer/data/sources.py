@@ -20,33 +20,17 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from contract.errors import InputError
 from trainer import git
-from trainer.data import filters
-from trainer.errors import InputError
+from trainer.data import benchmarks, filters
+from trainer.data.items import File, Row
+from trainer.data.languages import language_of
 
 EXPECTED = (
     "a folder of code, a .jsonl file, package:NAME, git:PATH[@REVISION], s3://BUCKET/KEY, hub:ORG/NAME[:SPLIT], "
     "runs:/RUN_ID or benchmark:NAME"
 )
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of code: its path inside the source (or why it is left out), and its content."""
-
-    path: str
-    content: bytes = b""
-    dropped: str | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of JSONL or of a Hub data set, and where it stands, for messages."""
-
-    values: Any
-    where: str
 
 
 @dataclass
@@ -73,8 +57,6 @@ def open_source(name: str, key: str) -> Source:
     if name.startswith("runs:/"):
         return Source(name, key, _run(rest.strip("/"), key), name)
     if scheme == "benchmark":
-        from trainer.data import benchmarks
-
         return Source(name, key, benchmarks.rows(rest, key), name)
     if scheme == "git":
         return _git(rest, key)
@@ -132,7 +114,7 @@ def _folder(root: Path) -> Iterator[File]:
         )
     generated = _linguist_attributes(root, paths) if listed else {}
     for path in paths:
-        if filters.language_of(path) is None:
+        if language_of(path) is None:
             continue
         dropped = filters.by_name(path) or generated.get(path)
         yield _read(root / path, _printable(path)) if dropped is None else File(_printable(path), dropped=dropped)
@@ -164,7 +146,7 @@ def _prune_hidden(folders: list[str]) -> bool:
 
 def _linguist_attributes(root: Path, paths: Iterable[str], index: str | None = None) -> dict[str, str]:
     """What .gitattributes calls generated or vendored: the work tree's, or the one in an `index` file."""
-    names = "\0".join(path for path in paths if filters.language_of(path)).encode(errors="surrogateescape")
+    names = "\0".join(path for path in paths if language_of(path)).encode(errors="surrogateescape")
     command = ["check-attr", "-z", "--stdin", "linguist-generated", "linguist-vendored"]
     if index is not None:
         command.insert(1, "--cached")
@@ -212,7 +194,7 @@ def _git_files(root: Path, commit: str, key: str) -> Iterator[File]:
         for described, name in entries:
             mode, _, blob = described.split()
             path = _printable(name)
-            if not mode.startswith("100") or filters.language_of(path) is None:  # a link or a submodule; no code
+            if not mode.startswith("100") or language_of(path) is None:  # a link or a submodule; no code
                 continue
             dropped = filters.by_name(path) or generated.get(name)
             if dropped is not None:
@@ -283,7 +265,7 @@ def _s3(name: str, key: str) -> Iterator[File | Row]:
             )
         for item in sorted(found, key=lambda item: str(item.path)):
             inside = item.path.removeprefix(path).lstrip("/")
-            if item.type != fs.FileType.File or filters.language_of(inside) is None:
+            if item.type != fs.FileType.File or language_of(inside) is None:
                 continue
             if dropped := filters.by_name(inside):
                 yield File(inside, dropped=dropped)
@@ -322,10 +304,11 @@ def _run(run_id: str, key: str) -> Iterator[Row]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from trainer.evaluation import runs
+    from contract.names import EVALUATION_TABLE
+    from contract.tracking import read_table
 
     try:
-        table = runs.read_table(MlflowClient(), run_id)
+        table = read_table(MlflowClient(), run_id, EVALUATION_TABLE)
     except (MlflowException, OSError) as error:
         raise InputError(
             f"{key} is 'runs:/{run_id}', which has no evaluation table: {_first_line(error)}. "

@@ -13,25 +13,23 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion
 from tqdm import tqdm
 
-from serving import fim
-from serving.text import encode_prompt
-from trainer import tracking
-from trainer.collator import prompt_of
+from code_model import fim
+from code_model.text import encode_prompt
+from contract import names
+from contract.errors import InputError
+from contract.names import EVALUATION_TABLE
 from trainer.config import EvalConfig
 from trainer.data import benchmarks
 from trainer.data.example import Example
 from trainer.data.rows import parse
-from trainer.errors import InputError
+from trainer.evaluation.models import JudgedModel
 from trainer.evaluation.sandbox import Sandbox
-from trainer.evaluation.table import evaluate, steps, summarise
+from trainer.evaluation.summary import in_words, summarise
+from trainer.evaluation.table import evaluate, steps
 from trainer.tracking import say
-
-TABLE = "eval/examples.parquet"
-# On a run that evaluates a registered version, not the one that it makes: NAME/VERSION.
-EVALUATES = "evaluates"
+from trainer.training.collator import prompt_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Evaluation:
                 )
 
     def tags(self, role: str, base_model: str, dtype: str, tokenizer: Any) -> dict[str, str]:
-        """What makes two evaluations of one model the same; on runs and on versions."""
+        """The tags of a run that make two evaluations of one model the same."""
         config = self.config
         settings = ["greedy", f"max_new_tokens={config.max_new_tokens}", dtype.removeprefix("torch.")]
         settings.append("+".join(sorted({example.language for example in self.examples})))
@@ -88,11 +86,11 @@ class Evaluation:
         if config.benchmark is not None:
             settings.append(f"{config.benchmark} with max_new_tokens={config.benchmark_max_new_tokens}")
         return {
-            tracking.ROLE: role,
-            "base_model": base_model,
-            "dataset_digest": self.digest,
-            "prompt_template": self._prompt_template(tokenizer),
-            "eval_settings": ", ".join(settings),
+            names.ROLE: role,
+            names.BASE_MODEL: base_model,
+            names.DATASET_DIGEST: self.digest,
+            names.PROMPT_TEMPLATE: self._prompt_template(tokenizer),
+            names.EVAL_SETTINGS: ", ".join(settings),
         }
 
     def _prompt_template(self, tokenizer: Any) -> str:
@@ -101,55 +99,37 @@ class Evaluation:
             return "as they are"
         return f"gaps as {' '.join(fim.tokens(tokenizer) or fim.NEUTRAL)}"
 
-    def run(self, model: Any, tokenizer: Any, what: str) -> tuple[pd.DataFrame, dict[str, float]]:
+    def run(self, model: JudgedModel, what: str) -> tuple[pd.DataFrame, dict[str, float]]:
         """Judge a model, log to the active run; returns (table of the examples, metrics of them and the benchmark)."""
         on_benchmark = dataclasses.replace(self.config, max_new_tokens=self.config.benchmark_max_new_tokens)
-        table = self._judge(
-            model, tokenizer, self.examples, self.config, f"{what} on {len(self.examples)} held-out examples"
-        )
+        table = self._judge(model, self.examples, self.config, f"{what} on {len(self.examples)} held-out examples")
         metrics = summarise(table, self.config)
-        _log(table, metrics, TABLE)
-        say("  " + _words(metrics, "eval"))
+        _log(table, metrics, EVALUATION_TABLE)
+        say("  " + in_words(metrics, "eval"))
         if self.benchmark:
             name = str(self.config.benchmark)
-            tasks = self._judge(model, tokenizer, self.benchmark, on_benchmark, f"{what} on {name}")
+            tasks = self._judge(model, self.benchmark, on_benchmark, f"{what} on {name}")
             found = summarise(tasks, on_benchmark, prefix=name)
             _log(tasks, found, f"eval/{name}.parquet")
-            say("  " + _words(found, name))
+            say("  " + in_words(found, name))
             metrics |= found
         return table, metrics
 
-    def _judge(
-        self, model: Any, tokenizer: Any, examples: list[Example], config: EvalConfig, what: str
-    ) -> pd.DataFrame:
+    def _judge(self, model: JudgedModel, examples: list[Example], config: EvalConfig, what: str) -> pd.DataFrame:
         say(f"Evaluating {what}")
         disable = not sys.stderr.isatty()
         with tqdm(total=steps(examples, config), unit="step", leave=False, disable=disable) as bar:
-            return evaluate(model, tokenizer, examples, config, self.seed, bar.update)
+            return evaluate(model, examples, config, self.seed, bar.update)
 
 
 def find(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> Run | None:
     """An earlier run with these tags: it evaluated the same model on the same data in the same way."""
-    same = f"tags.role = '{tags['role']}' and tags.dataset_digest = '{tags['dataset_digest']}'"
+    same = " and ".join(f"tags.{name} = '{tags[name]}'" for name in (names.ROLE, names.DATASET_DIGEST))
     runs = client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'")
     run = next((run for run in runs if tags.items() <= run.data.tags.items()), None)
     if run is not None:
         say(f"Evaluated on this data before: {run.info.run_name}")
     return run
-
-
-def read_table(client: MlflowClient, run_id: str) -> pd.DataFrame:
-    """A run's evaluation table."""
-    with tempfile.TemporaryDirectory() as folder:
-        return pd.read_parquet(client.download_artifacts(run_id, TABLE, folder))
-
-
-def load_version(version: ModelVersion, device: str, dtype: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of a registered PyFunc version, loaded as serving does."""
-    options = {"device": device, "dtype": dtype}
-    served = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}", model_config=options)
-    python_model: Any = served.unwrap_python_model()
-    return python_model.model, python_model.tokenizer
 
 
 def _log(table: pd.DataFrame, metrics: dict[str, float], path: str) -> None:
@@ -158,19 +138,3 @@ def _log(table: pd.DataFrame, metrics: dict[str, float], path: str) -> None:
         file = Path(folder) / Path(path).name
         table.to_parquet(file)
         mlflow.log_artifact(str(file), str(Path(path).parent))
-
-
-def _words(metrics: dict[str, float], prefix: str) -> str:
-    """The figures that one looks at first."""
-    shown = (
-        ("nll_per_token", "nll per token", 4),
-        ("edit_similarity", "edit similarity", 3),
-        ("passed", "tests passed", 3),
-    )
-    words = [
-        f"{words} {metrics[f'{prefix}/{name}']:.{digits}f}"
-        for name, words, digits in shown
-        if f"{prefix}/{name}" in metrics
-    ]
-    drawn = sorted(name for name in metrics if name.startswith(f"{prefix}/pass_at_"))
-    return ", ".join([*words, *(f"{name.removeprefix(f'{prefix}/')} {metrics[name]:.3f}" for name in drawn)])

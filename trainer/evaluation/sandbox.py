@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
-from trainer.errors import InputError
+from contract.errors import InputError, RatchetError
+from contract.messages import EvaluatorLimits, EvaluatorProgram, EvaluatorVerdict
+from contract.names import EVALUATOR_DIR
 
 CONNECT_TIMEOUT_S = 60
 
@@ -34,12 +36,12 @@ class Sandbox:
     """A connection to the evaluator, used as a context. Raises InputError where completions cannot be run safely."""
 
     def __init__(self, timeout_s: float, memory_mb: int) -> None:
-        self._limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
+        self._limits = EvaluatorLimits(timeout_s=timeout_s, memory_mb=memory_mb)
 
     def __enter__(self) -> Self:
         self._child: subprocess.Popen[bytes] | None = None
         with contextlib.ExitStack() as opened:
-            if folder := os.environ.get("EVALUATOR_DIR"):
+            if folder := os.environ.get(EVALUATOR_DIR):
                 self._requests: IO[bytes] = opened.enter_context(_meet(Path(folder)))
                 self._replies = self._requests
             else:
@@ -75,20 +77,21 @@ class Sandbox:
                 "Expected some seconds, and 64 MB or more."
             )
         if not verdict.passed:
-            raise RuntimeError(f"The evaluator cannot run programs: {verdict.detail}")
+            raise RatchetError(f"The evaluator cannot run programs: {verdict.detail}")
 
     def run(self, program: str) -> Verdict:
         """The verdict on one program."""
-        self._send({"program": program})
+        self._send(EvaluatorProgram(program=program))
         try:
             line = self._replies.readline()
         except OSError:
             line = b""
         if not line:
             self._explain()
-        return Verdict(**json.loads(line))
+        verdict: EvaluatorVerdict = json.loads(line)
+        return Verdict(**verdict)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: EvaluatorLimits | EvaluatorProgram) -> None:
         try:
             self._requests.write(json.dumps(message).encode() + b"\n")
             self._requests.flush()
@@ -100,12 +103,12 @@ class Sandbox:
         with contextlib.suppress(OSError):
             self._requests.close()
         if self._child is None:
-            raise RuntimeError("The evaluator ended in the middle: docker compose logs evaluator says why.")
+            raise RatchetError("The evaluator ended in the middle: docker compose logs evaluator says why.")
         assert self._child.stderr is not None
         reason = self._child.stderr.read().decode(errors="replace").strip()
         if self._child.wait() == 2:
             raise InputError(reason)
-        raise RuntimeError(f"The evaluator ended in the middle: {reason or 'it said nothing'}")
+        raise RatchetError(f"The evaluator ended in the middle: {reason or 'it said nothing'}")
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def way(platform: Platform, production: Production, environ: dict[str, str]) -> 
     production.sql("CREATE DATABASE migrated")
     assert "User migrator: made, by password" in production.run("database-role", **found.over)
     # The two stacks are on one machine here: production's stand-ins come to where the copy looks for them.
-    files = ("--file", "docker-compose.yml", "--file", "docker-compose.migrate.yml", "--env-file", environ["ENV_FILE"])
+    files = ("--file", "docker-compose.yml", "--file", "infra/compose/migrate.yml", "--env-file", environ["ENV_FILE"])
     compose = ["docker", "compose", *files, "--profile", "migrate"]
     subprocess.run([*compose, "create", "target-password"], cwd=ROOT, check=True, capture_output=True)
     network = f"{environ['COMPOSE_PROJECT_NAME']}_{NETWORK}"

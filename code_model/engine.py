@@ -1,0 +1,412 @@
+"""Generation behind a bounded queue: one thread, which completes many prompts together and lets each go when done.
+
+`Engine.submit` may be called from any thread; what it returns is filled by the engine's thread, the only one that
+touches the model and the tokenizer.
+"""
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    RESOURCE_EXHAUSTED,
+    TEMPORARILY_UNAVAILABLE,
+)
+
+from code_model.decoding import Completion, Decoder, Sampling, pack_linear_layers
+from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishReason
+from code_model.params import GenerationParams, invalid
+from code_model.text import TextStream, encode_prompt
+from code_model.threads import Threads
+
+IDLE_S = 10.0  # without a request, after which the thread ends
+REMEMBERED = 1000  # finished requests whose usage is still known
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine takes on. `model_config` at loading may set each; `SERVING_…` variables in the container do."""
+
+    max_batch: int = 32  # completions at once
+    max_queue: int = 128  # completions that wait
+    max_prompt_tokens: int = 4096
+    max_new_tokens: int = 2048  # that one request may ask for
+    max_batch_tokens: int = 65_536  # prompts and completions in one batch: bounds the memory for keys and values
+    prefill_tokens: int = 2048  # prompts' tokens that are read before those under way get their next token
+    deadline_s: float = 55.0  # from submission; below the server's timeout
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one completion took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    queue_s: float  # from submission to the start of its generation
+    first_token_s: float  # from submission
+    batch: int  # completions that were under way when it began, itself too
+
+    def message(self) -> CompletionUsage:
+        """For the engine's socket."""
+        return cast(CompletionUsage, asdict(self))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished completion."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt on its way; `future` gets its Result, or a MlflowException."""
+
+    prompt: str
+    params: GenerationParams
+    deadline: float  # on the monotonic clock
+    on_text: Callable[[str], None] | None = None  # called by the engine's thread with each piece of the completion
+    id: str = ""
+    future: "Future[Result]" = field(default_factory=Future)
+    submitted: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    # From its start on:
+    completion: Completion | None = None
+    text: TextStream | None = None
+    started: float = 0.0
+    first_token: float = 0.0
+    batch: int = 0
+
+    def cancel(self) -> None:
+        """Stop generating: at the latest after the token under way its place is free."""
+        self.cancelled = True
+
+
+class Engine:
+    """Completes prompts with one model."""
+
+    def __init__(self, model: Any, tokenizer: Any, limits: Limits, whole: Callable[..., list[str]]) -> None:
+        """`whole(prompts, params, stopping)`: completes a batch in one go, for models that keep more than keys and
+        values of a text, and so cannot let sequences join and leave."""
+        self.model, self.tokenizer, self.limits = model, tokenizer, limits
+        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        ends = model.generation_config.eos_token_id
+        self.ends = frozenset([ends] if isinstance(ends, int) else ends or [])
+        pad = tokenizer.pad_token_id
+        self.decoder = Decoder(model, pad if pad is not None else next(iter(self.ends), 0))
+        self.whole = None if Decoder.suits(model) else whole
+        self._news = threading.Condition()
+        self._inbox: deque[Request] = deque()
+        self._waiting: deque[Request] = deque()  # encoded; the engine's thread alone
+        self._active: list[Request] = []
+        self._usage: dict[str, list[Usage]] = {}
+        self._known: dict[str, list[Request]] = {}
+        self._tokens_done = self._steps = 0
+        self._seconds_per_completion = 1.0
+        self._thread: threading.Thread | None = None
+        self._packed = False
+        self._threads = Threads()
+
+    # For every thread
+
+    def submit(
+        self,
+        rows: Sequence[tuple[str, GenerationParams]],
+        id: str = "",
+        on_text: Callable[[str], None] | None = None,
+        deadline_s: float | None = None,
+    ) -> list[Request]:
+        """Queue some prompts, all or none. Raises MlflowException, RESOURCE_EXHAUSTED, where the queue is full."""
+        most = self.limits.max_batch + self.limits.max_queue
+        if len(rows) > most:
+            raise invalid(f"{len(rows)} prompts in one request. Expected {most} at most here.")
+        limit = min(deadline_s or self.limits.deadline_s, self.limits.deadline_s)
+        requests = [Request(prompt, params, time.monotonic() + limit, on_text, id) for prompt, params in rows]
+        with self._news:
+            waiting = len(self._inbox) + len(self._waiting)
+            free = max(0, self.limits.max_batch - len(self._active))
+            if waiting + len(rows) > self.limits.max_queue + free:
+                raise MlflowException(
+                    f"{waiting} completions wait already, and the queue has {self.limits.max_queue} places. "
+                    f"Ask again in {self.retry_after_s():.0f} s.",
+                    error_code=RESOURCE_EXHAUSTED,
+                )
+            self._inbox.extend(requests)
+            if id:
+                self._known[id] = requests
+            self._news.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+                self._thread.start()
+        return requests
+
+    def cancel(self, id: str) -> None:
+        """Stop the completions of a request by its id, if they are under way."""
+        for request in self._known.get(id, []):
+            request.cancel()
+
+    def usage(self, id: str) -> list[Usage]:
+        """What the completions of a request took that ended lately; empty where it is not known."""
+        return self._usage.get(id, [])
+
+    def stats(self) -> EngineStats:
+        """Completions under way and waiting, steps and tokens so far."""
+        return {
+            "protocol": PROTOCOL,
+            "active": len(self._active),
+            "waiting": len(self._inbox) + len(self._waiting),
+            "steps": self._steps,
+            "tokens": self._tokens_done,
+        }
+
+    def retry_after_s(self) -> float:
+        """How long it may take until the queue has a free place."""
+        return max(1.0, self._seconds_per_completion)
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                if not (self._inbox or self._waiting or self._active) and not self._news.wait_for(
+                    lambda: self._inbox, IDLE_S
+                ):
+                    self._thread = None  # the next request starts another; until then the model is not held fast
+                    return
+                arrived = list(self._inbox)
+                self._inbox.clear()
+                self._waiting.extend(arrived)
+            try:
+                if not self._packed:
+                    self._packed = True
+                    pack_linear_layers(self.model)
+                self._turn(arrived)
+            except Exception as error:  # of the model: those who are under way get it, the others their turn
+                for request in self._active:
+                    self._fail(request, _failure(error))
+                self._active.clear()
+                self.decoder = Decoder(self.model, self.decoder.pad)
+
+    def _turn(self, arrived: list[Request]) -> None:
+        """One step of all that are under way, after those that are done or given up have left and others joined."""
+        for request in arrived:
+            self._prepare(request)
+        for request in [*self._waiting, *self._active]:
+            if request.cancelled:
+                self._fail(request, _unavailable("The client has gone."))
+            elif time.monotonic() > request.deadline:
+                seconds = time.monotonic() - request.submitted
+                what = f"No answer within {seconds:.0f} s. Ask for fewer tokens, or again when there is less to do."
+                self._fail(request, _unavailable(what))
+        self._active = [request for request in self._active if self._goes_on(request)]
+        self._waiting = deque(request for request in self._waiting if not request.future.done())
+        if self.whole:
+            self._complete_whole()
+            return
+        joining = self._joining()
+        if joining:
+            self._join(joining)
+            self._active = [request for request in self._active if self._goes_on(request)]
+        if self._active:
+            if (threads := self._threads.look()) is not None:
+                torch.set_num_threads(threads)  # for this thread, which alone computes
+            self.decoder.step()
+            self._steps += 1
+            self._look(self._active)
+
+    def _goes_on(self, request: Request) -> bool:
+        if not request.future.done():
+            return True
+        if request.completion in self.decoder.sequences:
+            self.decoder.remove(request.completion)
+        return False
+
+    def _prepare(self, request: Request) -> None:
+        """Encode a prompt; fail what exceeds the limits."""
+        wanted = request.params.max_new_tokens
+        try:
+            ids = encode_prompt(self.tokenizer, request.prompt)
+        except Exception as error:
+            self._fail(request, _failure(error))
+            return
+        if wanted > self.limits.max_new_tokens:
+            self._fail(
+                request, invalid(f"max_new_tokens is {wanted}. Expected {self.limits.max_new_tokens} at most here.")
+            )
+        elif len(ids) > self.limits.max_prompt_tokens:
+            self._fail(
+                request,
+                invalid(f"A prompt has {len(ids)} tokens. Expected {self.limits.max_prompt_tokens} at most here."),
+            )
+        elif self.positions is not None and len(ids) + wanted > self.positions:
+            self._fail(
+                request,
+                invalid(
+                    f"A prompt of {len(ids)} tokens and max_new_tokens={wanted} exceed the model's "
+                    f"{self.positions} positions. Expected a shorter prompt or fewer new tokens."
+                ),
+            )
+        else:
+            params = request.params
+            sampling = Sampling(params.temperature, params.top_p, params.top_k, params.repetition_penalty)
+            if params.temperature == 0:
+                sampling = Sampling(repetition_penalty=params.repetition_penalty)
+            generator = None
+            if params.temperature > 0:
+                generator = torch.Generator(device=self.model.device)
+                generator.manual_seed(params.seed) if params.seed >= 0 else generator.seed()
+            request.completion = Completion(ids, sampling, generator)
+            request.text = TextStream(self.tokenizer, ids, params.stop)
+
+    def _joining(self) -> list[Request]:
+        """Those waiting that join now: as many as have room, and as belong into one batch of prompts."""
+        joining: list[Request] = []
+        longest = max((_final(request) for request in self._active), default=0)
+        for request in self._waiting:
+            assert request.completion is not None
+            size, widest = len(request.completion.prompt), max(len(r.completion.prompt) for r in [*joining, request])  # type: ignore[union-attr]
+            rows = len(self._active) + len(joining) + 1
+            longest = max(longest, _final(request))
+            if joining and (
+                rows > self.limits.max_batch
+                or rows * longest > self.limits.max_batch_tokens
+                or (len(joining) + 1) * widest > self.limits.prefill_tokens
+                or 2 * size < widest  # would be mostly padding
+            ):
+                break
+            if rows > self.limits.max_batch or (self._active and rows * longest > self.limits.max_batch_tokens):
+                break
+            joining.append(request)
+        for request in joining:
+            self._waiting.remove(request)
+        return joining
+
+    def _join(self, joining: list[Request]) -> None:
+        """Read the prompts of some requests, which are under way from here on."""
+        now = time.monotonic()
+        self._active += joining
+        for request in joining:
+            request.started, request.batch = now, len(self._active)
+        self.decoder.add([request.completion for request in joining if request.completion])
+        for request in joining:
+            request.first_token = time.monotonic()
+        self._look(joining)
+
+    def _look(self, requests: list[Request]) -> None:
+        """Take in the newest token of each: its text, and whether it was the last."""
+        for request in requests:
+            completion, text = request.completion, request.text
+            assert completion is not None
+            assert text is not None
+            self._tokens_done += 1
+            finish: FinishReason | None = None
+            if completion.new[-1] in self.ends:
+                finish = "stop"
+            else:
+                text.add(completion.new[-1])
+                if text.stopped:
+                    finish = "stop"
+                elif len(completion.new) >= request.params.max_new_tokens:
+                    finish = "length"
+            if finish:
+                text.finish()
+                finish = "stop" if text.stopped else finish  # by what had been held back
+            if request.on_text and (piece := text.take()):
+                request.on_text(piece)
+            if finish:
+                self._finish(request, text.all, finish, len(completion.new))
+
+    def _complete_whole(self) -> None:
+        """Complete those waiting that have the same parameters, in one go, to the end."""
+        if not self._waiting:
+            return
+        params = self._waiting[0].params
+        batch = [request for request in self._waiting if request.params == params][: self.limits.max_batch]
+        self._active = batch
+        self._waiting = deque(request for request in self._waiting if request not in batch)
+        now = time.monotonic()
+        for request in batch:
+            request.started, request.batch = now, len(batch)
+        assert self.whole is not None
+        texts = self.whole([request.prompt for request in batch], params, _Stopping(batch))
+        for request, text in zip(batch, texts, strict=True):
+            request.first_token = time.monotonic()
+            if request.cancelled or time.monotonic() > request.deadline:
+                continue  # found out in the next turn
+            tokens = len(encode_prompt(self.tokenizer, text)) if text else 0
+            if request.on_text and text:
+                request.on_text(text)
+            self._tokens_done += tokens
+            self._finish(request, text, "length" if tokens >= params.max_new_tokens else "stop", tokens)
+
+    def _finish(self, request: Request, text: str, reason: FinishReason, tokens: int) -> None:
+        assert request.completion is not None
+        usage = Usage(
+            len(request.completion.prompt),
+            tokens,
+            request.started - request.submitted,
+            request.first_token - request.submitted,
+            request.batch,
+        )
+        took = time.monotonic() - request.submitted
+        self._seconds_per_completion += (took - self._seconds_per_completion) / 16
+        if request.id:
+            self._usage.setdefault(request.id, []).append(usage)
+            for old in list(itertools.islice(self._usage, max(0, len(self._usage) - REMEMBERED))):
+                del self._usage[old]
+        self._settle(request)
+        request.future.set_result(Result(text, reason, usage))
+
+    def _fail(self, request: Request, error: MlflowException) -> None:
+        if not request.future.done():
+            self._settle(request)
+            request.future.set_exception(error)
+
+    def _settle(self, request: Request) -> None:
+        """Forget a request's id when the last of its completions is done."""
+        with self._news:
+            others = [other for other in self._known.get(request.id, []) if other is not request]
+            if all(other.future.done() for other in others):
+                self._known.pop(request.id, None)
+
+
+class _Stopping:
+    """Ends `generate` when nobody waits any more; a transformers.StoppingCriteria by shape."""
+
+    def __init__(self, batch: list[Request]) -> None:
+        self.batch = batch
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        now = time.monotonic()
+        over = [request.cancelled or now > request.deadline for request in self.batch]
+        return torch.tensor(over, device=input_ids.device)  # (B,)
+
+
+def _final(request: Request) -> int:
+    """Tokens of a request when it has all that it asked for."""
+    assert request.completion is not None
+    return len(request.completion.prompt) + request.params.max_new_tokens
+
+
+def _failure(error: Exception) -> MlflowException:
+    if isinstance(error, MlflowException):
+        return error
+    out_of_memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+    return MlflowException(
+        f"Generation failed: {type(error).__name__}: {error}",
+        error_code=RESOURCE_EXHAUSTED if out_of_memory else INTERNAL_ERROR,
+    )
+
+
+def _unavailable(message: str) -> MlflowException:
+    return MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)

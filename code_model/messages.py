@@ -1,0 +1,66 @@
+"""What goes over the engine's socket: a copy of the engine's part of contract/messages.py, logged with each version."""
+
+from typing import Any, Literal, TypedDict
+
+PROTOCOL = 1
+
+FinishReason = Literal["stop", "length"]
+
+
+class CompletionRequest(TypedDict, total=False):
+    """POST /completions: one completion, by `prompt` (with `suffix` the text after a gap) or by chat `messages`."""
+
+    id: str
+    prompt: str
+    suffix: str
+    messages: list[dict[str, str]]
+    params: dict[str, Any]  # generation parameters; the others are the model's defaults
+    stream: bool
+    deadline_s: float  # from now
+
+
+class CompletionPiece(TypedDict):
+    """A line of the answer while the completion grows."""
+
+    text: str
+
+
+class CompletionUsage(TypedDict):
+    """What one completion took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    queue_s: float  # from submission to the start of its generation
+    first_token_s: float  # from submission
+    batch: int  # completions that were under way when it began, itself too
+
+
+class CompletionEnd(TypedDict):
+    """The last line of the answer: all of the text."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: CompletionUsage
+
+
+class EngineError(TypedDict):
+    """The body of a refusal, or the last line of an answer that failed on its way."""
+
+    error: str
+    error_code: str | int  # MLflow's
+
+
+class RequestUsage(TypedDict):
+    """GET /requests/ID: what a request's completions took. DELETE stops them."""
+
+    usage: list[CompletionUsage]
+
+
+class EngineStats(TypedDict):
+    """GET /stats. `protocol` is missing in what Ratchet 0.1 logged, which speaks 1."""
+
+    protocol: int
+    active: int
+    waiting: int
+    steps: int
+    tokens: int

@@ -1,0 +1,151 @@
+"""From a folder, as `save_pretrained` writes it, to a model in memory: safetensors only, and every weight there."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from code_model.params import GenerationParams, invalid
+
+
+def choose_device(device: str) -> str:
+    """`auto` → cuda where torch sees a GPU, else cpu. Raises MlflowException for a GPU that is not there."""
+    import torch
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise invalid(f"device is {device!r}. Expected auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise invalid("device is 'cuda', but torch sees no GPU here. Expected cpu or auto.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def choose_dtype(dtype: str, device: str) -> Any:
+    """`auto` → torch.bfloat16 where the GPU, or the CPU's matrix unit, computes in it, else torch.float32."""
+    import torch
+
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise invalid(f"dtype is {dtype!r}. Expected auto, bfloat16 or float32.")
+    if dtype == "auto":
+        if device == "cuda":
+            dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        else:
+            dtype = "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "float32"
+    return getattr(torch, dtype)
+
+
+def load_causal_lm(folder: Path, **options: Any) -> Any:
+    """The causal language model in a folder, as `save_pretrained` writes it: safetensors only, and every weight there.
+
+    `options` go to `from_pretrained`. Raises MlflowException (INVALID_PARAMETER_VALUE) for another kind of model, for
+    weights that are missing or of another shape, which transformers would fill in at random, and for a folder from
+    which no model loads.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = causal_config(folder)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **options,
+        )
+    except Exception as error:  # whatever a broken file, or the architecture's own code, raises
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            raise  # not the folder's fault
+        raise invalid(f"No model loads from {folder}: {first_line(error)}") from error
+    _refuse_incomplete(folder, model, found)
+    return model
+
+
+def causal_config(folder: Path) -> Any:
+    """The configuration of the causal language model in a folder.
+
+    Raises MlflowException (INVALID_PARAMETER_VALUE) where it names another kind of model, or cannot be read.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever the architecture's own code raises
+        raise invalid(f"No model loads from {folder}: {first_line(error)}") from error
+    given = getattr(config, "architectures", None) or []
+    named = [given] if isinstance(given, str) else [str(name) for name in given]
+    causal = {name for names in KNOWN.values() for name in ([names] if isinstance(names, str) else names)}
+    if named and not any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in named):
+        raise invalid(
+            f"{folder} holds a {named[0]}, which is no causal language model. Expected one that continues a text, such "
+            "as LlamaForCausalLM (`architectures` in its config.json)."
+        )
+    return config
+
+
+def _refuse_incomplete(folder: Path, model: Any, found: Mapping[str, Any]) -> None:
+    """Raise MlflowException where `from_pretrained`'s loading info names weights that were not loaded."""
+    architecture = type(model).__name__
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise invalid(
+            f"{folder} lacks {_some(missing)} of {architecture}. Expected all weights, as save_pretrained writes them: "
+            "is a shard missing, or config.json another model's?"
+        )
+    mismatched = sorted(
+        f"{name} ({list(there)}, expected {list(wanted)})" for name, there, wanted in found["mismatched_keys"]
+    )
+    if mismatched:
+        raise invalid(
+            f"{folder} holds weights of another shape than its config.json says: {_some(mismatched)} of {architecture}."
+        )
+    # A layer more than config.json has would be left out. Other weights may be there: those of a vision tower, say.
+    kinds = {re.sub(r"\d+", "N", name) for name in model.state_dict()}
+    if more := sorted(name for name in found["unexpected_keys"] if re.sub(r"\d+", "N", name) in kinds):
+        raise invalid(
+            f"{folder} holds {_some(more)}, which its config.json has no place for: does it name too few layers?"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are."""
+    shown = ", ".join(names[:3])
+    more = len(names) - 3
+    return shown if more <= 0 else f"{shown} and {more} more weight{'s' if more > 1 else ''}"
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """A model with a PEFT adapter merged into it. Raises MlflowException where the adapter lacks weights."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(model, folder, use_safetensors=True)
+    if missing := next((str(item.message) for item in caught if "missing adapter keys" in str(item.message)), None):
+        raise invalid(f"{folder} is an adapter that does not fit its base model: {missing}")
+    return model.merge_and_unload()
+
+
+def read_defaults(folder: Path) -> GenerationParams:
+    """The generation parameters that a model folder's generation_config.json sets."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return GenerationParams()
+    config = GenerationConfig.from_pretrained(folder)
+    known = {
+        name: value
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+        if (value := getattr(config, name, None)) is not None
+    }
+    if not config.do_sample:
+        known = {name: known[name] for name in ("max_new_tokens", "repetition_penalty") if name in known}
+    return GenerationParams().updated(known)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; with the next line where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,0 +1,47 @@
+"""How the long-running parts log: time, level, part, version of the model, request id; a line each, or JSON.
+
+    2026-11-28 22:03:10 INFO serving, version 3: files as at training
+    {"time": "2026-11-28T22:03:10.123+00:00", "level": "INFO", "part": "serving", "version": "3", "message": …}
+
+LOG_FORMAT is `plain` or `json`, LOG_LEVEL one of logging's. `version` and `request_id` come with `extra={…}`. Commands
+print for people instead. The evaluator, which imports nothing of ours, has a copy of this module.
+"""
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+
+FORMATS = ("plain", "json")
+
+
+class Formatter(logging.Formatter):
+    """A record as one line. For logging's `dictConfig`: {"()": "contract.logs.Formatter", "part": "tracking"}."""
+
+    def __init__(self, part: str, kind: str | None = None) -> None:
+        super().__init__()
+        self.part, self.kind = part, kind or os.environ.get("LOG_FORMAT") or "plain"
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info:
+            message = f"{message}\n{self.formatException(record.exc_info)}"
+        when = datetime.fromtimestamp(record.created, UTC)
+        more = {name: str(found) for name in ("version", "request_id") if (found := getattr(record, name, None))}
+        if self.kind == "json":
+            head = {"time": when.isoformat(timespec="milliseconds"), "level": record.levelname, "part": self.part}
+            return json.dumps({**head, **more, "message": message}, ensure_ascii=False)
+        about = f"{self.part}, version {more['version']}" if "version" in more else self.part
+        end = f" (request {more['request_id']})" if "request_id" in more else ""
+        return f"{when:%Y-%m-%d %H:%M:%S} {record.levelname} {about}: {message}{end}"
+
+
+def set_up(part: str) -> None:
+    """Have all of this process's log records go to standard error in our form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter(part))
+    level = os.environ.get("LOG_LEVEL", "").upper()
+    logging.basicConfig(
+        level=level if level in logging.getLevelNamesMapping() else "INFO", handlers=[handler], force=True
+    )

@@ -1,0 +1,237 @@
+"""The registry of metrics: what the evaluation table gives, example by example, and which way is better.
+
+A metric is a weighted mean over the rows of a table: Σ value / Σ weight. Its name is PREFIX/NAME or PREFIX/KIND/NAME:
+`eval/nll_per_token` over all held-out examples, `eval/fim/nll_per_token` over those of one kind, `humaneval/pass_at_1`
+over a benchmark's tasks. The trainer's summary, the gate, the promoter's tables, the policies' checks and the table in
+docs/evaluation.md (`make docs`) all read METRICS.
+
+To add one: a column in the evaluation table (trainer/evaluation) where it needs a new one, and an entry here.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import comb
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from contract.names import EVALUATION_TABLE
+
+Direction = Literal["lower_is_better", "higher_is_better"]
+Column = Callable[[pd.DataFrame, int], Any]  # (table, k of pass@k) → a Series of numbers, one a row
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a metric is computed from. Examples whose column `where` is empty, or whose weight is 0, do not count."""
+
+    name: str
+    help: str
+    direction: Direction
+    columns: tuple[str, ...]  # of the evaluation table
+    value: Column
+    weight: Column
+    where: str
+    pass_or_fail: bool = False  # the value is 0 or 1: differences are tested by McNemar's test
+    shown: bool = False  # by `promoter compare` by default
+
+
+def _ones(table: pd.DataFrame, k: int) -> Any:
+    return pd.Series(1.0, index=table.index)
+
+
+def _mean_of(name: str, help: str, *, pass_or_fail: bool = False, shown: bool = True) -> Definition:
+    """A metric that is the plain mean of its column."""
+    return Definition(
+        name,
+        help,
+        "higher_is_better",
+        (name,),
+        lambda table, k: table[name].astype(float),
+        _ones,
+        name,
+        pass_or_fail,
+        shown,
+    )
+
+
+def _nll(table: pd.DataFrame, k: int) -> Any:
+    return table["nll"].astype(float)
+
+
+def _tokens(table: pd.DataFrame, k: int) -> Any:
+    return table["tokens"].astype(float)
+
+
+def _bytes(table: pd.DataFrame, k: int) -> Any:
+    sizes = table["reference"].fillna("").map(lambda text: len(text.encode())).astype(float)
+    return sizes.where(table["tokens"] > 0, 0.0)
+
+
+def _pass_at(table: pd.DataFrame, k: int) -> Any:
+    drawn = table[["samples", "samples_passed"]].astype(float)
+    return drawn.apply(lambda row: pass_at_k(row["samples"], row["samples_passed"], k), axis=1)
+
+
+def pass_at_k(samples: float, passed: float, k: int) -> float:
+    """The chance that of k of the samples one passes: 1 − C(n−c, k) / C(n, k), unbiased (Chen et al. 2021).
+
+    NaN where there are fewer than k samples.
+    """
+    if not samples >= k:
+        return float("nan")
+    return 1.0 - comb(int(samples - passed), k) / comb(int(samples), k)
+
+
+PASS_AT = "pass_at_"  # and k
+METRICS: dict[str, Definition] = {
+    item.name: item
+    for item in (
+        Definition(
+            "nll_per_token",
+            "negative log-likelihood of the reference, in nats a token",
+            "lower_is_better",
+            ("nll", "tokens"),
+            _nll,
+            _tokens,
+            "tokens",
+            shown=True,
+        ),
+        Definition(
+            "nll_per_byte",
+            "the same, in nats a byte: comparable between tokenizers",
+            "lower_is_better",
+            ("nll", "tokens", "reference"),
+            _nll,
+            _bytes,
+            "tokens",
+        ),
+        _mean_of("syntax_ok", "share of completions that are valid code", pass_or_fail=True),
+        _mean_of("exact_match", "share of completions that are the reference", pass_or_fail=True),
+        _mean_of("edit_similarity", "1 − Levenshtein distance to the reference, normalised (0 to 1)"),
+        _mean_of("passed", "share of greedy completions whose test passes", pass_or_fail=True, shown=False),
+        Definition(
+            PASS_AT,
+            "chance that one of k sampled completions passes its test (pass@k)",
+            "higher_is_better",
+            ("samples", "samples_passed"),
+            _pass_at,
+            _ones,
+            "samples_passed",
+        ),
+    )
+}
+# Logged beside them, without a value for each example: name → (direction, help). For floors and tables.
+DERIVED: dict[str, tuple[Direction, str]] = {
+    "perplexity": ("lower_is_better", "e to the nll_per_token"),
+}
+# What `promoter compare` shows unless other metrics are asked for.
+SHOWN = tuple(f"eval/{name}" for name in (*[name for name, item in METRICS.items() if item.shown], *DERIVED))
+PER_EXAMPLE = "one of " + ", ".join(f"{name}K" if name == PASS_AT else name for name in METRICS)
+_NAME = re.compile(
+    r"(?P<prefix>[\w.-]+)/(?:(?P<kind>[\w.-]+)/)?"
+    rf"(?P<name>{'|'.join(name for name in METRICS if name != PASS_AT)}|{PASS_AT}(?P<k>[1-9]\d*))"
+)
+
+
+class NoValue(ValueError):
+    """A table does not give a metric; the message says why."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as a policy or a run names it."""
+
+    name: str  # as logged, e.g. eval/fim/nll_per_token
+    table: str  # artifact of the run, e.g. eval/examples.parquet
+    kind: str | None  # of the examples; None: all
+    definition: Definition
+    k: int  # of pass@k; 0 for other metrics
+
+    @property
+    def column(self) -> str:
+        """The last part of the name."""
+        return f"{self.definition.name}{self.k}" if self.k else self.definition.name
+
+    @property
+    def pass_or_fail(self) -> bool:
+        return self.definition.pass_or_fail
+
+
+def parse(name: str) -> Metric | None:
+    """The metric of that name, or None where it has no value for each example."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    prefix, kind, column, k = match.groups()
+    table = EVALUATION_TABLE if prefix == "eval" else f"eval/{prefix}.parquet"
+    return Metric(name, table, kind, METRICS[PASS_AT if k else column], int(k or 0))
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether less of a metric is better, by its name; also of what the registry does not know, such as a loss."""
+    last = name.rpartition("/")[2]
+    known = METRICS.get(last) or METRICS.get(PASS_AT if last.startswith(PASS_AT) else "")
+    if known is not None:
+        return known.direction == "lower_is_better"
+    if last in DERIVED:
+        return DERIVED[last][0] == "lower_is_better"
+    return any(word in name for word in ("loss", "memory", "seconds"))
+
+
+def per_example(metric: Metric, table: pd.DataFrame) -> pd.DataFrame:
+    """Columns `value` and `weight` (float64) by example_id. Raises NoValue where the table does not say.
+
+    Examples that the metric is not defined for are left out: a row without a reference has no likelihood.
+    """
+    if metric.kind is not None:
+        if "kind" not in table:
+            raise NoValue(f"{metric.table} has no column 'kind'")
+        table = table[table["kind"] == metric.kind]
+    if not len(table):
+        raise NoValue(f"{metric.table} has zero examples" + (f" of kind {metric.kind}" if metric.kind else ""))
+    for column in ("example_id", *metric.definition.columns):
+        if column not in table:
+            raise NoValue(f"{metric.table} has no column '{column}'")
+    try:
+        frame = values(metric.definition, table, metric.k)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise NoValue(f"{metric.table}: {metric.column} is no number everywhere: {error}") from error
+    if not len(frame):
+        raise NoValue(f"{metric.table} has zero examples with {metric.name}")
+    bad = int((~np.isfinite(frame.to_numpy())).any(axis=1).sum())
+    if bad:
+        raise NoValue(f"{metric.table}: {bad} of {len(frame)} examples have no finite {metric.column}")
+    if not frame.index.is_unique:
+        raise NoValue(f"{metric.table}: {int(frame.index.duplicated().sum())} example_ids are there twice")
+    return frame
+
+
+def values(definition: Definition, table: pd.DataFrame, k: int = 0) -> pd.DataFrame:
+    """Columns `value` and `weight` by example_id, of the rows that a metric is defined for."""
+    frame = pd.DataFrame(
+        {
+            "value": definition.value(table, k).to_numpy(float),
+            "weight": definition.weight(table, k).to_numpy(float),
+        },
+        index=table["example_id"].to_numpy(),
+    )
+    return frame[table[definition.where].notna().to_numpy() & (frame["weight"] > 0).to_numpy()]
+
+
+def summary(table: pd.DataFrame, prefix: str, pass_at: Iterable[int] = ()) -> dict[str, float]:
+    """The metrics that a table gives: {PREFIX/NAME: value}. `pass_at`: each k of pass@k that is wanted."""
+    found: dict[str, float] = {}
+    for name, definition in METRICS.items():
+        if not set(definition.columns) <= set(table):
+            continue
+        for k in pass_at if name == PASS_AT else (0,):
+            frame = values(definition, table, k)
+            if len(frame):
+                # numpy's sums, and not pandas': one value that is not finite makes the metric so, and the gate says no.
+                found[f"{prefix}/{name}{k or ''}"] = float(
+                    frame["value"].to_numpy().sum() / frame["weight"].to_numpy().sum()
+                )
+    return found

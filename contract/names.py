@@ -1,0 +1,76 @@
+"""Names that more than one part uses: what one writes, another reads.
+
+A version's tags are what somebody filters by or a rule protects; all else that is known of it stands in its
+description, in its run's tags or in an artifact. Who writes each, and who reads it, is said beside it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+# Experiments and registered models.
+DEFAULT_EXPERIMENT = "code_model_fine_tuning"
+PROMOTIONS = "promotions"  # the experiment of decision records
+TRACES = "serving"  # the experiment of traces
+
+
+def pyfunc_model(experiment: str) -> str:
+    """The registered PyFunc model of an experiment: the one that is gated and served."""
+    return f"{experiment}_model"
+
+
+def pytorch_model(experiment: str) -> str:
+    """The registered model that holds the same weights in plain Transformers form."""
+    return f"{experiment}_pytorch_model"
+
+
+# Aliases: the promoter moves them, serving follows `production`. An alias is the truth, a stage says it in words.
+STAGING, PRODUCTION, PREVIOUS = "staging", "production", "previous"
+STAGES = {PRODUCTION: "Production", STAGING: "Staging", PREVIOUS: "Previous"}  # by alias, the highest first
+ARCHIVED = "Archived"  # the stage of a version that was taken out
+
+# Tags of a version, written by the trainer when it registers it.
+ROLE = "role"  # filter; BASE or CANDIDATE. Of a run, EVALUATION too
+BASE, CANDIDATE, EVALUATION = "base", "candidate", "evaluation"
+BASE_MODEL = "base_model"  # rule (the base model's revision is recorded); filter: finds the base model's version
+DATASET_DIGEST = "dataset_digest"  # filter: on which examples it was judged; a run has it too
+EVALUATION_KEY = "evaluation_key"  # rule: only versions judged on the same examples in the same way are compared
+MANIFEST_SHA256 = "manifest_sha256"  # rule (files as at training); tracking protects it with logins on
+PROTOCOL_TAG = "protocol"  # rule: serving refuses a protocol that it does not know
+IDEMPOTENCY_KEY = "idempotency_key"  # filter: finds what an earlier try made; a run has it too
+
+# Tags of a version, written by the promoter.
+STAGE = "stage"  # filter; rule: no alias names an archived version
+GATE = "gate"  # filter: the gate's last outcome
+PROMOTED_AT, PROMOTED_BY, PROMOTION_RUN = "promoted_at", "promoted_by", "promotion_run_id"  # filter: the last move
+REPLACED_BY = "replaced_by"  # rule: a version that was replaced comes back by hand alone
+VALIDATION = "validation_status"  # rule: `passed` is wanted on the way to production
+
+# A tag of a version, written by serving.
+REFUSED = "serving_refused"  # filter: why it could not go live
+
+# Tags of a run alone, written by the trainer, by which evaluations are found comparable.
+PROMPT_TEMPLATE, EVAL_SETTINGS = "prompt_template", "eval_settings"
+GROUND = (DATASET_DIGEST, PROMPT_TEMPLATE, EVAL_SETTINGS)  # on what, and how, a run evaluated
+
+
+def evaluation_key(tags: Mapping[str, str]) -> str | None:
+    """The same for versions that were judged on the same examples in the same way; None where one was not judged.
+
+    From the tag, or from those of GROUND, which Ratchet 0.1 put on the version itself.
+    """
+    if EVALUATION_KEY in tags or DATASET_DIGEST not in tags:
+        return tags.get(EVALUATION_KEY)
+    return hashlib.sha256("\0".join(tags.get(name, "") for name in GROUND).encode()).hexdigest()[:12]
+
+
+EVALUATES = "evaluates"  # NAME/VERSION, of a run that evaluates a version which it did not make
+
+# Artifacts of a run.
+EVALUATION_TABLE = "eval/examples.parquet"
+
+# Environment variables that one of our processes sets for another.
+SERVING_SUPERVISOR = "SERVING_SUPERVISOR"  # the supervisor's process id: gateway and model end with it
+SERVING_CHANNEL = "SERVING_CHANNEL"  # path of the Unix socket on which the model's process answers (PROTOCOL 1)
+EVALUATOR_DIR = "EVALUATOR_DIR"  # where trainer and evaluator meet
+GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # OpenMP's: rounds that a thread waits for the others before it gives its core away
+SPIN = "10000"  # some 30 µs, as long as the pauses between the products of one step; the default waits far longer

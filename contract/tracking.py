@@ -1,0 +1,102 @@
+"""The tracking server: connecting to it, and creating what must not be there twice."""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from contract.errors import InputError, Unreachable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+T = TypeVar("T")
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+# MLflow's error codes of what no second try will change: what is asked for is gone, or the server will not have it.
+FINAL = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED")
+
+
+def connect(uri: str, setting: str, how_else: str) -> "MlflowClient":
+    """A client of the tracking server, which becomes MLflow's own in this process too.
+
+    `setting`: where the URI was given, for messages; `how_else`: how to name another one. Raises InputError for what is
+    not a URL, and Unreachable, within seconds, where no server answers.
+    """
+    if not re.match(r"(https?|file|sqlite|postgresql\+psycopg2)://?", uri):
+        raise InputError(f"{setting} is '{uri}'. Expected a URL such as http://127.0.0.1:5000.")
+    if reason := why_unreachable(uri):
+        raise Unreachable(
+            f"No tracking server at {uri} ({reason}). Start it with `make start-mlflow`, or name another with "
+            f"{how_else} or MLFLOW_TRACKING_URI."
+        )
+    import logging
+
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    # What MLflow says beside the point: links after each run, progress bars of copies, missing Hub pages.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    return mlflow.MlflowClient()
+
+
+def why_unreachable(uri: str) -> str:
+    """Why the tracking server does not answer, in words; empty where it does, or where the URI names no server."""
+    import requests
+
+    if not uri.startswith("http"):
+        return ""
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=5)
+    except requests.RequestException as error:
+        return type(error).__name__
+    return "" if answer.ok else f"it answers {answer.status_code} to /health"
+
+
+@contextmanager
+def without_retries() -> Iterator[None]:
+    """Have MLflow's client try each request once."""
+    before = os.environ.get(RETRIES)
+    os.environ[RETRIES] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(RETRIES)
+        if before is not None:
+            os.environ[RETRIES] = before
+
+
+def create_once(look: Callable[[], T | None], create: Callable[[], T], tries: int = 6) -> T:
+    """Create what must not be there twice. After each failure it looks whether only the reply was lost.
+
+    MLflow's own retries would send the request again without looking, so they are off while it creates.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = look()
+    for attempt in range(tries):
+        if found is not None:
+            return found
+        try:
+            with without_retries():
+                return create()
+        except Exception as error:
+            final = isinstance(error, MlflowException) and error.error_code in FINAL
+            if final or attempt == tries - 1:
+                raise
+        time.sleep(2**attempt / 4)
+        found = look()
+    raise AssertionError("unreachable")
+
+
+def read_table(client: "MlflowClient", run_id: str, path: str) -> "pd.DataFrame":
+    """A table among a run's artifacts. Raises MlflowException, OSError, and ValueError where it is none."""
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as folder:
+        return pd.read_parquet(client.download_artifacts(run_id, path, folder))

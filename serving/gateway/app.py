@@ -1,0 +1,77 @@
+"""The only public port: MLflow's forms, OpenAI's, and what tells how things are.
+
+    /invocations /ping /health /version                   routes/mlflow.py
+    /v1/models /v1/completions /v1/chat/completions       routes/openai.py
+    /status /metrics /feedback /webhook                   routes/operations.py
+
+Run by the supervisor: gunicorn "serving.gateway.app:create()".
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from contract import logs
+from contract.names import SERVING_SUPERVISOR
+from serving.gateway.errors import Refusal, too_large
+from serving.gateway.middleware import Edge
+from serving.gateway.routes import mlflow, openai, operations
+from serving.gateway.worker import Gateway
+from serving.settings import RunSettings
+from serving.supervisor.state import end_with
+
+
+def create() -> FastAPI:
+    """The application, with its settings from the environment."""
+    logs.set_up("gateway")
+    gateway = Gateway(RunSettings())
+    if supervisor := os.environ.get(SERVING_SUPERVISOR):
+        end_with(int(supervisor), os.getppid())  # gunicorn's first process, and so all of its workers
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await gateway.engine.close()
+
+    app = FastAPI(title="Ratchet serving", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.gateway = gateway
+    for routes in (mlflow, openai, operations):
+        app.include_router(routes.router)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Edge, gateway=gateway)
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return error.response(request.url.path)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """A body that is not what the form asks for: which field, and why."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "json_invalid":
+        return Refusal(400, "The body is not JSON.").response(request.url.path)
+    given = first.get("input")
+    shown = f" is {str(given)[:100]!r}" if isinstance(given, (str, int, float, bool)) else ""
+    return Refusal(422, f"{where or 'The body'}{shown}: {first['msg']}.", param=where or None).response(
+        request.url.path
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if request.state.too_large:
+        return too_large(request.app.state.gateway.settings.serving_max_body_bytes).response(request.url.path)
+    if error.status_code == 404:
+        return Refusal(404, f"There is nothing at {request.url.path}.").response(request.url.path)
+    return Refusal(error.status_code, str(error.detail)).response(request.url.path, error.headers)

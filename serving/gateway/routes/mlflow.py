@@ -1,0 +1,103 @@
+"""MLflow's forms: /invocations, /ping, /health and /version, as `mlflow models serve` answers them."""
+
+import asyncio
+import importlib.metadata
+import json
+import time
+import uuid
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from serving.gateway.worker import ClientGone, Gateway, gateway_of, until_gone
+from serving.supervisor.state import WAITING
+
+router = APIRouter()
+MLFLOW_VERSION = importlib.metadata.version("mlflow")
+
+
+@router.api_route("/ping", methods=["GET", "HEAD"])
+@router.api_route("/health", methods=["GET", "HEAD"])
+async def ping(request: Request) -> Response:
+    """Whether a model answers: MLflow's 200 with an empty line, or 503 with what is awaited."""
+    now = gateway_of(request).engine.state
+    if now.live is None:
+        # To everybody: what is awaited, but not what has failed.
+        message = now.message if now.status == WAITING else "see /status, or serving's log"
+        return JSONResponse({"status": now.status, "message": message}, 503, {"Retry-After": "5"})
+    request.state.live = now.live
+    return Response("\n", media_type="application/json")
+
+
+@router.get("/version")
+async def version() -> Response:
+    """MLflow's version, as `mlflow models serve` says it."""
+    return Response(MLFLOW_VERSION, media_type="application/json")
+
+
+@router.post("/invocations")
+async def invocations(request: Request) -> Response:
+    """MLflow's form: the live model's answer, without a stack trace."""
+    gateway, body, began_ns = gateway_of(request), await request.body(), time.time_ns()
+    content_type = request.headers.get("content-type", "application/json")
+    request_id = uuid.uuid4().hex  # the engine's: a client may send its own twice
+    inputs, body = with_request_id(body, content_type, request_id)
+
+    async def ask() -> Any:
+        return await gateway.engine.invoke(
+            body, content_type, gateway.until(), lambda live: setattr(request.state, "live", live)
+        )
+
+    try:
+        answer = await until_gone(request, ask())
+    except (ClientGone, asyncio.CancelledError):  # found out here, or by gunicorn
+        if request.state.live is not None:
+            gateway.later(gateway.engine.cancel(request.state.live, request_id))
+        raise
+    if answer.status != 200:
+        headers = {"Retry-After": answer.retry_after or "2"} if answer.status in (429, 503) else {}
+        return Response(without_trace(answer.body), answer.status, headers, media_type="application/json")
+    if inputs is not None:
+        # Not as the response's background task: gunicorn's next request on the connection would wait for ever.
+        gateway.later(_record_invocation(gateway, request, request_id, began_ns, inputs, answer.body))
+    return Response(answer.body, 200, media_type=answer.content_type)
+
+
+async def _record_invocation(
+    gateway: Gateway, request: Request, request_id: str, began_ns: int, inputs: dict[str, Any], body: bytes
+) -> None:
+    usages = await gateway.engine.usage(request.state.live, request_id)
+    outputs = {"predictions": json.loads(body).get("predictions")}
+    gateway.record(request, f"inv-{request_id}", began_ns, inputs, outputs, usages)
+
+
+def with_request_id(body: bytes, content_type: str, request_id: str) -> tuple[dict[str, Any] | None, bytes]:
+    """(the JSON object, the body with the request's id among its params); (None, the body as it is) for other bodies.
+
+    What is wrong with them, MLflow says itself.
+    """
+    if not content_type.startswith("application/json"):
+        return None, body
+    try:
+        asked = json.loads(body)
+    except ValueError:
+        return None, body
+    if not isinstance(asked, dict) or not isinstance(asked.get("params") or {}, dict):
+        return None, body
+    if any(name in asked for name in ("inputs", "instances", "dataframe_split", "dataframe_records")):
+        sent = asked | {"params": {**(asked.get("params") or {}), "request_id": request_id}}
+    else:
+        sent = asked | {"request_id": request_id}
+    return asked, json.dumps(sent).encode()
+
+
+def without_trace(body: bytes) -> bytes:
+    """MLflow's error without a stack trace; another text than JSON in MLflow's form."""
+    try:
+        error = json.loads(body)
+        return json.dumps({"error_code": error["error_code"], "message": error["message"]}).encode()
+    except (ValueError, KeyError, TypeError):
+        text = body.decode(errors="replace").strip().splitlines()
+        message = text[0][:500] if text and "Traceback" not in text[0] else "The model failed."
+        return json.dumps({"error_code": "INTERNAL_ERROR", "message": message}).encode()

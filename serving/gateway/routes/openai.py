@@ -1,0 +1,332 @@
+"""OpenAI's forms: completions, with `suffix` to fill in the middle, and chat, each whole or streamed."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any, Literal, cast
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
+
+from contract.messages import CompletionEnd, CompletionPiece, CompletionRequest
+from serving.gateway.errors import Refusal
+from serving.gateway.worker import Gateway, gateway_of, until_gone
+
+log = logging.getLogger(__name__)
+router = APIRouter(prefix="/v1")
+MOST_COMPLETIONS = 64  # of one request
+
+
+class StreamOptions(BaseModel):
+    """What a stream says besides."""
+
+    include_usage: bool = False
+
+
+class OpenAIRequest(BaseModel):
+    """What completions and chat have in common. Other fields are ignored, but those that would change the answer."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int = Field(default=1, ge=1, le=MOST_COMPLETIONS)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: int | None = None  # not OpenAI's, but of other servers of its form
+    repetition_penalty: float | None = None
+    best_of: int | None = None  # these two: only what changes nothing
+    response_format: dict[str, Any] | None = None
+
+    def params(self, tokens: int | None) -> dict[str, Any]:
+        """The generation parameters that are set; the others are the model's own defaults."""
+        values = {
+            "max_new_tokens": tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "stop": self.stop,
+            "seed": None if self.seed is None else abs(self.seed) % 2**63,
+            "top_k": self.top_k,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def refuse_what_is_not_there(self) -> None:
+        """Raise Refusal for what would change the answer and is not supported, set to more than nothing."""
+        extra = self.model_extra or {}
+        for name in ("logprobs", "top_logprobs", "logit_bias", "tools", "functions", "echo", "presence_penalty"):
+            if extra.get(name):
+                raise Refusal(422, f"{name} is {extra[name]!r}. It is not supported here: leave it out.", param=name)
+        if penalty := extra.get("frequency_penalty"):
+            name = "frequency_penalty"
+            raise Refusal(422, f"{name} is {penalty!r}. It is not supported: see repetition_penalty.", param=name)
+        if (self.best_of or 1) > self.n:
+            raise Refusal(422, f"best_of is {self.best_of}. Expected n, or nothing.", param="best_of")
+        if (self.response_format or {}).get("type", "text") != "text":
+            raise Refusal(422, "response_format is not text. Nothing else is supported.", param="response_format")
+
+
+class CompletionsRequest(OpenAIRequest):
+    """The body of /v1/completions."""
+
+    prompt: str | list[str]
+    suffix: str | None = None
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+    def plain(self) -> dict[str, str]:
+        """With its parts joined. Raises Refusal for a part that is no text."""
+        parts = self.content if isinstance(self.content, list) else [{"type": "text", "text": self.content or ""}]
+        for part in parts:
+            if part.get("type") != "text":
+                raise Refusal(
+                    422, f"A message has a part of type {part.get('type')!r}. Expected text.", param="messages"
+                )
+        return {"role": self.role, "content": "".join(str(part.get("text", "")) for part in parts)}
+
+
+class ChatRequest(OpenAIRequest):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+
+
+@router.get("/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The one model that is served here."""
+    gateway = gateway_of(request)
+    return {"object": "list", "data": [_model(gateway)]}
+
+
+@router.get("/models/{name}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """The one model that is served here, by its name."""
+    gateway = gateway_of(request)
+    _check_model(gateway, name)
+    return _model(gateway)
+
+
+@router.post("/completions")
+async def completions(request: Request, body: CompletionsRequest) -> Response:
+    """Continue a prompt, or fill what stands between it and `suffix`."""
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if not prompts:
+        raise Refusal(422, "prompt is an empty list. Expected a text, or texts.", param="prompt")
+    inputs = [CompletionRequest(prompt=prompt, suffix=body.suffix or "") for prompt in prompts]
+    return await _answer(request, body, inputs, body.max_tokens, "text_completion")
+
+
+@router.post("/chat/completions")
+async def chat(request: Request, body: ChatRequest) -> Response:
+    """Answer the last message, in the model's own chat template."""
+    inputs = [CompletionRequest(messages=[message.plain() for message in body.messages])]
+    return await _answer(request, body, inputs, body.max_completion_tokens or body.max_tokens, "chat.completion")
+
+
+Kind = Literal["text_completion", "chat.completion"]
+
+
+async def _answer(
+    request: Request, body: OpenAIRequest, inputs: list[CompletionRequest], tokens: int | None, kind: Kind
+) -> Response:
+    gateway = gateway_of(request)
+    _check_model(gateway, body.model)
+    body.refuse_what_is_not_there()
+    if len(inputs) * body.n > MOST_COMPLETIONS:
+        raise Refusal(
+            422, f"{len(inputs)} prompts, {body.n} times each. Expected {MOST_COMPLETIONS} completions at most."
+        )
+    work = _Answer(request, gateway, body, inputs, body.params(tokens), kind)
+    try:
+        if body.stream:
+            await until_gone(request, work.begin())
+            return StreamingResponse(
+                work.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            )
+        return Response(json.dumps(await until_gone(request, work.whole())), media_type="application/json")
+    except BaseException:
+        await work.close()
+        raise
+
+
+class _Answer:
+    """One request: each of its completions comes from the engine by itself."""
+
+    def __init__(
+        self,
+        request: Request,
+        gateway: Gateway,
+        body: OpenAIRequest,
+        inputs: list[CompletionRequest],
+        params: dict[str, Any],
+        kind: Kind,
+    ) -> None:
+        self.request, self.gateway, self.body, self.inputs, self.params = request, gateway, body, inputs, params
+        self.kind: Kind = kind
+        self.id = f"{'cmpl' if kind == 'text_completion' else 'chatcmpl'}-{uuid.uuid4().hex}"
+        self.created, self.began_ns = int(time.time()), time.time_ns()
+        self.until = gateway.until()
+        self.open = AsyncExitStack()
+        self.streams: list[AsyncIterator[CompletionPiece | CompletionEnd]] = []
+        self.ends: dict[int, CompletionEnd] = {}
+
+    async def begin(self) -> None:
+        """Ask for all completions, and wait for the first piece of each. Raises Refusal."""
+        tasks = [
+            asyncio.ensure_future(self._ask(given, number)) for given in self.inputs for number in range(self.body.n)
+        ]
+        try:
+            self.streams = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+
+    async def _ask(self, given: CompletionRequest, number: int) -> AsyncIterator[CompletionPiece | CompletionEnd]:
+        params = dict(self.params)
+        if number and params.get("seed", -1) >= 0:
+            params["seed"] += number  # or all n would be the same
+        return await self.open.enter_async_context(
+            self.gateway.engine.complete(
+                {**given, "params": params, "stream": self.body.stream},
+                self.until,
+                lambda live: setattr(self.request.state, "live", live),
+            )
+        )
+
+    async def whole(self) -> dict[str, Any]:
+        """All completions, as one object."""
+        await self.begin()
+        for index, stream in enumerate(self.streams):
+            async for item in stream:
+                if "finish_reason" in item:
+                    self.ends[index] = cast(CompletionEnd, item)
+        await self.close()
+        self._record()
+        choices = [
+            self._choice(index, end["text"], end["finish_reason"], False) for index, end in sorted(self.ends.items())
+        ]
+        return {**self._head(False), "choices": choices, "usage": self._usage()}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The pieces of all completions as they come, as server-sent events."""
+        pieces: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+
+        async def read(index: int, stream: AsyncIterator[CompletionPiece | CompletionEnd]) -> None:
+            try:
+                async for item in stream:
+                    await pieces.put((index, item))
+            except Refusal as refusal:
+                await pieces.put((index, refusal))
+            except Exception as error:
+                log.error("%s: %s: %s", self.id, type(error).__name__, error)
+                await pieces.put((index, Refusal(503, "The completion broke off. Ask again.")))
+
+        tasks = [asyncio.ensure_future(read(index, stream)) for index, stream in enumerate(self.streams)]
+        try:
+            if self.kind == "chat.completion":
+                for index in range(len(self.streams)):
+                    yield self._event([self._choice(index, "", None, True, role=True)])
+            while len(self.ends) < len(self.streams):
+                index, item = await pieces.get()
+                if isinstance(item, Refusal):
+                    self.request.state.failed = item.status
+                    yield _sse(item.openai())
+                    return
+                if "finish_reason" in item:
+                    self.ends[index] = item
+                    yield self._event([self._choice(index, "", item["finish_reason"], True)])
+                else:
+                    yield self._event([self._choice(index, item["text"], None, True)])
+            if self.body.stream_options and self.body.stream_options.include_usage:
+                yield _sse({**self._head(True), "choices": [], "usage": self._usage()})
+            self._record()  # now: a client may close before the last line
+            yield b"data: [DONE]\n\n"
+        finally:
+            for task in tasks:
+                task.cancel()
+            await self.close()
+
+    async def close(self) -> None:
+        """Let the engine go; what is not done is stopped."""
+        await self.open.aclose()
+
+    def _head(self, chunk: bool) -> dict[str, Any]:
+        kind = f"{self.kind}.chunk" if chunk and self.kind == "chat.completion" else self.kind
+        live = self.request.state.live
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": live.model,
+            "system_fingerprint": f"version-{live.version}",
+        }
+
+    def _event(self, choices: list[dict[str, Any]]) -> bytes:
+        return _sse({**self._head(True), "choices": choices})
+
+    def _choice(self, index: int, text: str, reason: str | None, chunk: bool, role: bool = False) -> dict[str, Any]:
+        end = {"index": index, "finish_reason": reason, "logprobs": None}
+        if self.kind == "text_completion":
+            return {"text": text, **end}
+        if not chunk:
+            return {"message": {"role": "assistant", "content": text, "refusal": None}, **end}
+        said = {"content": text} if text or role else {}
+        return {"delta": {"role": "assistant", **said} if role else said, **end}
+
+    def _usage(self) -> dict[str, int]:
+        usages = [end["usage"] for _, end in sorted(self.ends.items())]
+        prompt = sum(usage["prompt_tokens"] for usage in usages[:: self.body.n])
+        completion = sum(usage["completion_tokens"] for usage in usages)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    def _record(self) -> None:
+        ends = [end for _, end in sorted(self.ends.items())]
+        self.gateway.record(
+            self.request,
+            self.id,
+            self.began_ns,
+            {"inputs": self.inputs, "params": self.params},
+            {"completions": [end["text"] for end in ends]},
+            [end["usage"] for end in ends],
+        )
+
+
+def _sse(item: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(item).encode() + b"\n\n"
+
+
+def _model(gateway: Gateway) -> dict[str, Any]:
+    live = gateway.engine.state.live
+    return {
+        "id": gateway.settings.serving_model,
+        "object": "model",
+        "created": int(live.since) if live else 0,
+        "owned_by": "ratchet",
+    }
+
+
+def _check_model(gateway: Gateway, name: str | None) -> None:
+    served = gateway.settings.serving_model
+    if name not in (None, "", served):
+        raise Refusal(
+            404, f"The model '{name}' is not served here. Expected '{served}'.", code="model_not_found", param="model"
+        )

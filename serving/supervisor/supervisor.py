@@ -1,0 +1,428 @@
+"""The first process of the container: keeps the version that the alias names behind the gateway, and both running.
+
+It resolves the alias, starts `mlflow models serve` for exactly that version, and tells the gateway (state.py).
+When the alias moves, a second process is started beside the first. Once its files are found as at training, and it has
+loaded and answered, new requests go to it, and the first ends when it has answered what it had begun. A version that
+fails any of this never goes live: the first serves on.
+"""
+
+import contextlib
+import logging
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from contract.errors import InputError, Unreachable
+from contract.names import MANIFEST_SHA256
+from contract.versions import VersionCode
+from serving.settings import RunSettings, ServingSettings
+from serving.supervisor import state, versions
+from serving.supervisor.gateway_process import GatewayProcess
+from serving.supervisor.model_process import ModelProcess, available_bytes
+from serving.supervisor.state import Live, Pending, State
+from serving.supervisor.versions import NotYet, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+TICK_S = 0.1
+LONGEST_PAUSE_S = 60.0  # between attempts to get or start what fails
+SILENT_S = 60.0  # a live model that does not answer for so long is ended
+LASTED_S = 60.0  # a process that lived so long was well: its next restart does not wait
+
+
+@dataclass
+class Running:
+    """A version that is live."""
+
+    version: "ModelVersion"
+    process: ModelProcess
+
+
+@dataclass
+class Preparation:
+    """A version on its way, in a thread of its own."""
+
+    version: "ModelVersion"
+    seen: float  # monotonic: when the alias was first seen on it
+    result: "Future[ModelProcess]"
+    abandoned: threading.Event
+    instead_of: str | None = None  # the version that the alias names, which has just failed without it
+
+
+class Supervisor:
+    """Runs until SIGTERM. `run` returns the exit code."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        folder = tempfile.mkdtemp(prefix="ratchet-serving-")  # in memory in the stack: it does not fill up
+        self.settings = RunSettings(**settings.model_dump(), serving_run_folder=Path(folder))
+        self.state = State()
+        self.telling = threading.Lock()
+        # Plain flags: a signal may come while this thread holds the lock of an Event.
+        self.stopping = False
+        self.nudged = False  # ask for the alias now
+        self.asking: Future[ModelVersion] | None = None  # for the alias, in a thread: it may take long
+        self.silent_since: float | None = None  # since when the live model has not answered
+        self.gateway = GatewayProcess(self.settings)
+        self.live: Running | None = None
+        self.preparing: Preparation | None = None
+        self.before: ModelVersion | None = None  # was live until the one on its way needed its memory
+        self.retiring: list[tuple[str, threading.Thread]] = []
+        self.pause, self.not_before = 1.0, 0.0
+        self.wanted: tuple[str, float] | None = None  # version and when it was first seen
+        self.asked_at = -1e9
+        self.ended: int | None = None  # the exit code, where there is nothing to go on for
+
+    def run(self) -> int:
+        """Serve until told to stop."""
+        folder = self.settings.serving_run_folder
+        state.write(self.state, folder / "state.json")
+        try:
+            return self._run()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_signal)
+        first = None if self.settings.serving_wait else self._first()  # raises where there is none
+        self.gateway.start()
+        self._in_thread("webhook", lambda: versions.ask_to_be_told(self.settings))
+        try:
+            if first is not None:
+                self._prepare(first)
+            while not self.stopping and self.ended is None:
+                self._tick()
+                time.sleep(TICK_S)
+        finally:
+            self._stop()
+        return self.ended or 0
+
+    # Deciding
+
+    def _tick(self) -> None:
+        self.gateway.watch()
+        self._watch_model()
+        self.retiring = [item for item in self.retiring if item[1].is_alive()]
+        if self.preparing is not None and self.preparing.result.done():
+            self._take(self.preparing)
+        now = time.monotonic()
+        if self.asking is not None and self.asking.done():
+            asked, self.asking = self.asking, None
+            self._follow(asked)
+        if self.asking is None and (self.nudged or now - self.asked_at >= self.settings.serving_poll_s):
+            self.nudged = False
+            self.asked_at = now
+            self.asking = self._in_thread("asking", self._ask)
+        self._tell(draining=tuple(version for version, _ in self.retiring))
+
+    def _ask(self) -> "ModelVersion":
+        """Look at the live model, and then for the alias. In a thread of its own; raises what `resolve` does."""
+        running = self.live
+        if running is None or running.process.responds():
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = time.monotonic()
+        elif time.monotonic() - self.silent_since > SILENT_S:
+            log.error("Version %s has not answered for %.0f s, and is ended", running.version.version, SILENT_S)
+            self.silent_since = None
+            running.process.stop()  # `_watch_model` starts it again
+        return versions.resolve(self.settings)
+
+    def _follow(self, asked: "Future[ModelVersion]") -> None:
+        """Bring the alias's version on its way, if it is not live, on its way, or refused."""
+        try:
+            version = asked.result()
+        except NotYet as error:
+            self.wanted = None
+            if self.live is None and self.preparing is None:
+                self._tell(status=state.WAITING, message=error.message)
+            return
+        except Unreachable as error:
+            if self.live is None and self.preparing is None and time.monotonic() >= self.not_before:
+                self._without_tracking(error)
+            return
+        number = str(version.version)
+        if self.wanted is None or self.wanted[0] != number:
+            self.wanted = (number, time.monotonic())
+            self._forget_refusals(number)
+        if self.preparing is not None:
+            if number not in (str(self.preparing.version.version), self.preparing.instead_of):
+                self.preparing.abandoned.set()  # the alias has moved on
+            return
+        if self.live is not None and str(self.live.version.version) == number:
+            return
+        if self.live is not None and number in self.state.refused:
+            return  # the live one serves on; until the alias moves
+        if time.monotonic() >= self.not_before:
+            self._prepare(version)
+
+    def _forget_refusals(self, number: str) -> None:
+        """The alias came to this version: what was refused is tried again when the alias comes to it again."""
+        self._tell(refused={version: why for version, why in self.state.refused.items() if version != number})
+
+    def _without_tracking(self, error: Unreachable) -> None:
+        """Nobody says which version has the alias: serve the one that was live last, if it is here."""
+        version = versions.remembered(self.settings)
+        if version is None:
+            self._tell(status=state.FAILING, message=error.message)
+            return
+        log.warning("%s Serving version %s, which was live last.", error.message, version.version)
+        self._prepare(version)
+
+    def _first(self) -> "ModelVersion | None":
+        """The version to begin with. Raises NotYet, Unreachable."""
+        try:
+            version = versions.resolve(self.settings)
+        except Unreachable:
+            if versions.remembered(self.settings) is None:
+                raise
+            return None  # `_follow` comes to it
+        self.wanted = (str(version.version), time.monotonic())
+        return version
+
+    # A version on its way
+
+    def _prepare(self, version: "ModelVersion", instead_of: str | None = None) -> None:
+        seen = self.wanted[1] if self.wanted and self.wanted[0] == str(version.version) else time.monotonic()
+        task = Preparation(version, seen, Future(), threading.Event(), instead_of)
+        if self.live is None:
+            self._tell(status=state.STARTING, message=f"version {version.version} is on its way")
+
+        task.result = self._in_thread(f"version {version.version}", lambda: self._bring_up(task))
+        self.preparing = task
+
+    def _in_thread(self, name: str, work: Callable[[], T]) -> "Future[T]":
+        """Do what may take long, as tracking does, beside the loop."""
+        result: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+        return result
+
+    def _bring_up(self, task: Preparation) -> ModelProcess:
+        """Fetch, check, start and ask a version. In a thread of its own."""
+        version, label = task.version, {"version": task.version.version}
+
+        def step(name: str) -> None:
+            if task.abandoned.is_set() or self.stopping:
+                raise InterruptedError
+            self._tell(pending=Pending(str(version.version), name, time.time()))
+
+        step("fetching")
+        folder = versions.fetch(self.settings, version)
+        step("comparing with its manifest")
+        log.info(versions.verify(folder, version), extra=label)
+        code = versions.code_of(folder, version)
+        lacking = self._lacks_memory()
+        if lacking:
+            log.warning(lacking, extra=label)
+            step("waiting for the memory of the version before")
+            self._make_way()
+        try:
+            return self._start(task, folder, code, step)
+        except Refused as error:
+            # By itself, or by the kernel (SIGKILL).
+            starved = "out of memory" in error.message.lower() or "return code = -9" in error.message.lower()
+            if self.live is None or not starved:
+                raise
+            log.warning("no memory beside the live version (%s); once more without it", error.message, extra=label)
+            self._make_way()
+            return self._start(task, folder, code, step)
+
+    def _start(self, task: Preparation, folder: Path, code: VersionCode, step: Callable[[str], None]) -> ModelProcess:
+        step("loading")
+        process = ModelProcess(self.settings, folder, code, str(task.version.version))
+        try:
+            process.wait_until_ready(
+                self.settings.serving_start_timeout_s,
+                lambda: not (task.abandoned.is_set() or self.stopping),
+            )
+            step("answering a smoke request")
+            process.smoke()
+        except BaseException:
+            process.stop()
+            raise
+        return process
+
+    def _lacks_memory(self) -> str | None:
+        """Why a second model does not fit beside the live one; None where it does, or nobody can say."""
+        running, available = self.live, available_bytes()
+        if running is None or available is None:
+            return None
+        needed = running.process.memory_bytes()
+        if needed + (self.settings.serving_memory_reserve_mb << 20) < available:
+            return None
+        return (
+            f"the live version's processes hold {needed >> 20} MiB, and {available >> 20} MiB are left. Both do not "
+            "fit: the live one is stopped first, and requests wait meanwhile. Give serving more memory "
+            "(SERVING_MEMORY in the stack) to swap without a gap."
+        )
+
+    def _make_way(self) -> None:
+        """Stop the live version before the next one is loaded; requests wait at the gateway."""
+        running, self.live = self.live, None
+        if running is None:
+            return
+        self.before = running.version
+        self._tell(status=state.STARTING, message="the next version is loading, without the one before", live=None)
+        running.process.retire(self.settings.serving_timeout_s)
+
+    def _take(self, task: Preparation) -> None:
+        """Let a version live that is ready, or say why it is not."""
+        self.preparing = None
+        number = str(task.version.version)
+        try:
+            process = task.result.result()
+        except InterruptedError:
+            self._tell(pending=None)
+            return
+        except (Refused, Unavailable, InputError) as error:
+            self._not_live(task, error.message, isinstance(error, Refused))
+            return
+        except Exception as error:
+            self._not_live(task, f"{type(error).__name__}: {error}", True)
+            return
+        old, self.live = self.live, Running(task.version, process)
+        first = old is None and self.state.swaps == 0 and self.before is None
+        self.before, self.pause, self.not_before = None, 1.0, 0.0
+        took = time.monotonic() - task.seen
+        self._tell(
+            status=state.SERVING,
+            message="",
+            pending=None,
+            live=self._describe(task.version, process),
+            refused={version: why for version, why in self.state.refused.items() if version != number},
+            swaps=self.state.swaps + (not first),
+            last_swap_s=took,
+        )
+        address = f"http://{self.settings.serving_host}:{self.settings.serving_port}"
+        name, alias = task.version.name, self.settings.serving_alias
+        log.info("Serving %s version %s (%s) at %s; ready in %.1f s", name, number, alias, address, took)
+        if old is not None:
+            self._retire(old)
+        self._in_thread("tag", lambda: versions.tell(self.settings, task.version, None))
+        with contextlib.suppress(OSError):
+            versions.remember(self.settings, task.version)
+            kept = [task.version, *([old.version] if old else [])]  # the one before too: a rollback fetches nothing
+            versions.keep_only([versions.folder_of(self.settings, version) for version in kept])
+
+    def _not_live(self, task: Preparation, why: str, refused: bool) -> None:
+        number = str(task.version.version)
+        serving = self.live.version.version if self.live else None
+        rest = f" Version {serving} serves on." if serving else ""
+        log.error("Version %s does not go live: %s.%s", number, why, rest)
+        self.not_before = time.monotonic() + self.pause
+        self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
+        if refused:
+            self._tell(
+                pending=None,
+                refused={**self.state.refused, number: why},
+                swaps_failed=self.state.swaps_failed + 1,
+            )
+            self._in_thread("tag", lambda: versions.tell(self.settings, task.version, why))
+        else:
+            trouble = f"version {number}: {why}" if self.live else self.state.message
+            self._tell(pending=None, message=trouble, swaps_failed=self.state.swaps_failed + 1)
+        if self.live is None and self.before is not None and str(self.before.version) != number:
+            back, self.before = self.before, None
+            self._prepare(back, instead_of=number)  # the one that had made way
+        elif self.live is None:
+            self._tell(status=state.FAILING, message=f"version {number}: {why}")
+            if not self.settings.serving_wait and self.state.swaps == 0 and self.state.restarts == 0:
+                self.ended = 1  # a first start that fails, where nobody asked to wait
+
+    def _describe(self, version: "ModelVersion", process: ModelProcess) -> Live:
+        return Live(
+            version.name,
+            str(version.version),
+            str(version.run_id or ""),
+            version.tags.get(MANIFEST_SHA256, ""),
+            process.url,
+            str(process.socket),
+            process.pid,
+            time.time(),
+            str(version.source).rpartition("/")[2],
+        )
+
+    # What is running
+
+    def _retire(self, running: Running) -> None:
+        thread = threading.Thread(target=running.process.retire, args=(self.settings.serving_timeout_s,), daemon=True)
+        thread.start()
+        self.retiring.append((str(running.version.version), thread))
+
+    def _watch_model(self) -> None:
+        """Start the live version again where its process has ended."""
+        running = self.live
+        if running is None or running.process.alive():
+            return
+        version, process = running.version, running.process
+        log.error("Version %s has ended: %s", version.version, process.last_words())
+        self.live = None
+        lasted = time.time() - self.state.live.since if self.state.live else 0.0
+        if lasted > LASTED_S:
+            self.pause = 1.0
+        self.not_before = time.monotonic() + (0.0 if lasted > LASTED_S or self.state.restarts == 0 else self.pause)
+        self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
+        self._tell(
+            status=state.STARTING,
+            message=f"version {version.version} has ended, and is started again",
+            live=None,
+            restarts=self.state.restarts + 1,
+        )
+        process.stop()
+        if self.preparing is not None:
+            self.before = version  # comes back where the one on its way fails
+        elif time.monotonic() >= self.not_before:
+            self._prepare(version)  # without asking tracking, which may be down
+
+    def _stop(self) -> None:
+        """End the gateway, once it has answered what it had begun, and then the models."""
+        if self.preparing is not None:
+            self.preparing.abandoned.set()
+        if self.live is None:
+            self._tell(status=state.FAILING, message="serving is being stopped")  # nobody waits for a model any more
+        self.gateway.end(lambda: self.live is not None and bool(self.live.process.busy()))
+        if self.preparing is not None:
+            with contextlib.suppress(BaseException):
+                self.preparing.result.result(timeout=20).stop()
+        if self.live is not None:
+            self.live.process.stop()
+        for _, thread in self.retiring:
+            thread.join(20)
+
+    def _tell(self, **values: Any) -> None:
+        """Change the state, and let the gateway know. From any thread."""
+        with self.telling:
+            changed = self.state.changed(**values)
+            if changed == self.state:
+                return
+            if (changed.status, changed.message) != (self.state.status, self.state.message) and changed.message:
+                log.info("%s: %s", changed.status.capitalize(), changed.message)
+            self.state = changed
+            try:
+                state.write(changed, self.settings.serving_run_folder / "state.json")
+            except OSError as error:
+                log.error("The state was not written: %s", error)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if number == signal.SIGUSR1:
+            self.nudged = True
+        else:
+            self.stopping = True

@@ -1,0 +1,5 @@
+"""Rust."""
+
+from trainer.data.languages.tree_sitter import language
+
+RUST = language("rust", (".rs",), grammar=("tree_sitter_rust", "language"), methods_in_classes=False)

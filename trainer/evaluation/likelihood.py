@@ -1,0 +1,46 @@
+"""How likely a model finds the references: batches of like length, and their negative log-likelihoods."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from contract.errors import InputError
+from trainer.evaluation.models import JudgedModel
+from trainer.training.collator import EncodedExample
+
+MAX_BATCH_TOKENS = 8192  # of a forward pass, padding included: long examples go in smaller batches
+
+
+def likelihoods(
+    model: JudgedModel, encoded: Sequence[EncodedExample], batch_size: int, progress: Callable[[int], object]
+) -> list[float]:
+    """Negative log-likelihood of each example's completion in nats, summed over its tokens."""
+    found = [math.nan] * len(encoded)
+    for batch in batches(encoded, batch_size):
+        for number, value in zip(batch, model.likelihoods([encoded[n] for n in batch]), strict=True):
+            found[number] = value
+        progress(len(batch))
+    return found
+
+
+def check_vocabulary(model: JudgedModel, encoded: Sequence[EncodedExample]) -> None:
+    """Raise InputError where the tokenizer makes tokens that the model has no embedding for."""
+    rows = model.embeddings
+    highest = max((max(item.input_ids) for item in encoded if item.input_ids), default=0)
+    if highest >= rows:
+        raise InputError(
+            f"The tokenizer makes token {highest}, and the model's embedding has {rows} rows. Expected a row for each: "
+            "were tokens added to the tokenizer without resize_token_embeddings?"
+        )
+
+
+def batches(encoded: Sequence[EncodedExample], size: int, room: int = 0) -> Iterator[list[int]]:
+    """Numbers of examples of similar length, which waste no time on padding, shortest first; `room`: tokens to come."""
+    batch: list[int] = []
+    for number in sorted(range(len(encoded)), key=lambda number: len(encoded[number].input_ids)):
+        longest = len(encoded[number].input_ids) + room
+        if batch and (len(batch) >= size or longest * (len(batch) + 1) > MAX_BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch

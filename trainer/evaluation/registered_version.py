@@ -1,0 +1,126 @@
+"""`trainer evaluate`: any registered version, judged on any data set, as a run that the promoter takes as evidence."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from contract import names
+from contract.errors import InputError
+from contract.names import EVALUATES, pyfunc_model
+from trainer import base_model, tracking
+from trainer.config import Config, to_yaml, with_source
+from trainer.data.logged import log_dataset
+from trainer.evaluation import runs
+from trainer.evaluation.runs import Evaluation
+from trainer.evaluation.version_process import VersionProcess, open_version
+from trainer.preparation import prepare_data
+from trainer.tracking import say
+from trainer.training import checkpoints
+from trainer.training.liveness import mark_dead
+
+# Besides `eval`, what decides on the examples that a run was judged by, and on how they were read and judged.
+ALSO_AS_IN_RUN = ("seed", "model.dtype", "data.redact_secrets", "data.near_duplicate_threshold")
+
+
+def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, float]:
+    """Judge the version on the configured data, and return the metrics. Raises InputError.
+
+    Where a run has done just that before, its metrics are returned, unless it shall be done `again`.
+    """
+    base_model.quiet()
+    client = tracking.connect(config.tracking.uri)
+    version = find_version(client, model_uri)
+    name = f"{version.name} version {version.version}"
+    if config.data.eval_source is None:
+        config = with_source(config)
+    say(f"Loading {name}")
+    with (
+        tempfile.TemporaryDirectory(prefix="ratchet-data-") as folder,
+        _loaded(version, model_uri, config) as model,
+    ):
+        data = prepare_data(config, model.tokenizer, Path(folder), model.positions)
+        evaluation = Evaluation.of(config.eval, config.seed, data.held_out, data.held_out_digest)
+        evaluation.check(model.tokenizer, model.positions)
+        base = version.tags.get(names.BASE_MODEL, "unknown")
+        tags = evaluation.tags(names.EVALUATION, base, model.dtype, model.tokenizer)
+        tags[EVALUATES] = f"{version.name}/{version.version}"
+        experiment_id = _experiment_of(client, version, config)
+        if not again and (earlier := runs.find(client, experiment_id, tags)) is not None:
+            return dict(earlier.data.metrics)
+        root = checkpoints.root(config)
+        mark_dead(client, experiment_id, root)
+        with tracking.run(client, experiment_id, f"version-{version.version}-evaluated", tags, root) as active:
+            tracking.log_config(config)
+            mlflow.log_text(to_yaml(config), "config.yaml")
+            log_dataset(data)
+            _, metrics = evaluation.run(model, name)
+            say(f"Run {active.info.run_name}: {active.info.run_id}")
+    return metrics
+
+
+@contextmanager
+def _loaded(version: ModelVersion, model_uri: str, config: Config) -> Iterator[VersionProcess]:
+    """The version in its own process. Raises InputError where it does not load."""
+    with ExitStack() as opened:
+        try:
+            model = opened.enter_context(open_version(version, config.model.device, config.model.dtype))
+        except InputError as error:
+            raise InputError(
+                f"--model-uri is '{model_uri}', which does not load: {error.message}. Expected a version of "
+                f"{pyfunc_model(config.tracking.experiment_name)}, as `trainer train` registers it."
+            ) from error
+        yield model
+
+
+def settings_of(uri: str, run_id: str) -> list[str]:
+    """How a run judged, as overrides: who judges the same examples in the same way can be compared with it."""
+    client = tracking.connect(uri)
+    try:
+        params = client.get_run(run_id).data.params
+    except MlflowException as error:
+        raise InputError(f"--data is 'runs:/{run_id}', which is no run: {error.message}") from error
+    return [
+        f"{key}={'null' if value == 'None' else value}"
+        for key, value in params.items()
+        if key.startswith("eval.") or key in ALSO_AS_IN_RUN
+    ]
+
+
+def _experiment_of(client: MlflowClient, version: ModelVersion, config: Config) -> str:
+    """The experiment of the run that made the version: there the promoter looks for evidence."""
+    if version.run_id:
+        experiment_id = client.get_run(version.run_id).info.experiment_id
+        return str(mlflow.set_experiment(experiment_id=experiment_id).experiment_id)
+    return str(mlflow.set_experiment(config.tracking.experiment_name).experiment_id)
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version that models:/NAME/NUMBER or models:/NAME@ALIAS names. Raises InputError where there is none."""
+    match = re.fullmatch(r"models:/([^/@'\"]+)(?:/(\d+)|@([\w-]+))", uri)
+    if match is None:
+        raise InputError(f"--model-uri is '{uri}'. Expected models:/NAME/NUMBER or models:/NAME@ALIAS.")
+    name, number, alias = match.groups()
+    try:
+        if number is not None:
+            return client.get_model_version(name, number)
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise InputError(f"--model-uri is '{uri}', which does not exist. Expected {_known(client, name)}.") from error
+
+
+def _known(client: MlflowClient, name: str) -> str:
+    versions: list[Any] = list(client.search_model_versions(f"name = '{name}'"))
+    if versions:
+        return f"one of the versions {', '.join(str(version.version) for version in versions[:20])} of {name}"
+    models = ", ".join(model.name for model in client.search_registered_models(max_results=20)) or "none yet"
+    return f"a registered model ({models})"

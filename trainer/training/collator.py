@@ -1,0 +1,82 @@
+"""From examples to batches: prompt and completion tokenised apart, loss on the completion only.
+
+A batch names the targets as `shift_labels`: at each place where the model is asked for its logits (`logits_to_keep`),
+the token that comes next, or -100 where it bears no loss. So no logits are computed for prompts.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from code_model import fim
+from code_model.text import encode_prompt
+from trainer.data.example import Example
+
+
+class EncodedExample(NamedTuple):
+    """Token ids of prompt, completion and end of text; the first `prompt_length` bear no loss."""
+
+    input_ids: list[int]
+    prompt_length: int
+
+
+def prompt_of(tokenizer: Any, example: Example) -> str:
+    """The prompt as the model gets it: a gap in the markers that the model knows."""
+    return fim.render(example.prompt, tokenizer) if example.kind == "fim" else example.prompt
+
+
+def encode(tokenizer: Any, example: Example) -> EncodedExample:
+    """Tokenise as serving does: the prompt by itself, then the completion, then the end-of-text token."""
+    prompt_ids = encode_prompt(tokenizer, prompt_of(tokenizer, example))
+    completion_ids = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+    return EncodedExample([*prompt_ids, *completion_ids, tokenizer.eos_token_id], len(prompt_ids))
+
+
+def token_counts(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
+    """The length of each, as `encode` makes it; all at once, which is faster."""
+    prompts = tokenizer([prompt_of(tokenizer, item) for item in examples], add_special_tokens=False)["input_ids"]
+    completions = tokenizer([item.completion for item in examples], add_special_tokens=False)["input_ids"]
+    return [max(1, len(prompt)) + len(completion) + 1 for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+def collate(batch: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Any]:
+    """One example a row: input_ids and attention_mask (B, T), padded on the right; targets (B, kept places)."""
+    import torch
+
+    longest = max(len(item.input_ids) for item in batch)
+    input_ids = torch.full((len(batch), longest), pad_token_id)
+    attention_mask = torch.zeros((len(batch), longest), dtype=torch.long)
+    targets = torch.full((len(batch), longest), -100)
+    for row, (ids, prompt_length) in enumerate(batch):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        attention_mask[row, : len(ids)] = 1
+        targets[row, prompt_length - 1 : len(ids) - 1] = torch.tensor(ids[prompt_length:])
+    kept = (targets != -100).any(dim=0).nonzero()[:, 0]
+    return {"input_ids": input_ids, "attention_mask": attention_mask} | _with_targets(kept, targets[:, kept])
+
+
+def collate_flat(batch: Sequence[EncodedExample]) -> dict[str, Any]:
+    """All in one row, one after another: input_ids and position_ids (1, total), targets (1, completion tokens).
+
+    `sequence_lengths` tells `padding_free.attention` where each ends; without it one example would see the others.
+    """
+    import torch
+
+    ids = [token for item in batch for token in item.input_ids]
+    lengths = [len(item.input_ids) for item in batch]
+    kept: list[int] = []
+    start = 0
+    for item, length in zip(batch, lengths, strict=True):
+        kept += range(start + item.prompt_length - 1, start + length - 1)
+        start += length
+    input_ids = torch.tensor([ids])
+    places = torch.tensor(kept, dtype=torch.long)
+    return {
+        "input_ids": input_ids,
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "sequence_lengths": lengths,
+    } | _with_targets(places, input_ids[:, places + 1])
+
+
+def _with_targets(kept: Any, targets: Any) -> dict[str, Any]:
+    # transformers counts the tokens that bear loss in `shift_labels`, but only where there are `labels` too.
+    return {"logits_to_keep": kept, "shift_labels": targets, "labels": targets}
