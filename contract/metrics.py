@@ -12,15 +12,15 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import comb
-from typing import Any, Literal
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal
 
 from contract.names import EVALUATION_TABLE
 
+if TYPE_CHECKING:  # imported where tables are read: names alone are wanted by command lines
+    import pandas as pd
+
 Direction = Literal["lower_is_better", "higher_is_better"]
-Column = Callable[[pd.DataFrame, int], Any]  # (table, k of pass@k) → a Series of numbers, one a row
+Column = Callable[["pd.DataFrame", int], Any]  # (table, k of pass@k) → a Series of numbers, one a row
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Definition:
     shown: bool = False  # by `promoter compare` by default
 
 
-def _ones(table: pd.DataFrame, k: int) -> Any:
+def _ones(table: "pd.DataFrame", k: int) -> Any:
+    import pandas as pd
+
     return pd.Series(1.0, index=table.index)
 
 
@@ -57,20 +59,20 @@ def _mean_of(name: str, help: str, *, pass_or_fail: bool = False, shown: bool = 
     )
 
 
-def _nll(table: pd.DataFrame, k: int) -> Any:
+def _nll(table: "pd.DataFrame", k: int) -> Any:
     return table["nll"].astype(float)
 
 
-def _tokens(table: pd.DataFrame, k: int) -> Any:
+def _tokens(table: "pd.DataFrame", k: int) -> Any:
     return table["tokens"].astype(float)
 
 
-def _bytes(table: pd.DataFrame, k: int) -> Any:
+def _bytes(table: "pd.DataFrame", k: int) -> Any:
     sizes = table["reference"].fillna("").map(lambda text: len(text.encode())).astype(float)
     return sizes.where(table["tokens"] > 0, 0.0)
 
 
-def _pass_at(table: pd.DataFrame, k: int) -> Any:
+def _pass_at(table: "pd.DataFrame", k: int) -> Any:
     drawn = table[["samples", "samples_passed"]].astype(float)
     return drawn.apply(lambda row: pass_at_k(row["samples"], row["samples_passed"], k), axis=1)
 
@@ -181,11 +183,13 @@ def lower_is_better(name: str) -> bool:
     return any(word in name for word in ("loss", "memory", "seconds"))
 
 
-def per_example(metric: Metric, table: pd.DataFrame) -> pd.DataFrame:
+def per_example(metric: Metric, table: "pd.DataFrame") -> "pd.DataFrame":
     """Columns `value` and `weight` (float64) by example_id. Raises NoValue where the table does not say.
 
     Examples that the metric is not defined for are left out: a row without a reference has no likelihood.
     """
+    import numpy as np
+
     if metric.kind is not None:
         if "kind" not in table:
             raise NoValue(f"{metric.table} has no column 'kind'")
@@ -209,8 +213,10 @@ def per_example(metric: Metric, table: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def values(definition: Definition, table: pd.DataFrame, k: int = 0) -> pd.DataFrame:
+def values(definition: Definition, table: "pd.DataFrame", k: int = 0) -> "pd.DataFrame":
     """Columns `value` and `weight` by example_id, of the rows that a metric is defined for."""
+    import pandas as pd
+
     frame = pd.DataFrame(
         {
             "value": definition.value(table, k).to_numpy(float),
@@ -221,7 +227,7 @@ def values(definition: Definition, table: pd.DataFrame, k: int = 0) -> pd.DataFr
     return frame[table[definition.where].notna().to_numpy() & (frame["weight"] > 0).to_numpy()]
 
 
-def summary(table: pd.DataFrame, prefix: str, pass_at: Iterable[int] = ()) -> dict[str, float]:
+def summary(table: "pd.DataFrame", prefix: str, pass_at: Iterable[int] = ()) -> dict[str, float]:
     """The metrics that a table gives: {PREFIX/NAME: value}. `pass_at`: each k of pass@k that is wanted."""
     found: dict[str, float] = {}
     for name, definition in METRICS.items():

@@ -17,7 +17,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from contract.errors import InputError
+from contract.errors import InputError, Unreachable
 
 SECRETS = Path("/run/secrets")
 PARTS = ("trainer", "promoter", "serving")
@@ -164,7 +164,7 @@ def main(tracking_uri: str, experiments: str) -> None:
             for line in admin.ensure_grants(user, grants(part, names)):
                 click.echo(f"  {line}")
     except (MlflowException, requests.RequestException) as error:
-        raise click.ClickException(f"The tracking server at {tracking_uri} did not do it: {error}") from error
+        raise Unreachable(f"The tracking server at {tracking_uri} did not do it: {error}") from error
 
 
 if __name__ == "__main__":

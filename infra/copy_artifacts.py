@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, create_engine, text
 
+from contract.errors import RatchetError
 from services.settings import FROM_ENVIRONMENT_AND_SECRETS, read
 
 ETAG = "source-etag"  # of an object, in the metadata of its copy: by it a second run knows what it has copied
@@ -98,9 +99,9 @@ def main() -> None:
         click.echo(f"Copied {copied} objects, {size / 1e6:.1f} MB; the others were there already")
         wrong = [problem for version in versions(settings) for problem in check(version, source, target)]
     except (ClientError, BotoCoreError) as error:
-        raise click.ClickException(f"S3 refuses: {error}. Run this again when it does not.") from error
+        raise RatchetError(f"S3 refuses: {error}. Run this again when it does not.") from error
     if wrong:
-        raise click.ClickException("\n".join(["At the far end is not what was trained:", *wrong]))
+        raise RatchetError("\n".join(["At the far end is not what was trained:", *wrong]))
 
 
 def stores(settings: CopySettings) -> tuple[Store, Store]:

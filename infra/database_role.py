@@ -20,7 +20,7 @@ from psycopg2.extensions import encrypt_password
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-from contract.errors import InputError
+from contract.errors import InputError, RatchetError
 from services.settings import FROM_ENVIRONMENT_AND_SECRETS, read
 
 
@@ -59,7 +59,7 @@ def main() -> None:
             made = ensure(cursor, settings)
         connection.close()
     except psycopg2.Error as error:
-        raise click.ClickException(f"The database at {settings.database_host} refuses: {error}") from error
+        raise RatchetError(f"The database at {settings.database_host} refuses: {error}") from error
     click.echo(f"User {settings.database_user}: {'made' if made else 'there already'}, by {settings.database_auth}")
 
 

@@ -13,7 +13,7 @@ import boto3
 import click
 from botocore.exceptions import BotoCoreError, ClientError
 
-from contract.errors import InputError
+from contract.errors import InputError, RatchetError
 
 READABLE = 0o444  # Compose mounts each as it is, for users of the containers' own; the folder keeps others out
 OWNERS = {"serving_token": 0o400}  # no container gets it
@@ -27,7 +27,7 @@ def main(prefix: str, folder: Path) -> None:
     try:
         found = secrets(prefix)
     except (BotoCoreError, ClientError) as error:
-        raise click.ClickException(f"Secrets Manager did not answer: {error}") from error
+        raise RatchetError(f"Secrets Manager did not answer: {error}") from error
     if not found:
         raise InputError(
             f"--prefix is {prefix!r}: no secret's name begins so. Expected RATCHET_NAME and a slash, in the region "

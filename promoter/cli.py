@@ -1,31 +1,13 @@
-"""The command line: `promoter COMMAND --help`."""
+"""The command line: `promoter COMMAND --help`. What each command does: commands.py, which takes seconds to import."""
 
-import importlib.util
-import os
 import signal
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import click
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
-from contract.errors import InputError, Unreachable
-from contract.metrics import SHOWN, lower_is_better
-from contract.names import ARCHIVED, PRODUCTION, STAGING, VALIDATION
-from promoter import artifacts, policy, promotion, records, registry, report, stages, tables
-from promoter.gate import Stage
-from promoter.lock import Claim, lease
+from contract.errors import Unreachable
 from promoter.options import options
-from promoter.promotion import Outcome, Request
 
 
 class _Promoter(click.Group):
@@ -34,9 +16,13 @@ class _Promoter(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # `… | head`: click's matter
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):  # click's matter
             raise
-        except (MlflowException, OSError) as error:  # requests' errors are OSErrors too
+        except Exception as error:
+            from mlflow.exceptions import MlflowException
+
+            if not isinstance(error, (MlflowException, OSError)):  # requests' errors are OSErrors too
+                raise
             message = getattr(error, "message", None) or str(error)
             raise Unreachable(
                 f"The tracking server at {ctx.params['tracking_uri']} did not do its work: {message}. What was "
@@ -80,109 +66,61 @@ def main(context: click.Context, tracking_uri: str, public_url: str | None) -> N
 @options("experiment", "columns", "format")
 @click.option("--order-by", help='E.g. "metrics.`eval/passed` DESC".  [default: best first by the first metric]')
 @click.pass_obj
-def compare(
-    uri: str,
-    experiment_name: str,
-    metrics: tuple[str, ...],
-    params: tuple[str, ...],
-    tags: tuple[str, ...],
-    filter_string: str,
-    limit: int,
-    order_by: str | None,
-    output_format: str,
-) -> None:
+def compare(uri: str, /, **given: Any) -> None:
     """Compare an experiment's runs by any metrics, params and tags; sorted and filtered by the tracking server.
 
     Example: promoter compare --metric eval/passed --param trainer.lr --filter "params.`trainer.method` = 'lora'"
     """
-    client = registry.connect(uri)
-    experiment = client.get_experiment_by_name(experiment_name)
-    if experiment is None:
-        known = ", ".join(item.name for item in client.search_experiments(max_results=50))
-        raise InputError(f"There is no experiment '{experiment_name}'. There are: {known}.")
-    order = order_by or f"metrics.`{metrics[0]}` {'ASC' if lower_is_better(metrics[0]) else 'DESC'}"
-    try:
-        runs = client.search_runs([experiment.experiment_id], filter_string, order_by=[order], max_results=limit)
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
-        raise InputError(
-            f"--filter is '{filter_string}' and --order-by '{order}', which MLflow does not take: {error.message}. "
-            "Expected, for example: --filter \"metrics.`eval/passed` > 0.1 and tags.role = 'candidate'\""
-        ) from error
-    table = tables.runs_table(runs, tables.Columns(metrics, params, tags))
-    if output_format == "text":
-        table = table.drop(columns="run_id", errors="ignore")  # too wide for a terminal
-    click.echo(tables.render(table, output_format))
+    from promoter import commands
+
+    commands.compare(uri, **given)
 
 
 @main.command("compare-versions")
 @options("experiment", "model", "columns", "format")
 @click.pass_obj
-def compare_versions(
-    uri: str,
-    experiment_name: str,
-    model_name: str,
-    metrics: tuple[str, ...],
-    params: tuple[str, ...],
-    tags: tuple[str, ...],
-    filter_string: str,
-    limit: int,
-    output_format: str,
-) -> None:
+def compare_versions(uri: str, /, **given: Any) -> None:
     """Compare a registered model's versions, newest first, with aliases, stage, and their runs' metrics and params."""
-    client = registry.connect(uri)
-    versions = registry.versions(client, model_name, filter_string, limit)
-    columns = tables.Columns(metrics, params, tags)
-    click.echo(
-        tables.render(tables.versions_table(versions, registry.runs_of(client, versions), columns), output_format)
-    )
+    from promoter import commands
+
+    commands.compare_versions(uri, **given)
 
 
 @main.command()
 @options("experiment", "model", "policy", "format")
 @click.pass_obj
-def best(uri: str, experiment_name: str, model_name: str, policy_name: str, output_format: str) -> None:
+def best(uri: str, /, **given: Any) -> None:
     """Show the version that is best by the policy's primary metric, among those evaluated on the newest one's data."""
-    primary = policy.load(policy_name).primary
-    client = registry.connect(uri)
-    versions = registry.comparable(registry.versions(client, model_name))
-    version = registry.best(client, versions, primary.metric, primary.direction)
-    found = [version] if version is not None else []
-    columns = tables.Columns((primary.metric, *(name for name in SHOWN if name != primary.metric)))
-    click.echo(tables.render(tables.versions_table(found, registry.runs_of(client, found), columns), output_format))
+    from promoter import commands
+
+    commands.best(uri, **given)
 
 
 @main.command()
 @options("experiment", "model", "version", "policy", "by", "stage", "dry-run", "wait", "format")
 @click.pass_context
-def gate(context: click.Context, /, number: str | None, policy_name: str, by: str, stage: Stage, **_: Any) -> None:
+def gate(context: click.Context, /, **given: Any) -> None:
     """Judge a version against the incumbent, and leave the decision with its reports; nothing is moved.
 
     Without --version: the staged one, or else the best candidate.
     """
-    request = Request(stage, "gate", by, policy.load(policy_name), only_judge=True)
-    with _promoting(context) as work:
-        if number is not None or STAGING in registry.aliases(work.client, work.model):
-            outcome = promotion.run(work.client, work.claim, _chosen(work, number), [], request)
-        else:
-            outcome = _of_the_best(work, request)
-    _finish(context, outcome)
+    from promoter import commands
+
+    commands.gate(context, **given)
 
 
 @main.command("auto-promote")
 @options("experiment", "model", "policy", "by", "stage", "dry-run", "wait", "format")
 @click.pass_context
-def auto_promote(context: click.Context, /, policy_name: str, by: str, stage: Stage, **_: Any) -> None:
+def auto_promote(context: click.Context, /, **given: Any) -> None:
     """Gate an experiment's best candidate against the version in production, and promote it if it is better.
 
     A candidate is a fine-tuned version newer than the one in production. Under a policy with `approval: manual`, one
     that passes awaits `promoter approve`.
     """
-    request = Request(stage, "auto-promote", by, policy.load(policy_name))
-    with _promoting(context) as work:
-        outcome = _of_the_best(work, request)
-    _finish(context, outcome)
+    from promoter import commands
+
+    commands.auto_promote(context, **given)
 
 
 @main.command()
@@ -190,24 +128,11 @@ def auto_promote(context: click.Context, /, policy_name: str, by: str, stage: St
 @click.option("--force", is_flag=True, help="Promote although the gate says no; needs --reason.")
 @click.option("--reason", default="", help="Why, for the record.")
 @click.pass_context
-def promote(
-    context: click.Context,
-    /,
-    number: str | None,
-    policy_name: str,
-    by: str,
-    stage: Stage,
-    force: bool,
-    reason: str,
-    **_: Any,
-) -> None:
+def promote(context: click.Context, /, **given: Any) -> None:
     """Promote one version, by default the staged one. It has to pass the gate."""
-    if force and not reason:
-        raise InputError("--force needs --reason TEXT: it goes into the record.")
-    request = Request(stage, "promote", by, policy.load(policy_name), force, reason)
-    with _promoting(context) as work:
-        outcome = promotion.run(work.client, work.claim, _chosen(work, number), [], request)
-    _finish(context, outcome)
+    from promoter import commands
+
+    commands.promote(context, **given)
 
 
 @main.command()
@@ -216,76 +141,32 @@ def promote(
 @click.option("--by", required=True, help="Who approves, for the record.")
 @click.option("--reason", required=True, help="Why, for the record.")
 @click.pass_context
-def approve(context: click.Context, /, number: str | None, by: str, reason: str, **_: Any) -> None:
+def approve(context: click.Context, /, **given: Any) -> None:
     """Let a version go on that awaits approval. It is gated once more, by the same policy, since time has passed."""
-    with _promoting(context) as work:
-        waiting = records.awaiting(work.client, work.model, number)
-        tags = waiting[0].data.tags
-        version = registry.version(work.client, work.model, tags["version"])
-        if version.tags.get("stage") == ARCHIVED:
-            raise InputError(
-                f"Version {version.version} was archived while it awaited approval. `promoter promote --version "
-                f"{version.version}` takes it nevertheless."
-            )
-        stage: Stage = "Production" if tags["stage"] == "Production" else "Staging"
-        request = Request(
-            stage, "approve", by, records.policy_of(work.client, waiting[0]), False, reason, approved=True
-        )
-        outcome = promotion.run(work.client, work.claim, version, records.from_ranges(tags["tried"]), request)
-        if work.claim is not None:  # it awaits nothing any more
-            for run in waiting:
-                done = records.WITHDRAWN if outcome.refused else records.APPROVED
-                work.client.set_tag(run.info.run_id, "outcome", done)
-    _finish(context, outcome)
+    from promoter import commands
+
+    commands.approve(context, **given)
 
 
 @main.command()
 @options("experiment", "model", "version", "policy", "dry-run")
 @click.pass_context
-def validate(
-    context: click.Context, experiment_name: str, model_name: str, number: str | None, policy_name: str, dry_run: bool
-) -> None:
+def validate(context: click.Context, /, **given: Any) -> None:
     """Load a version as serving does, generate with it, check what comes out, and tag the version with the result."""
-    if importlib.util.find_spec("torch") is None:
-        raise InputError(
-            "Loading a model needs torch, which is not installed here. Run this where it is; in the Compose stack: "
-            "docker compose run --rm --entrypoint promoter serving validate"
-        )
-    from promoter.validation import validate as run_checks
+    from promoter import commands
 
-    limit_s = policy.load(policy_name).safety.smoke_time_limit_s
-    client = registry.connect(context.obj)
-    version = _chosen(_Work(client, model_name, None), number)
-    with tempfile.TemporaryDirectory(prefix="ratchet-promoter-") as temporary:
-        folder = mlflow.artifacts.download_artifacts(artifacts.uri(version), dst_path=temporary)
-        result = run_checks(Path(folder), version, limit_s)
-    for check in result.checks:
-        click.echo(tables.check_text(check.name, check.passed, check.detail))
-    for prompt, completion in result.samples[:1]:
-        click.echo("A sample:\n" + "\n".join(f"    {line}" for line in (prompt + completion).splitlines()))
-    if not dry_run:
-        status = "passed" if result.passed else "failed"
-        client.set_model_version_tag(model_name, str(version.version), VALIDATION, status)
-    click.echo(f"Version {version.version} of {model_name}: validation {'passed' if result.passed else 'FAILED'}.")
-    if not result.passed:
-        context.exit(1)
+    commands.validate(context, **given)
 
 
 @main.command()
 @options("experiment", "model", "by", "dry-run", "wait", "format")
 @click.option("--reason", default="rolled back by hand", show_default=True, help="Why, for the record.")
 @click.pass_context
-def rollback(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
+def rollback(context: click.Context, /, **given: Any) -> None:
     """Put the previous version back into production, at once and without a gate; the one taken out is archived."""
-    with _promoting(context) as work:
-        if any(run.data.tags["action"] == records.ROLLBACK for run in work.settled):
-            number = registry.aliases(work.client, work.model)[PRODUCTION]
-            why = f"a rollback that was interrupted is complete now: version {number} is in production"
-            outcome = promotion.nothing(None, "Production", records.ROLLBACK, by, why)
-        else:
-            entry = stages.rollback(work.claim, work.client, work.model, reason, by)
-            outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
-    _finish(context, outcome)
+    from promoter import commands
+
+    commands.rollback(context, **given)
 
 
 @main.command()
@@ -293,12 +174,11 @@ def rollback(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
 @click.option("--version", "number", required=True, help="Which version.")
 @click.option("--reason", default="archived by hand", show_default=True, help="Why, for the record.")
 @click.pass_context
-def archive(context: click.Context, /, number: str, by: str, reason: str, **_: Any) -> None:
+def archive(context: click.Context, /, **given: Any) -> None:
     """Take a version out of the running, and all its aliases from it; never the one in production."""
-    with _promoting(context) as work:
-        entry = stages.archive(work.claim, registry.version(work.client, work.model, number), reason, by)
-        outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
-    _finish(context, outcome)
+    from promoter import commands
+
+    commands.archive(context, **given)
 
 
 @main.command()
@@ -308,98 +188,11 @@ def archive(context: click.Context, /, number: str, by: str, reason: str, **_: A
 )
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many entries.")
 @click.pass_obj
-def history(uri: str, experiment_name: str, model_name: str, output_format: str, all_of_them: bool, limit: int) -> None:
+def history(uri: str, /, **given: Any) -> None:
     """Who moved which version from where to where, when, why, and by which evidence (a run); newest first."""
-    client = registry.connect(uri)
-    registry.aliases(client, model_name)  # an unknown model is an error, not an empty history
-    table = tables.history_table(records.history(client, model_name, limit, all_of_them))
-    click.echo(tables.render(table, output_format))
+    from promoter import commands
 
-
-@dataclass(frozen=True)
-class _Work:
-    """What a promoting command works with."""
-
-    client: MlflowClient
-    model: str
-    claim: Claim | None  # None: a dry run
-    settled: Sequence[Run] = ()  # records of dead promoters that were completed first
-
-
-@contextmanager
-def _promoting(context: click.Context) -> Iterator[_Work]:
-    """Under the lock, with all settled that dead promoters left; in a dry run without."""
-    given = context.params
-    client, model = registry.connect(context.obj), given["model_name"]
-    registry.aliases(client, model)  # an unknown model is told before anything is written
-    if given["dry_run"]:
-        yield _Work(client, model, None)
-        return
-    with lease(client, model, given["by"], given["wait_s"]) as claim:
-        yield _Work(client, model, claim, stages.settle(claim))
-
-
-def _chosen(work: _Work, number: str | None) -> ModelVersion:
-    if number is not None:
-        return registry.version(work.client, work.model, number)
-    staged = registry.with_alias(work.client, work.model, STAGING)
-    if staged is None:
-        raise InputError("No version is in Staging. Name one with --version, or run `promoter auto-promote` first.")
-    return staged
-
-
-def _of_the_best(work: _Work, request: Request) -> Outcome:
-    """What comes of a request with the best candidate."""
-    together = registry.candidates(work.client, work.model)
-    primary = request.policy.primary
-    version = registry.best(work.client, together, primary.metric, primary.direction)
-    if version is None:
-        why = "there is no candidate newer than the version in production (`promote --version` takes any)"
-        return promotion.nothing(None, request.stage, request.action, request.by, why)
-    numbers = [str(item.version) for item in together]
-    return promotion.run(work.client, work.claim, version, numbers, request)
-
-
-def _finish(context: click.Context, outcome: Outcome) -> None:
-    """Print what came of it, also to GitHub's step summary; exit with 1 where the gate said no."""
-    entry, decision, dry_run = outcome.entry, outcome.decision, context.params["dry_run"]
-    would = "would be: " if dry_run else ""
-    if entry.outcome == promotion.NOTHING_TO_DO:
-        texts = {
-            "text": f"Nothing to do: {entry.why}.",
-            "markdown": f"Nothing to do: {entry.why}.",
-            "json": tables.to_json({"outcome": entry.outcome, "why": entry.why, "dry_run": dry_run}),
-        }
-    else:
-        facts = decision.to_dict() if decision is not None else {}
-        extra = {"dry_run": dry_run, "run_id": outcome.run_id} | vars(entry)
-        replaces = entry.replaces not in (records.NOTHING, entry.version)
-        instead = f" instead of version {entry.replaces}" if replaces else ""
-        line = f"Version {entry.version} of {entry.model} → {entry.stage}{instead}: {would}{entry.outcome}."
-        if decision is not None and not decision.passed and not outcome.refused:
-            line += " The gate says no; --force overrules it."
-        if decision is None:
-            line += f" {entry.why}."
-        if entry.outcome == records.AWAITING and not dry_run:
-            line += f"\nTo let it go on: promoter approve --version {entry.version} --by NAME --reason TEXT"
-        if outcome.run_id is not None:
-            given = context.find_root().params
-            address = (given["public_url"] or given["tracking_uri"]).rstrip("/")
-            line += f"\nReport: {address}{records.link(MlflowClient().get_run(outcome.run_id))}"
-        texts = {
-            "text": "\n".join([*([tables.decision_text(decision)] if decision is not None else []), line]),
-            "markdown": report.markdown(replace(entry, outcome=would + entry.outcome), decision),
-            "json": tables.to_json(facts | extra),
-        }
-    click.echo(texts[context.params.get("output_format") or "text"])
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(texts["markdown"] + "\n")
-        except OSError as error:  # what was done is done
-            click.echo(f"GITHUB_STEP_SUMMARY is {summary}, which cannot be written: {error.strerror}.", err=True)
-    if outcome.refused:
-        context.exit(1)
+    commands.history(uri, **given)
 
 
 if __name__ == "__main__":

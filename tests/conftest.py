@@ -1,14 +1,13 @@
 """Fixtures that several test modules share."""
 
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.images import ROOT
 
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TRAINER_NICE"] = "0"  # else a test that runs the trainer in its own process would go on behind the others
@@ -42,15 +41,3 @@ def engine() -> None:
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
-
-
-def base_image(variable: str) -> str:
-    """What an image variable names: in the environment, in .env.offline, or by the compose file's default."""
-    offline = ROOT / ".env.offline"
-    if named := os.environ.get(variable):
-        return named
-    if offline.exists() and (found := re.search(rf"^{variable}=(.+)$", offline.read_text(), re.MULTILINE)):
-        return found[1]
-    found = re.search(rf"\$\{{{variable}:-([^}}]+)\}}", (ROOT / "docker-compose.yml").read_text())
-    assert found, f"docker-compose.yml has no {variable}"
-    return found[1]

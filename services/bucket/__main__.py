@@ -12,7 +12,7 @@ import click
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError, NoCredentialsError
 
-from contract.errors import InputError
+from contract.errors import InputError, RatchetError
 from services.bucket.settings import BucketSettings
 from services.settings import read
 
@@ -42,7 +42,7 @@ def main() -> None:
             "There is no key for S3. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the secret file of that name)."
         ) from error
     except (EndpointConnectionError, HTTPClientError) as error:  # nobody there, which is no fault of the input
-        raise click.ClickException(
+        raise RatchetError(
             f"No S3 server answered within {settings.bucket_timeout_s} s at AWS_ENDPOINT_URL_S3 "
             f"({settings.aws_endpoint_url_s3}): {error}"
         ) from error

@@ -14,6 +14,7 @@ import click
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from contract.errors import InputError, RatchetError
 from services.tracking import access
 
 # The lock's number, the same for all that migrate an MLflow database: the first bytes of sha256("ratchet migrate").
@@ -61,18 +62,10 @@ CAUSES = (
 )
 
 
-class MigrationError(click.ClickException):
-    """The database refuses. Exits with 2 where the cause is one to be set right, else with 1: the work failed."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click's own is a constant
-
-
 def migrate(uri: str, with_users: bool = False) -> None:
     """Create or upgrade the tables (`mlflow db upgrade`; those of users too). Safe to repeat, and safe to kill.
 
-    Raises MigrationError, with the likely cause, where the database refuses.
+    Raises InputError with the likely cause, or RatchetError where none is known, where the database refuses.
     """
     from alembic.util import CommandError
     from mlflow.db import upgrade
@@ -88,10 +81,11 @@ def migrate(uri: str, with_users: bool = False) -> None:
     except (SQLAlchemyError, CommandError, ImportError) as error:
         reason = re.sub(r"\s+", " ", str(error).partition("\n(Background")[0]).strip()
         cause = next((what for found, what in CAUSES if found in reason), None)
-        raise MigrationError(
+        # Where the cause is one to be set right, it was bad input; else the work failed.
+        kind = InputError if cause or isinstance(error, ArgumentError) else RatchetError
+        raise kind(
             f"MLFLOW_BACKEND_STORE_URI names a database that cannot be used: {reason}"
-            + (f"\nLikely: {cause}" if cause else ""),
-            exit_code=2 if cause or isinstance(error, ArgumentError) else 1,
+            + (f"\nLikely: {cause}" if cause else "")
         ) from error
 
 

@@ -21,8 +21,8 @@ import click
 import psutil
 import requests
 
+from contract.files import free_port
 from services.tracking.readiness import is_ready, wait_until
-from tests.integration.conftest import free_port
 
 KEYS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
 # As docker-compose.prod.yml sets them.

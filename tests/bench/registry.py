@@ -22,7 +22,7 @@ import requests
 from mlflow import MlflowClient
 from sqlalchemy import MetaData, create_engine
 
-from tests.integration.conftest import Stack, make_stack, server
+from tests.support.tracking import Stack, make_stack, server
 
 EXPERIMENT, MODEL = "years", "years_model"
 METRIC = "eval/nll_per_token"

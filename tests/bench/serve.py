@@ -134,8 +134,9 @@ def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 @contextmanager
 def contestant(name: str, folder: Path, work: Path) -> Iterator[Server]:
     """Serve the model's folder by one of the contestants."""
-    from tests.integration.conftest import free_port, make_stack, server
-    from tests.served import register, serving_process
+    from contract.files import free_port
+    from tests.support.serving import register, serving_process
+    from tests.support.tracking import make_stack, server
 
     port, log = free_port(), work / f"{name}.log"
     url = f"http://127.0.0.1:{port}"

@@ -10,12 +10,13 @@ from collections.abc import Callable
 import pytest
 from mlflow import MlflowClient
 
+from contract.names import STAGES
 from infra.gate_demo import register, table
 from services.tracking.readiness import wait_until
-from tests.doses import KILL_EVERY, PROMOTERS
-from tests.faults.conftest import STAGES, assert_settled, assert_sound, start
-from tests.integration.conftest import Stack
-from tests.proxy import proxy
+from tests.support.doses import KILL_EVERY, PROMOTERS
+from tests.support.promoters import assert_settled, assert_sound, start
+from tests.support.proxy import proxy
+from tests.support.tracking import Stack
 
 pytestmark = pytest.mark.faults
 

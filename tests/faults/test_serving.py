@@ -12,9 +12,9 @@ import psutil
 import pytest
 import requests
 
-from tests.doses import SERVING_OUTAGE_S, SWAPS
-from tests.integration.conftest import Stack, make_stack, server
-from tests.served import PROMPT, Load, Serving, register, serving_process, variant
+from tests.support.doses import SERVING_OUTAGE_S, SWAPS
+from tests.support.serving import PROMPT, Load, Serving, register, serving_process, variant
+from tests.support.tracking import Stack, make_stack, server
 
 pytestmark = pytest.mark.faults
 

@@ -10,9 +10,9 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from tests import doses
-from tests.conftest import ROOT
-from tests.integration.conftest import free_port
+from contract.files import free_port
+from tests.support import doses
+from tests.support.images import ROOT
 
 pytestmark = pytest.mark.integration
 MODEL = "code_model_fine_tuning_model"

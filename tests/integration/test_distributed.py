@@ -7,10 +7,9 @@ import psutil
 import pytest
 
 from services.tracking.readiness import wait_until
-from tests.doses import DYING, STEPS, STRATEGIES
-from tests.integration.conftest import Stack
-from tests.integration.test_never_loses_work import candidate, finish, losses, settings, weights
-from tests.integration.test_when_things_go_wrong import wait_for_line
+from tests.support.doses import DYING, STEPS, STRATEGIES
+from tests.support.tracking import Stack
+from tests.support.training import candidate, finish, losses, settings, wait_for_line, weights
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_unfinished_jobs")]
 TWO = ("distributed.processes=2", "trainer.batch_size=4")
@@ -108,7 +107,7 @@ def test_ctrl_c_saves_in_all_processes_and_kill_ends_them(stack: Stack, tiny) ->
 
 
 def test_a_machine_that_does_not_come_is_an_error(stack: Stack, tiny) -> None:
-    from tests.integration.conftest import free_port
+    from contract.files import free_port
 
     meeting = f"distributed.rendezvous=127.0.0.1:{free_port()}"
     job = stack.popen(

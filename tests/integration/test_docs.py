@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from contract.files import free_port
 from services.tracking.readiness import is_ready
-from tests import docs, doses
-from tests.integration.conftest import Stack, free_port, make_stack, server
-from tests.unit.test_data import write_tree
+from tests.support import docs, doses
+from tests.support.data import write_tree
+from tests.support.tracking import Stack, make_stack, server
 
 pytestmark = pytest.mark.integration
 

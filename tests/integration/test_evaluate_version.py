@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.integration.conftest import Stack
-from tests.unit.test_data import write_jsonl, write_tree
+from tests.support.data import write_jsonl, write_tree
+from tests.support.tracking import Stack
 from trainer.cli import main
 from trainer.data.prepare import OUTPUTS
 

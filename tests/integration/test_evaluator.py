@@ -15,8 +15,8 @@ from textwrap import dedent
 import pytest
 
 from contract.errors import InputError
-from tests.conftest import ROOT
-from tests.integration.escapes import ESCAPES, LEGACIES, Escape
+from tests.support.escapes import ESCAPES, LEGACIES, Escape
+from tests.support.images import ROOT
 from trainer.evaluation import sandbox as client
 from trainer.evaluation.sandbox import Sandbox
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests import models
-from tests.integration.conftest import Stack
+from tests.support.tracking import Stack
 from trainer import base_model
 from trainer.cli import main as trainer
 

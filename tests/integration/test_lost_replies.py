@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.doses import STEPS
-from tests.integration.conftest import Stack
-from tests.integration.test_never_loses_work import candidate, finish, losses, settings
-from tests.proxy import proxy
+from tests.support.doses import STEPS
+from tests.support.proxy import proxy
+from tests.support.tracking import Stack
+from tests.support.training import candidate, finish, losses, settings
 
 pytestmark = pytest.mark.integration
 

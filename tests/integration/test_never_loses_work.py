@@ -1,57 +1,18 @@
 """Killed, stopped, cut off from its server: the same command goes on, and what comes out is the same."""
 
-import hashlib
 import json
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
-from mlflow.entities import Run
 
 from services.tracking.readiness import wait_until
-from tests.doses import FULL, KILLS, SIGNALS, STEPS, TRAINING_OUTAGE_S
-from tests.integration.conftest import Stack, make_stack, server
-from tests.integration.test_when_things_go_wrong import wait_for_line
+from tests.support.doses import FULL, KILLS, SIGNALS, STEPS, TRAINING_OUTAGE_S
+from tests.support.tracking import Stack, make_stack, server
+from tests.support.training import candidate, finish, losses, settings, wait_for_line, weights
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_unfinished_jobs")]
-
-
-def settings(tiny, experiment: str, *more: str) -> list[str]:
-    return [
-        *(f"model.name={tiny.folder}", "data.source=package:asyncio", "data.max_eval_examples=2"),
-        *("trainer.max_length=400", "eval.max_new_tokens=2", f"tracking.experiment_name={experiment}"),
-        *("trainer.batch_size=4", f"trainer.max_steps={STEPS}", "trainer.logging_steps=3", "checkpoint.save_steps=4"),
-        *("tracking.system_metrics_interval_s=0.5", *more),
-    ]
-
-
-def finish(stack: Stack, *arguments: str, **env: str) -> str:
-    job = stack.popen("trainer", *arguments, **env)
-    output, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, output
-    return output
-
-
-def candidate(stack: Stack, experiment: str) -> Run:
-    """The one run that fine-tuned."""
-    found = stack.client.get_experiment_by_name(experiment)
-    assert found is not None
-    [run] = stack.client.search_runs([found.experiment_id], "tags.role = 'candidate'")
-    return run
-
-
-def losses(stack: Stack, run: Run, key: str = "train/loss") -> list[tuple[int, float]]:
-    """(step, value), in the order in which they were logged; MLflow gives equal times in any order."""
-    history = stack.client.get_metric_history(run.info.run_id, key)
-    return [(item.step, item.value) for item in sorted(history, key=lambda item: (item.timestamp, item.step))]
-
-
-def weights(stack: Stack, run: Run, tmp_path: Path) -> str:
-    """Digest of the adapter that a run logged."""
-    path = stack.client.download_artifacts(run.info.run_id, "adapter/adapter_model.safetensors", str(tmp_path))
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")

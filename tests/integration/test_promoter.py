@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from infra.gate_demo import register, table
-from tests.integration.conftest import Stack
+from tests.support.tracking import Stack
 
 pytestmark = pytest.mark.integration
 FORCE = ("--force", "--reason", "t")

@@ -7,7 +7,7 @@ import boto3
 import pytest
 
 from contract.errors import InputError
-from tests.unit.test_data import load_from, write_jsonl, write_tree
+from tests.support.data import load_from, write_jsonl, write_tree
 
 pytestmark = pytest.mark.integration
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from services.tracking.readiness import wait_until
 from serving.gateway.tokens import main as access
 from serving.supervisor.state import StateFile
-from tests.integration.conftest import Stack
-from tests.served import PROMPT, Serving, register, serving_process
+from tests.support.serving import PROMPT, Serving, register, serving_process
+from tests.support.tracking import Stack
 
 pytestmark = pytest.mark.integration
 

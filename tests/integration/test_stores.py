@@ -13,10 +13,11 @@ from moto.server import ThreadedMotoServer
 from sqlalchemy import create_engine, inspect, text
 from testcontainers.community.postgres import PostgresContainer
 
+from contract.errors import InputError
 from services.bucket.__main__ import main as bucket
-from services.tracking.migrate import LOCK, MigrationError, migrate
+from services.tracking.migrate import LOCK, migrate
 from services.tracking.readiness import wait_until
-from tests.conftest import base_image
+from tests.support.images import base_image
 
 pytestmark = pytest.mark.integration
 
@@ -158,14 +159,14 @@ def test_the_password_is_taken_from_its_own_variable(database: str, monkeypatch)
 
 def test_a_refused_migration_says_why_and_what_to_do(postgres: PostgresContainer, database: str) -> None:
     wrong = create_engine(database).url.set(password="wrong").render_as_string(hide_password=False)
-    with pytest.raises(MigrationError, match=r"password authentication failed[\s\S]*Likely: POSTGRES_PASSWORD"):
+    with pytest.raises(InputError, match=r"password authentication failed[\s\S]*Likely: POSTGRES_PASSWORD"):
         migrate(wrong)
     migrate(database)
     engine = create_engine(database)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'from the future'"))
     engine.dispose()
-    with pytest.raises(MigrationError, match=r"Likely: a newer MLflow has migrated this database"):
+    with pytest.raises(InputError, match=r"Likely: a newer MLflow has migrated this database"):
         migrate(database)
     assert revision(database) == "from the future"
 

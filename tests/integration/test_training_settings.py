@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.conftest import Stack
+from tests.support.tracking import Stack
 from trainer import base_model
 from trainer.config import load_config
 from trainer.data.example import Example

@@ -5,16 +5,17 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
+from contract.files import free_port
 from promoter.lock import lease
 from services.tracking.__main__ import main as tracking
 from serving.__main__ import main as serving
-from tests.integration.conftest import Stack, free_port
+from tests.support.tracking import Stack
+from tests.support.training import wait_for_line
 from trainer.cli import main as trainer
 
 pytestmark = pytest.mark.integration
@@ -25,20 +26,6 @@ def settings(tiny, experiment: str) -> list[str]:
         *(f"model.name={tiny.folder}", "data.source=package:asyncio", "data.max_eval_examples=2"),
         *("trainer.max_length=400", "eval.max_new_tokens=2", f"tracking.experiment_name={experiment}"),
     ]
-
-
-def wait_for_line(process: "subprocess.Popen[str]", text: str) -> str:
-    """Read a process's output up to a line with a text; fails where it ends without one."""
-    watchdog = threading.Timer(60, process.kill)
-    watchdog.start()
-    seen = ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        seen += line
-        if text in line:
-            watchdog.cancel()
-            return seen
-    pytest.fail(f"ended without {text!r}:\n{seen}")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 import requests
 import torch
 
+from contract.files import free_port
 from services.tracking.readiness import wait_until
-from tests.integration.conftest import Stack, free_port
+from tests.support.tracking import Stack
 
 pytestmark = pytest.mark.integration
 

@@ -15,10 +15,10 @@ import requests
 from mlflow import MlflowClient
 from testcontainers.compose import DockerCompose
 
+from contract.files import free_port
 from infra import environment
 from services.tracking.readiness import wait_until
-from tests.conftest import ROOT
-from tests.integration.conftest import free_port
+from tests.support.images import ROOT
 
 # Kept from the shell and the user's .env: what images are built from. All else is the tests' own.
 BUILT_FROM = (

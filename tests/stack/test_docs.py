@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from contract.files import free_port
 from infra import environment
-from tests import docs
-from tests.conftest import ROOT
-from tests.doses import FULL
-from tests.integration.conftest import free_port
 from tests.stack.conftest import BUILT_FROM, TAG
+from tests.support import docs
+from tests.support.doses import FULL
+from tests.support.images import ROOT
 
 pytestmark = pytest.mark.stack
 

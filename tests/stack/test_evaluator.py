@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.escapes import ESCAPES, LEGACIES, Escape
 from tests.stack.conftest import Platform
+from tests.support.escapes import ESCAPES, LEGACIES, Escape
 
 pytestmark = pytest.mark.stack
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import ROOT
-from tests.integration.conftest import free_port
+from contract.files import free_port
 from tests.stack.conftest import Platform, docker_json
-from tests.unit.test_data import write_tree
+from tests.support.data import write_tree
+from tests.support.images import ROOT
 
 pytestmark = pytest.mark.stack
 

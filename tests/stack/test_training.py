@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from mlflow.entities import Run
 
-from tests.doses import EPOCHS
-from tests.integration.conftest import free_port
+from contract.files import free_port
 from tests.stack.conftest import Platform
+from tests.support.doses import EPOCHS
 
 pytestmark = pytest.mark.stack
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from promoter import policy
-from tests import docs
 from tests.integration.test_docs import ON_THIS_MACHINE, README
 from tests.stack.test_docs import IN_CONTAINERS
+from tests.support import docs
 
 AWS = "needs an account on AWS; tests/stack/production runs its like against stand-ins"
 AWS_TERRAFORM = "infra/aws/README.md: "

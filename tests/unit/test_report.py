@@ -5,7 +5,7 @@ import re
 from promoter import report
 from promoter.gate import Evidence, decide
 from promoter.records import Entry
-from tests.unit.test_gate import BETTER, evidence, policy, table
+from tests.support.gate import BETTER, evidence, policy, table
 
 ENTRY = Entry("m", "2", "Staging", "nothing", "1", "gate", "promoted", "ada", "better by far")
 

@@ -15,9 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
-from contract.errors import InputError
+from contract.errors import InputError, RatchetError
 from contract.files import free_port
 from trainer.config import Config, to_yaml
 from trainer.training import checkpoints
@@ -42,10 +40,8 @@ class Task:
         return cls(**json.loads((folder / JOB).read_text()))
 
 
-class ProcessDied(click.ClickException):
+class ProcessDied(RatchetError):
     """One of the processes failed, and so the training did."""
-
-    exit_code = 1
 
 
 def processes(config: Config, device: str) -> int:
@@ -94,7 +90,7 @@ def train_together(folder: Path, config: Config, task: Task, count: int) -> bool
     return not (folder / "stopped").exists()
 
 
-def _failure(folder: Path, config: Config, code: int) -> click.ClickException:
+def _failure(folder: Path, config: Config, code: int) -> RatchetError:
     if not (folder / FAILURE).exists():
         return ProcessDied(f"The processes ended together with exit code {code}; what they said stands above.")
     first = json.loads((folder / FAILURE).read_text())

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from testcontainers.compose import DockerCompose
 
+from contract.files import free_port
 from infra import accounts, environment
-from tests.conftest import ROOT
-from tests.integration.conftest import free_port
 from tests.stack.conftest import BUILT_FROM, TAG, Platform
+from tests.support.images import ROOT
 
 FILES = ["docker-compose.yml", "docker-compose.prod.yml"]
 STAND_INS = "tests/stack/production/stand-ins/docker-compose.yml"

@@ -13,9 +13,9 @@ import pytest
 import requests
 
 from services.tracking import connections
-from tests.doses import LARGE_FILE_MB
 from tests.stack.conftest import TAG
 from tests.stack.production.conftest import Production
+from tests.support.doses import LARGE_FILE_MB
 
 pytestmark = pytest.mark.stack
 

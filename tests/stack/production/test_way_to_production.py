@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.conftest import ROOT
 from tests.stack.conftest import Platform
 from tests.stack.production.conftest import Production
 from tests.stack.production.test_production import MODEL, ONE, TRAINING, ask, load
+from tests.support.images import ROOT
 
 pytestmark = pytest.mark.stack
 

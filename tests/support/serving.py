@@ -17,9 +17,11 @@ from mlflow.models import Model
 
 import code_model.pyfunc
 from code_model.params import GenerationParams
+from contract.files import free_port
 from contract.names import MANIFEST_SHA256
+from contract.versions import metadata_of_release
 from services.tracking.readiness import wait_until
-from tests.integration.conftest import Stack, free_port
+from tests.support.tracking import Stack
 from trainer.pyfunc_flavor import PyfuncWithManifest
 
 PROMPT = "def add(a, b):\n"
@@ -39,7 +41,13 @@ def variant(folder: Path, to: Path, seed: int) -> Path:
     return to
 
 
-def register(stack: Stack, name: str, folder: Path, python_model: str = code_model.pyfunc.__file__) -> str:
+def register(
+    stack: Stack,
+    name: str,
+    folder: Path,
+    python_model: str = code_model.pyfunc.__file__,
+    metadata: dict[str, str] | None = None,
+) -> str:
     """Log a PyFunc as the trainer does, and register it; returns the version's number."""
     mlflow.set_tracking_uri(stack.url)
     flavor = PyfuncWithManifest()
@@ -51,6 +59,7 @@ def register(stack: Stack, name: str, folder: Path, python_model: str = code_mod
             flavor=flavor,
             python_model=python_model,
             code_paths=[str(Path(code_model.pyfunc.__file__).parent)],
+            metadata=metadata or metadata_of_release(),
             artifacts={"model": str(folder)},
             model_config=code_model.pyfunc.default_config(),
             pip_requirements=[],

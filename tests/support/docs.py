@@ -19,7 +19,7 @@ from typing import IO, Any
 import requests
 
 from services.tracking.readiness import wait_until
-from tests.conftest import ROOT
+from tests.support.images import ROOT
 
 PAGES = ("README.md", "docs/*.md", "infra/*/README.md")
 PART = re.compile(
