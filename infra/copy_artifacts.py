@@ -20,18 +20,19 @@ from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, create_engine, text
 
+from contract import manifest
 from contract.errors import RatchetError
+from contract.names import MANIFEST_SHA256
 from services.settings import FROM_ENVIRONMENT_AND_SECRETS, read
 
 ETAG = "source-etag"  # of an object, in the metadata of its copy: by it a second run knows what it has copied
-MANIFEST = "manifest.json"  # in a model's folder, as contract.manifest writes it: the sha256 of each file
 AT_ONCE = 8
 VERSIONS = text(
-    """
+    f"""
     SELECT v.name, v.version, coalesce(m.artifact_location, v.source) AS location, t.value AS sha256
     FROM model_versions v
     LEFT JOIN logged_models m ON v.source = 'models:/' || m.model_id
-    LEFT JOIN model_version_tags t ON (t.name, t.version, t.key) = (v.name, v.version, 'manifest_sha256')
+    LEFT JOIN model_version_tags t ON (t.name, t.version, t.key) = (v.name, v.version, '{MANIFEST_SHA256}')
     WHERE v.current_stage <> 'Deleted_Internal' ORDER BY 1, 2
     """
 )
@@ -196,11 +197,11 @@ def check(version: Any, source: Store, target: Store) -> list[str]:
         return []
     folder = urlsplit(version.location).path.strip("/") + "/"
     there = {path.removeprefix(folder) for path in target.objects(folder)}
-    if version.sha256 and target.sha256(folder + MANIFEST) != version.sha256:
-        return [f"{name}: {MANIFEST} is not the one of its training ({version.sha256})"]
+    if version.sha256 and target.sha256(folder + manifest.NAME) != version.sha256:
+        return [f"{name}: {manifest.NAME} is not the one of its training ({version.sha256})"]
     if version.sha256:
-        listed = json.loads(target.body(folder + MANIFEST).read())["files"]
-        expected = {path: entry["sha256"] for path, entry in listed.items()} | {MANIFEST: version.sha256}
+        listed = json.loads(target.body(folder + manifest.NAME).read())["files"]
+        expected = {path: entry["sha256"] for path, entry in listed.items()} | {manifest.NAME: version.sha256}
     else:  # of another's making
         expected = {path.removeprefix(folder): source.sha256(path) for path in source.objects(folder)}
     wrong = [f"{name}: {path} is missing" for path in sorted(expected.keys() - there)]

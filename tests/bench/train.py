@@ -83,6 +83,7 @@ def training_arguments(settings: Settings) -> dict[str, Any]:
 def ratchet(settings: Settings, folder: Path, watch: Any = None, more: Sequence[str] = ()) -> float:
     """Ratchet as trainer/job.py calls it, tracking included (MLflow on SQLite); `watch` is entered for the training."""
     from mlflow import MlflowClient
+    from trainer.recorder import Recorder
 
     from trainer import base_model
     from trainer.config import load_config
@@ -91,7 +92,6 @@ def ratchet(settings: Settings, folder: Path, watch: Any = None, more: Sequence[
     from trainer.training.batches import TrainingData
     from trainer.training.collator import token_counts
     from trainer.training.loop import RESULT, train
-    from trainer.training.recorder import Recorder
 
     quiet()
     config = load_config(None, [*settings["overrides"], *more])
@@ -124,7 +124,7 @@ def trl(settings: Settings, folder: Path, **options: Any) -> float:
         train_dataset=load_dataset("json", data_files=settings["train"], split="train"),
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear"),
     )
-    result = trainer.training.loop()
+    result = trainer.train()
     trainer.model.save_pretrained(folder)
     return float(result.metrics["train_runtime"])
 

@@ -74,7 +74,7 @@ def test_it_is_judged_by_its_own_code(stack: Stack, earlier: str, tmp_path: Path
         env={"MLFLOW_TRACKING_URI": stack.url},
     )
     assert result.exit_code == 0, (result.output, result.exception)
-    assert 4 < json.loads(result.stdout)["eval/nll_per_token"] < 7  # random weights, one token per byte
+    assert 4 < json.loads(result.stdout)["eval/nll_per_token"] < 12  # random weights, one token per byte
     newest = stack.client.search_runs(
         [stack.client.get_experiment_by_name("earlier").experiment_id],  # type: ignore[union-attr]
         f"tags.evaluates = '{MODEL}/{earlier}'",

@@ -14,6 +14,8 @@ from mlflow import MlflowClient
 
 from contract.files import free_port
 from services.tracking.readiness import is_ready, wait_until
+from tests.support import zygote
+from tests.support.zygote import Forked
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,12 @@ class Stack:
     def client(self) -> MlflowClient:
         return MlflowClient(self.url)
 
-    def popen(self, *module: str, **env: str) -> "subprocess.Popen[str]":
+    def popen(self, module: str, *arguments: str, **env: str) -> "subprocess.Popen[str] | Forked":
+        """Run a part as a process of its own; the trainer by a fork that saves its imports (zygote.py)."""
+        if module == "trainer":
+            return zygote.start(list(arguments), self.env | env)
         return subprocess.Popen(
-            [sys.executable, "-u", "-m", *module],
+            [sys.executable, "-u", "-m", module, *arguments],
             env=self.env | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -25,11 +25,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from contract.errors import InputError
 from trainer.config import Config
+from trainer.recorder import Recorder
 from trainer.training import checkpoints
 from trainer.training.batches import Batches, Examples, TrainingData, split
 from trainer.training.collator import EncodedExample, collate, collate_flat
 from trainer.training.kernels import flops, fused_lora, head_loss, padding_free
-from trainer.training.recorder import Recorder
 
 RESULT = "result"
 
@@ -300,7 +300,7 @@ def train(
         if untrained.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
     if not before.ended:
-        trainer.training.loop(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     if upload is not None and not upload.close(60.0):
         print("The last checkpoint did not get to the tracking server; it is on this machine.", flush=True)
     if recorder is not None and not course.stopped:
@@ -350,7 +350,7 @@ def _make_trainer(
     trainer.model_accepts_loss_kwargs = True  # the loss is ours: it takes the number of tokens of the whole step
     steps = options.gradient_accumulation_steps if options.group_by_length else 0
     rank, world = arguments.process_index, arguments.world_size
-    trainer.training.batches = Batches(examples.lengths, options.batch_size, steps, config.seed, rank, world)
+    trainer.batches = Batches(examples.lengths, options.batch_size, steps, config.seed, rank, world)
     # Both print raw dicts. Ours: a bar in a terminal, the recorder's plain lines in a pipe.
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_ProgressBar)
@@ -426,7 +426,7 @@ def _save_result(trainer: _Trainer, folder: Path, course: _Course, rate: float) 
     tokens, loss_tokens, pairs = spent["counted"]
     seconds = spent["seconds"]
     needed = trainer.cost.of(tokens, loss_tokens, pairs) / seconds / trainer.args.world_size
-    assert trainer.training.recorder is not None
+    assert trainer.recorder is not None
     session = max(seconds - course.before.seconds, 1e-9)
     totals = {
         "run/seconds": seconds,
@@ -435,7 +435,7 @@ def _save_result(trainer: _Trainer, folder: Path, course: _Course, rate: float) 
         "run/tflops": needed / 1e12,
         "run/matmul_tflops": rate / 1e12,
         "run/mfu": needed / rate,
-        "run/tracking_share": trainer.training.recorder.seconds / session,
+        "run/tracking_share": trainer.recorder.seconds / session,
         "run/peak_memory_mb": peak_memory_mb(trainer.args.device.type),
     }
     checkpoints.mark_whole(result, totals=totals)
