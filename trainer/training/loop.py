@@ -25,11 +25,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from contract.errors import InputError
 from trainer.config import Config
-from trainer.recorder import Recorder
 from trainer.training import checkpoints
 from trainer.training.batches import Batches, Examples, TrainingData, split
 from trainer.training.collator import EncodedExample, collate, collate_flat
 from trainer.training.kernels import flops, fused_lora, head_loss, padding_free
+from trainer.training.recorder import Recorder
 
 RESULT = "result"
 
