@@ -125,8 +125,8 @@ serve-model: .venv/.runtime ## Serve the version in production in the foreground
 screenshots: .venv/.dev ## Look at the running demo's MLflow UI in a headless browser, and take its pictures for docs/
 	@$(RUN) .venv/bin/python -m infra.screenshots $(SCREENSHOTS)
 
-docs: .venv/.dev ## Write the tables of settings in docs/ anew from the types that define them
-	@.venv/bin/python -m infra.settings_table
+docs: .venv/.dev ## Write the tables of settings and metrics in docs/ anew, from what defines them
+	@.venv/bin/python -m infra.reference_tables
 
 lock: .venv/.dev ## Write constraints.txt anew from what is installed
 	@{ echo '# Every package of every part at one version; pip reads it with -c.'; \

@@ -134,9 +134,15 @@ def _furnish() -> None:
     folders = _python_folders()
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for path in (*SYSTEM, *folders, *DEVICES):
+    moved = _moved(folders)
+    for path in (*SYSTEM, *(folder for folder in folders if folder not in moved), *DEVICES):
         _show(Path(path), new)
-    # No /tmp where Python itself lies below it.
+    for folder, place in moved.items():
+        (new / place[1:]).mkdir()
+        _mount(folder, f"{root}{place}", None, MS_BIND | MS_REC)
+        if sys.executable.startswith(f"{folder}/"):
+            program.executable = place + sys.executable.removeprefix(folder)
+    # No /tmp where the base interpreter itself lies below it.
     writable = ["dev/shm", *(["tmp"] if not (new / "tmp").exists() else [])]
     for name in ("proc", *writable):
         (new / name).mkdir()
@@ -159,6 +165,14 @@ def _python_folders() -> list[str]:
     folders |= {os.path.realpath(folder) for folder in folders}
     system = tuple(f"{folder}/" for folder in SYSTEM)
     return sorted(folder for folder in folders if folder != "/" and not f"{folder}/".startswith(system))
+
+
+def _moved(folders: list[str]) -> dict[str, str]:
+    """Where in the cage a virtual environment below /tmp is to be seen instead: /tmp is a program's to write to."""
+    if any(os.path.realpath(sys.base_prefix).startswith(f"{folder}/") for folder in ("/tmp", os.path.realpath("/tmp"))):
+        return {}  # a base interpreter cannot be moved
+    below = [folder for folder in folders if folder.startswith("/tmp/")]
+    return {folder: f"/python-{number}" for number, folder in enumerate(below)}
 
 
 def _show(path: Path, new: Path) -> None:

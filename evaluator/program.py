@@ -35,6 +35,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+executable = sys.executable  # by which programs are run; the cage may show it elsewhere
 WRITABLE = (Path("/dev/shm"), Path("/tmp"))  # all that there is to write to, in container and cage; in memory
 MAX_OUTPUT = 64 * 1024  # bytes
 MAX_FILE = 16 * 1024 * 1024  # bytes
@@ -163,7 +164,7 @@ def _become(folder: Path, pipes: tuple[int, int, int, int], limits: Limits, user
         os.chdir(folder)
         places = {"HOME": str(folder), "TMPDIR": str(folder)}
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", **places}
-        os.execve(sys.executable, [sys.executable, "-P", "-s", "-B", "-c", RUNNER], environment)
+        os.execve(executable, [executable, "-P", "-s", "-B", "-c", RUNNER], environment)
     except BaseException as error:
         os.write(problem, f"{type(error).__name__}: {error}".encode())
     os._exit(1)

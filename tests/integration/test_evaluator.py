@@ -177,3 +177,26 @@ def test_check_and_plain_pipe() -> None:
     )
     assert [json.loads(line)["passed"] for line in piped.stdout.splitlines()] == [True, False]
     assert piped.returncode == 0
+
+
+def test_a_virtual_environment_below_tmp_leaves_tmp_to_the_programs() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        shutil.copytree(ROOT / "evaluator", Path(folder, "code", "evaluator"))
+        programs = [
+            "import os, sys; assert sys.prefix != sys.base_prefix and os.listdir('/tmp') == []",
+            "open('/tmp/left', 'w').close()",
+            "import os; assert os.listdir('/tmp') == []",
+        ]
+        requests = [{"timeout_s": 10, "memory_mb": 512}, *({"program": program} for program in programs)]
+        answer = subprocess.run(
+            [f"{folder}/bin/python", "-m", "evaluator"],
+            cwd=Path(folder, "code"),
+            input="".join(json.dumps(request) + "\n" for request in requests),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert answer.returncode == 0, answer.stderr
+    assert [json.loads(line)["outcome"] for line in answer.stdout.splitlines()] == ["passed"] * 3, answer.stdout

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from infra import reference_tables
 from promoter import policy
 from tests.integration.test_docs import ON_THIS_MACHINE, README
 from tests.stack.test_docs import IN_CONTAINERS
@@ -77,3 +78,9 @@ def test_blocks_and_commands_are_found_as_a_reader_sees_them() -> None:
     assert curl.text == """curl http://127.0.0.1:5000/ -d '{"a": "# none"}' -H "x: $(cat y)\""""
     assert [(command.text, command.runs_on) for command in second.commands] == [("make two#3", True)]
     assert docs.fill_in(curl.text, {"127.0.0.1:5000": "127.0.0.1:7"}).startswith("curl http://127.0.0.1:7/")
+
+
+@pytest.mark.parametrize("page", reference_tables.TABLES)
+def test_the_reference_tables_are_current(page: str) -> None:
+    text = (reference_tables.DOCS / page).read_text()
+    assert reference_tables.written(text, reference_tables.TABLES[page]()) == text, "run `make docs`"

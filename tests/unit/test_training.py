@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from contract.errors import InputError
-from infra.settings_table import DOCS, table, written
 from trainer import base_model
 from trainer.config import load_config
 from trainer.data.example import Example, ExampleFile, to_line
@@ -18,11 +17,6 @@ from trainer.training.collator import EncodedExample, collate, collate_flat
 from trainer.training.kernels import flops
 
 BATCH = [EncodedExample([5, 6, 7], 1), EncodedExample([5, 6, 7, 8, 9], 3)]
-
-
-def test_the_table_of_settings_is_current() -> None:
-    page = (DOCS / "training.md").read_text()
-    assert page == written(page, table()), "run `make docs`"
 
 
 def test_a_flat_batch_names_the_same_targets_as_a_padded_one() -> None:

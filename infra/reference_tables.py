@@ -1,16 +1,18 @@
-"""`make docs`: the tables of settings in docs/, from the types that define them."""
+"""`make docs`: the tables of settings and metrics in docs/, from what defines them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from contract.metrics import DERIVED, METRICS, PASS_AT
 from promoter.policy import Floor, Guard, Policy, Primary, Safety, Significance
 from serving.settings import ServingSettings
 from trainer.config import Config
 from trainer.options import walk
 
 DOCS = Path(__file__).parents[1] / "docs"
-BEGIN, END = "<!-- settings: written by `make docs` -->\n", "<!-- end of settings -->\n"
+BEGIN, END = "<!-- written by `make docs` -->\n", "<!-- end of the table -->\n"
 
 
 def table() -> str:
@@ -56,6 +58,28 @@ def serving_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def metrics_table() -> str:
+    """All metrics of the registry in Markdown: name, which way is better, what it is, from which columns."""
+    rows = ["| metric | better | | from |", "|---|---|---|---|"]
+    for name, item in METRICS.items():
+        label = f"{name}K" if name == PASS_AT else name
+        columns = ", ".join(f"`{column}`" for column in item.columns)
+        rows.append(f"| `{label}` | {item.direction.partition('_')[0]} | {item.help} | {columns} |")
+    rows += [
+        f"| `{name}` | {direction.partition('_')[0]} | {help} | no value for each example |"
+        for name, (direction, help) in DERIVED.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "training.md": table,
+    "promotion.md": policy_table,
+    "serving.md": serving_table,
+    "evaluation.md": metrics_table,
+}
+
+
 def written(page: str, rows: str) -> str:
     """The page with the table as it has to be."""
     before, _, rest = page.partition(BEGIN)
@@ -68,6 +92,6 @@ def _default(value: object) -> object:
 
 
 if __name__ == "__main__":
-    for name, rows in (("training.md", table()), ("promotion.md", policy_table()), ("serving.md", serving_table())):
+    for name, rows in TABLES.items():
         page = DOCS / name
-        page.write_text(written(page.read_text(), rows))
+        page.write_text(written(page.read_text(), rows()))
