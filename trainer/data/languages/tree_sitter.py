@@ -6,48 +6,58 @@ that does not parse.
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.data.languages.functions import Function, statement_runs
 from trainer.data.languages.record import Language
 
-FUNCTIONS = {
-    *("function_declaration", "generator_function_declaration", "method_definition"),  # JavaScript, TypeScript; Go
-    *("arrow_function", "function_expression"),  # where they are given a name
-    *("method_declaration", "constructor_declaration"),  # Go and Java; Java
-    "function_item",  # Rust
-}
 UNNAMED = {"arrow_function", "function_expression"}
 NAMING = {"variable_declarator", "assignment_expression", "field_definition", "public_field_definition", "pair"}
 # What a function is a part of that begins on its line, such as `export const f = …`.
 STATEMENTS = NAMING | {"export_statement", "lexical_declaration", "variable_declaration", "expression_statement"}
 CLOSING = re.compile(r"\s*\}[\s;,)]*(//.*)?")  # the last line of a function that shares it with nothing
-BLOCKS = {"statement_block", "block", "statement_list", "constructor_body"}
 ABOVE = {"comment", "line_comment", "block_comment", "attribute_item", "decorator"}
 
 
-def language(name: str, suffixes: tuple[str, ...], grammar: tuple[str, str], *, methods_in_classes: bool) -> Language:
+class Nodes(NamedTuple):
+    """What a language's grammar calls things."""
+
+    functions: frozenset[str]
+    blocks: frozenset[str]  # of statements, in braces
+
+
+def language(
+    name: str,
+    suffixes: tuple[str, ...],
+    grammar: tuple[str, str],
+    *,
+    functions: Iterable[str],
+    blocks: Iterable[str],
+    methods_in_classes: bool,
+) -> Language:
     """The record of a language. `grammar`: the grammar's package, and the function in it that gives it.
 
+    `functions` and `blocks`: the grammar's names of what is a function with a body, and of what is a body.
     `methods_in_classes`: whether a function may be valid only inside a class.
     """
+    nodes = Nodes(frozenset(functions), frozenset(blocks))
 
     def parses(code: str) -> bool:
         """Whether the text is syntactically valid, as a file or, for methods, inside a class."""
         texts = [code, f"class C {{\n{code}\n}}\n"] if methods_in_classes else [code]
         return any(not _parser(grammar).parse(text.encode()).root_node.has_error for text in texts)
 
-    return Language(name, suffixes, lambda source: _read_functions(source, grammar), parses, braces=True)
+    return Language(name, suffixes, lambda source: _read_functions(source, grammar, nodes), parses, braces=True)
 
 
-def _read_functions(source: str, grammar: tuple[str, str]) -> list[Function] | None:
+def _read_functions(source: str, grammar: tuple[str, str], nodes: Nodes) -> list[Function] | None:
     root = _parser(grammar).parse(source.encode()).root_node
     if root.type == "ERROR":
         return None
     lines = source.split("\n")
-    found = [_function(node, lines) for node in _functions(root)]
+    found = [_function(node, lines, nodes) for node in _functions(root, nodes)]
     return [function for function in found if function is not None]
 
 
@@ -59,19 +69,19 @@ def _parser(grammar: tuple[str, str]) -> Any:
     return tree_sitter.Parser(tree_sitter.Language(getattr(importlib.import_module(package), function)()))
 
 
-def _functions(root: Any) -> Iterator[Any]:
+def _functions(root: Any, nodes: Nodes) -> Iterator[Any]:
     stack = [root]
     while stack:
         node = stack.pop()
         named = node.type not in UNNAMED or (node.parent is not None and node.parent.type in NAMING)
         body = node.child_by_field_name("body")
-        if node.type in FUNCTIONS and named and body is not None and body.type in BLOCKS:
+        if node.type in nodes.functions and named and body is not None and body.type in nodes.blocks:
             yield node
         else:
             stack += reversed(node.named_children)
 
 
-def _function(node: Any, lines: list[str]) -> Function | None:
+def _function(node: Any, lines: list[str], nodes: Nodes) -> Function | None:
     body = node.child_by_field_name("body")
     opening, closing = body.start_point.row, body.end_point.row
     if node.has_error or closing <= opening + 1 or not _statements(body):
@@ -89,7 +99,7 @@ def _function(node: Any, lines: list[str]) -> Function | None:
     while above is not None and above.type in ABOVE and _end_row(above) + 1 == start and _starts_its_line(above, lines):
         start, documented = above.start_point.row, documented or "comment" in above.type
         above = above.prev_sibling
-    runs = {run for block in _blocks(body) for run in statement_runs(_whole_lines(block, lines), lines)}
+    runs = {run for block in _blocks(body, nodes) for run in statement_runs(_whole_lines(block, lines), lines)}
     movable = not lines[start][:1].isspace() or not _has_long_strings(node)
     return Function(start, opening + 1, closing + 1, documented, movable, tuple(sorted(runs)))
 
@@ -109,11 +119,11 @@ def _row(node: Any) -> int:
     return int(node.start_point.row)
 
 
-def _blocks(body: Any) -> Iterator[Any]:
+def _blocks(body: Any, nodes: Nodes) -> Iterator[Any]:
     stack = [body]
     while stack:
         node = stack.pop()
-        if node.type in BLOCKS:
+        if node.type in nodes.blocks:
             yield node
         stack += node.named_children
 
