@@ -39,7 +39,7 @@ endif
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo up down env env-prod migrate-artifacts engine offline-images images test test-long lint doctor setup-mlflow start-mlflow prepare-data \
+.PHONY: help demo up down env env-prod migrate-artifacts engine offline-images images test test-fast test-long lint doctor setup-mlflow start-mlflow prepare-data \
         train-model evaluate-model compare-models promote-model gate-demo serve-model screenshots docs lock
 
 help: ## List the commands
@@ -77,6 +77,9 @@ images: ## Build the stack's images, with the commit that they are from
 
 test: .venv/.dev ## Run all tests; those of the stack need a Docker engine
 	.venv/bin/python -m pytest
+
+test-fast: .venv/.dev ## Run the unit tests and one whole path: what to run while editing (3 minutes)
+	.venv/bin/python -m pytest -n 2 --dist loadfile tests/unit tests/integration/test_whole_path.py
 
 test-long: .venv/.dev ## Run all tests with their full doses: 20 swaps, outages of minutes, ten kills, the demo twice
 	TEST_DOSES=full .venv/bin/python -m pytest
