@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from contract.errors import InputError, Unreachable
+from contract.names import DEFAULT_EXPERIMENT, PROMOTIONS, TRACES, pyfunc_model, pytorch_model
 
 SECRETS = Path("/run/secrets")
 PARTS = ("trainer", "promoter", "serving")
@@ -34,14 +35,14 @@ class Grant(NamedTuple):
 
 def grants(part: str, experiments: list[str]) -> set[Grant]:
     """What a part may do: `part` is one of PARTS, `experiments` are those in which models are trained."""
-    models = [f"{name}{suffix}" for name in experiments for suffix in ("_model", "_pytorch_model")]
+    models = [model for name in experiments for model in (pyfunc_model(name), pytorch_model(name))]
     on_experiments, on_models, others = {
         # Adds runs and versions. To take back a version that it could not finish takes MANAGE.
         "trainer": ("EDIT", "MANAGE", set()),
         # Moves aliases, writes tags and takes them back; deletes the claims in its experiment that it gave up.
-        "promoter": ("READ", "MANAGE", {Grant("experiment", "promotions", "MANAGE")}),
+        "promoter": ("READ", "MANAGE", {Grant("experiment", PROMOTIONS, "MANAGE")}),
         # Reads the version that it serves, says on its page where it cannot; writes traces and feedback.
-        "serving": ("READ", "READ", {Grant("experiment", "serving", "EDIT")}),
+        "serving": ("READ", "READ", {Grant("experiment", TRACES, "EDIT")}),
     }[part]
     return {
         *(Grant("experiment", name, on_experiments) for name in experiments),
@@ -142,7 +143,7 @@ def credentials(path: Path) -> tuple[str, str]:
 @click.option(
     "--experiments",
     envvar="RATCHET_EXPERIMENTS",
-    default="code_model_fine_tuning",
+    default=DEFAULT_EXPERIMENT,
     show_default=True,
     help="Experiments in which models are trained, separated by commas.  [$RATCHET_EXPERIMENTS]",
 )

@@ -20,6 +20,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from contract.names import DEFAULT_EXPERIMENT, EVALUATES, PRODUCTION, STAGING, pyfunc_model
 from infra.ports import holder
 from infra.processes import Service, home
 from services.tracking.readiness import is_ready, wait_until
@@ -27,8 +28,7 @@ from services.tracking.settings import TrackingSettings
 from serving.settings import ServingSettings
 
 PROMPT = 'def is_reading(self):\n    """Return True if the transport is receiving data."""\n'
-STAGING, PRODUCTION = "staging", "production"
-MODEL = "code_model_fine_tuning_model"
+MODEL = pyfunc_model(DEFAULT_EXPERIMENT)
 
 
 class Demo:
@@ -82,7 +82,7 @@ class Demo:
         if PRODUCTION not in self.aliases():
             click.echo("\nNothing is in production yet: the base model goes there first, as the incumbent to beat.")
             _, base_run = self.candidate_and_base_run()
-            base_version = base_run.data.tags["evaluates"].rpartition("/")[2]
+            base_version = base_run.data.tags[EVALUATES].rpartition("/")[2]
             command("promoter", "validate", "--version", base_version)
             command("promoter", "promote", "--stage", "Production", "--version", base_version)
         click.echo()

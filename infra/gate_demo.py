@@ -20,14 +20,15 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from contract.names import MANIFEST_SHA256, PROMOTIONS
+from contract import names
+from contract.names import EVALUATION_TABLE, MANIFEST_SHA256, PROMOTIONS, pyfunc_model
 from infra.demo import Demo, answer, command
 from infra.processes import home
 from promoter import records, registry
 from trainer.pyfunc_flavor import PyfuncWithManifest
 
 EXPERIMENT = "gate_demo"
-MODEL = f"{EXPERIMENT}_model"
+MODEL = pyfunc_model(EXPERIMENT)
 EXAMPLES = 200
 # What stands in for a model; the gate judges tables, and looks at files without running them.
 ECHO = """from mlflow.models import set_model
@@ -100,11 +101,11 @@ def register(
 ) -> ModelVersion:
     """Log a run with an evaluation table and a model that echoes, and register it as the trainer would."""
     tags = {
-        "role": role,
-        "base_model": "bundled:none@1",
-        "dataset_digest": digest,
-        "prompt_template": "as they are",
-        "eval_settings": "greedy, max_new_tokens=48",
+        names.ROLE: role,
+        names.BASE_MODEL: "bundled:none@1",
+        names.DATASET_DIGEST: digest,
+        names.PROMPT_TEMPLATE: "as they are",
+        names.EVAL_SETTINGS: "greedy, max_new_tokens=48",
     }
     means = {f"eval/{column}": float(rows[column].mean()) for column in ("syntax_ok", "exact_match", "edit_similarity")}
     metrics = {"eval/nll_per_token": float(rows["nll"].sum() / rows["tokens"].sum()), **means}
@@ -114,8 +115,10 @@ def register(
         tempfile.TemporaryDirectory() as folder,
         mlflow.start_run(experiment_id=experiment.experiment_id, run_name=name or role, tags=tags) as run,
     ):
-        rows.to_parquet(Path(folder, "examples.parquet"))
-        mlflow.log_artifact(str(Path(folder, "examples.parquet")), "eval")
+        table = Path(folder, EVALUATION_TABLE)
+        table.parent.mkdir()
+        rows.to_parquet(table)
+        mlflow.log_artifact(str(table), table.parent.name)
         mlflow.log_metrics(metrics)
         code = Path(folder, "echo.py")
         code.write_text(ECHO)

@@ -12,10 +12,11 @@ import click
 from mlflow import MlflowClient
 from playwright.sync_api import Page, sync_playwright
 
+from contract.names import DEFAULT_EXPERIMENT, PRODUCTION, pyfunc_model
 from infra import gate_demo
 
 TIMEOUT_MS = 30_000
-EXPERIMENT = "code_model_fine_tuning"
+EXPERIMENT = DEFAULT_EXPERIMENT
 
 
 def look(page: Page, url: str, expected: list[str], picture: Path, search: str = "") -> None:
@@ -57,7 +58,7 @@ def main(folder: Path) -> None:
     if experiment is None:
         click.echo(f"No experiment {EXPERIMENT} at {url}. Run `make demo` first.", err=True)
         sys.exit(2)
-    version = client.get_model_version_by_alias(f"{EXPERIMENT}_model", "production")
+    version = client.get_model_version_by_alias(pyfunc_model(EXPERIMENT), PRODUCTION)
     run = client.get_run(str(version.run_id))
     run_url = f"{url}/#/experiments/{experiment.experiment_id}/runs/{version.run_id}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from mlflow.exceptions import MlflowException
 
 from contract.errors import Busy, InputError, Unreachable
 from contract.names import PROMOTIONS
-from contract.tracking import create_once
+from contract.tracking import RETRIES, create_once
 
 LEAST_S = 6.0  # of a lease, so that there is time to renew it
 CLOCK_S = 2.0  # how far behind a `Date` header may be
@@ -87,7 +87,7 @@ class Claim:
         """`check`, and have MLflow's client send each request once and give it up before the lease's end."""
         self.check()
         bounds = {
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            RETRIES: "0",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(self.write_timeout_s)),
         }
         before = {name: os.environ.get(name) for name in bounds}

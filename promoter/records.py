@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Run, RunTag
 from mlflow.store.entities import PagedList
 
 from contract.errors import InputError
-from contract.names import PROMOTIONS
+from contract.names import DATASET_DIGEST, PROMOTIONS
 from promoter import statistics
 from promoter.gate import Decision
 from promoter.lock import Claim
@@ -62,7 +62,7 @@ def write(
         incumbent = decision.incumbent.version if decision.incumbent else NOTHING
         values |= {
             "incumbent": incumbent,
-            "dataset_digest": decision.candidate.dataset_digest or "unknown",
+            DATASET_DIGEST: decision.candidate.dataset_digest or "unknown",
             "primary_metric": decision.policy.primary.metric,
         }
         now = int(time.time() * 1000)
@@ -158,7 +158,7 @@ def share(
         )
         for run in found:
             tags = run.data.tags
-            ground = (tags["dataset_digest"], tags["primary_metric"])
+            ground = (tags[DATASET_DIGEST], tags["primary_metric"])
             others = from_ranges(tags["tried"])
             if version in others and ground == (digest, metric) and "alpha_share" in tags:
                 return float(tags["alpha_share"])

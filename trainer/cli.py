@@ -14,6 +14,7 @@ import click
 
 from code_model import threads
 from contract.errors import InputError
+from contract.names import EVALUATOR_DIR, GOMP_SPINCOUNT
 from trainer.config import CONFIGS, Config, load_config, to_yaml, with_source
 from trainer.options import walk
 
@@ -66,7 +67,7 @@ def _config_options(command: Any) -> Any:
 def main() -> None:
     """Fine-tune a code model on your code, and register it in MLflow. With overrides alone: train."""
     for variable in (
-        *("CHECKPOINTS_DIR", "DATA_SOURCE", "EVALUATOR_DIR", "MLFLOW_TRACKING_URI", "RATCHET_HOME"),
+        *("CHECKPOINTS_DIR", "DATA_SOURCE", EVALUATOR_DIR, "MLFLOW_TRACKING_URI", "RATCHET_HOME"),
         "TRACKING_PUBLIC_URL",
     ):
         if not os.environ.get(variable):
@@ -186,8 +187,8 @@ def _to_stderr(wanted: bool) -> Iterator[None]:
 
 def _step_back() -> None:
     """Leave the machine's cores to what people wait for, such as serving. To be called before torch is imported."""
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ["GOMP_SPINCOUNT"] = threads.rounds()
+    if GOMP_SPINCOUNT not in os.environ:
+        os.environ[GOMP_SPINCOUNT] = threads.rounds()
     given = os.environ.get("TRAINER_NICE") or "10"
     if not (given.isdigit() and int(given) < 20):
         raise InputError(f"TRAINER_NICE is '{given}'. Expected 0 to 19: how far to step back for other processes.")

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from contract.errors import InputError
+from contract.names import DEFAULT_EXPERIMENT
 from trainer.data import benchmarks
 from trainer.data.settings import DataConfig
 from trainer.options import option, walk
@@ -198,7 +199,7 @@ class TrackingConfig:
         "MLflow tracking server. Default: $MLFLOW_TRACKING_URI, else http://127.0.0.1:5000.",
     )
     experiment_name: str = option(
-        "code_model_fine_tuning",
+        DEFAULT_EXPERIMENT,
         "MLflow experiment; the models are registered as {name}_model and {name}_pytorch_model.",
         pattern=(r"[\w. -]+", "letters, digits, and any of _ - . and space"),
     )

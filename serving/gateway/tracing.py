@@ -7,10 +7,11 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract.names import TRACES
+from contract.tracking import RETRIES
 from serving.gateway import metrics
 from serving.settings import ServingSettings
 
-EXPERIMENT = "serving"
 COMPLETION_ID = "completion_id"  # tag of a trace
 LONGEST_QUEUE = 200  # traces, each no larger than a request and its answer
 
@@ -47,7 +48,7 @@ class Tracer:
         self._traces: dict[str, str] = {}  # completion id → trace id, of the last ones
         self._experiment: str | None = None
         # Its own requests wait for nothing long; what fails is lost, and counted.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault(RETRIES, "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
         if settings.serving_trace_sample > 0:
@@ -101,7 +102,7 @@ class Tracer:
 
         if self._experiment is None:
             mlflow.set_tracking_uri(self.settings.mlflow_tracking_uri)
-            self._experiment = str(mlflow.set_experiment(EXPERIMENT).experiment_id)
+            self._experiment = str(mlflow.set_experiment(TRACES).experiment_id)
         return self._experiment
 
     def _run(self) -> None:

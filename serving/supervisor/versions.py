@@ -17,6 +17,7 @@ from contract import manifest, versions
 from contract.errors import InputError, RatchetError, Unreachable
 from contract.files import try_lock, write_whole
 from contract.names import MANIFEST_SHA256, PROTOCOL_TAG, REFUSED
+from contract.tracking import RETRIES
 from contract.versions import UnknownVersion, VersionCode
 from serving.settings import ServingSettings
 
@@ -41,7 +42,7 @@ class Refused(RatchetError):
 
 def resolve(settings: ServingSettings) -> "ModelVersion":
     """The version that the alias names. Raises NotYet where there is none, Unreachable where nobody can say."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault(RETRIES, "1")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
