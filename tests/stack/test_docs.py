@@ -11,10 +11,10 @@ import pytest
 
 from contract.files import free_port
 from infra import environment
-from tests.stack.conftest import BUILT_FROM, TAG
 from tests.support import docs
 from tests.support.doses import FULL
 from tests.support.images import ROOT
+from tests.support.stack import BUILT_FROM, TAG
 
 pytestmark = pytest.mark.stack
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.stack.conftest import Platform
 from tests.support.escapes import ESCAPES, LEGACIES, Escape
+from tests.support.stack import Platform
 
 pytestmark = pytest.mark.stack
 

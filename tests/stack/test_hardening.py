@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.stack.conftest import SERVICES, TAG, Platform, docker_json
+from tests.support.stack import SERVICES, TAG, Platform, docker_json
 
 pytestmark = pytest.mark.stack
 

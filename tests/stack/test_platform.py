@@ -11,9 +11,9 @@ import pytest
 import requests
 
 from contract.files import free_port
-from tests.stack.conftest import Platform, docker_json
 from tests.support.data import write_tree
 from tests.support.images import ROOT
+from tests.support.stack import Platform, docker_json
 
 pytestmark = pytest.mark.stack
 

@@ -8,8 +8,8 @@ import pytest
 from mlflow.entities import Run
 
 from contract.files import free_port
-from tests.stack.conftest import Platform
 from tests.support.doses import EPOCHS
+from tests.support.stack import Platform
 
 pytestmark = pytest.mark.stack
 

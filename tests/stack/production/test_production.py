@@ -5,27 +5,17 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import requests
 
 from services.tracking import connections
-from tests.stack.conftest import TAG
-from tests.stack.production.conftest import Production
 from tests.support.doses import LARGE_FILE_MB
+from tests.support.production import EXPERIMENT, MODEL, ONE, TRAINING, Production, ask, load
+from tests.support.stack import TAG
 
 pytestmark = pytest.mark.stack
-
-EXPERIMENT = "code_model_fine_tuning"
-MODEL = f"{EXPERIMENT}_model"
-TRAINING = (
-    *("model.name=bundled:tiny-random", "trainer.max_length=600", "trainer.lr=1e-2", "data.max_train_examples=40"),
-    *("data.max_eval_examples=24", "data.eval_fraction=0.4", "eval.max_new_tokens=8"),
-)
-ONE = "experiments/search?max_results=1"
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +32,6 @@ def served(production: Production) -> Production:
     assert "Version 2 of" in production.run("promoter", "auto-promote", "--stage", "Production")
     production.wait_for(lambda: ask(production).status_code == 200, "serving answers")
     return production
-
-
-def ask(production: Production, headers: dict[str, str] | None = None) -> requests.Response:
-    body = {"prompt": "def add(a, b):\n", "max_tokens": 8}
-    sent = production.headers if headers is None else headers
-    return production.request("POST", "/v1/completions", json=body, headers=sent)
 
 
 def test_the_merged_file_has_no_local_service_no_key_and_one_port(merged: dict[str, Any]) -> None:
@@ -277,30 +261,6 @@ def test_a_database_that_is_not_who_it_says_is_refused(production: Production, p
         "except psycopg2.OperationalError as error: print(error)"
     )
     assert "no encryption" in production.python("tracking", program)
-
-
-@contextmanager
-def load(work: Callable[[], Any], clients: int = 4) -> Iterator[list[Any]]:
-    """Call `work` over and over in threads; yields what the calls returned, or raised."""
-    answers: list[Any] = []
-    stop = threading.Event()
-
-    def go_on() -> None:
-        while not stop.is_set():
-            try:
-                answers.append(work())
-            except Exception as error:
-                answers.append(error)
-
-    threads = [threading.Thread(target=go_on) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_iam_tokens_are_rotated_and_no_request_fails(production: Production) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.stack.conftest import Platform
-from tests.stack.production.conftest import Production
-from tests.stack.production.test_production import MODEL, ONE, TRAINING, ask, load
 from tests.support.images import ROOT
+from tests.support.production import MODEL, ONE, TRAINING, Production, ask, load
+from tests.support.stack import Platform
 
 pytestmark = pytest.mark.stack
 
