@@ -58,6 +58,18 @@ def why_unreachable(uri: str) -> str:
     return "" if answer.ok else f"it answers {answer.status_code} to /health"
 
 
+def why_failed(error: Exception) -> str | None:
+    """What the tracking server, or its store, said or did wrong; None for an error that is not theirs."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        # The PyFunc says by the same class what is wrong with its input.
+        ours = error.error_code == "INVALID_PARAMETER_VALUE" and not isinstance(error, RestException)
+        return None if ours else str(error.message)
+    return str(error) if isinstance(error, RequestException) else None
+
+
 @contextmanager
 def without_retries() -> Iterator[None]:
     """Have MLflow's client try each request once."""

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from contract.errors import Unreachable
+from contract.tracking import why_failed
 from promoter.options import options
 
 
@@ -19,11 +20,9 @@ class _Promoter(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):  # click's matter
             raise
         except Exception as error:
-            from mlflow.exceptions import MlflowException
-
-            if not isinstance(error, (MlflowException, OSError)):  # requests' errors are OSErrors too
+            message = why_failed(error) or (str(error) if isinstance(error, OSError) else None)
+            if message is None:
                 raise
-            message = getattr(error, "message", None) or str(error)
             raise Unreachable(
                 f"The tracking server at {ctx.params['tracking_uri']} did not do its work: {message}. What was "
                 "begun is finished by the same command, once it does."

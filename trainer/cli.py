@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from code_model import threads
-from contract.errors import InputError
+from contract.errors import InputError, Unreachable
 from contract.names import EVALUATOR_DIR, GOMP_SPINCOUNT
+from contract.tracking import why_failed
 from trainer.config import CONFIGS, Config, load_config, to_yaml, with_source
 from trainer.options import walk
 
@@ -207,6 +208,10 @@ def _interruptible(what_is_left: str) -> Iterator[Path]:
         try:
             with tempfile.TemporaryDirectory(prefix="ratchet-data-") as folder:
                 yield Path(folder)
+        except Exception as error:
+            if (why := why_failed(error)) is None:
+                raise
+            raise Unreachable(f"The tracking server did not do its work: {why}. {what_is_left}") from error
         except KeyboardInterrupt as interrupt:
             terminated = isinstance(interrupt, tracking.Terminated)
             click.echo(f"\n{'Terminated' if terminated else 'Interrupted'}. {what_is_left}", err=True)
