@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from contract.errors import InputError, Unreachable
+from contract.errors import InputError, RatchetError, Unreachable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,16 +58,21 @@ def why_unreachable(uri: str) -> str:
     return "" if answer.ok else f"it answers {answer.status_code} to /health"
 
 
-def why_failed(error: Exception) -> str | None:
-    """What the tracking server, or its store, said or did wrong; None for an error that is not theirs."""
+def as_ours(error: Exception, left: str) -> RatchetError | None:
+    """An error of MLflow's, or of the way to it, as one of ours; None for any other.
+
+    `left`: what has become of the work, for the message. MLflow's own INVALID_PARAMETER_VALUE, which its client and our
+    PyFunc raise before anything is sent, is bad input; all else is trouble with the tracking server.
+    """
     from mlflow.exceptions import MlflowException, RestException
     from requests import RequestException
 
-    if isinstance(error, MlflowException):
-        # The PyFunc says by the same class what is wrong with its input.
-        ours = error.error_code == "INVALID_PARAMETER_VALUE" and not isinstance(error, RestException)
-        return None if ours else str(error.message)
-    return str(error) if isinstance(error, RequestException) else None
+    if not isinstance(error, (MlflowException, RequestException)):
+        return None
+    why = str(getattr(error, "message", None) or error)
+    if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE" and not isinstance(error, RestException):
+        return InputError(why)
+    return Unreachable(f"The tracking server did not do its work: {why}. {left}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from contract.errors import Unreachable
-from contract.tracking import why_failed
+from contract.tracking import as_ours
 from promoter.options import options
 
 
@@ -20,13 +20,12 @@ class _Promoter(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):  # click's matter
             raise
         except Exception as error:
-            message = why_failed(error) or (str(error) if isinstance(error, OSError) else None)
-            if message is None:
+            left = "What was begun is finished by the same command, once it does."
+            if (ours := as_ours(error, left)) is None and isinstance(error, OSError):
+                ours = Unreachable(f"The tracking server, or its store, did not do its work: {error}. {left}")
+            if ours is None:
                 raise
-            raise Unreachable(
-                f"The tracking server at {ctx.params['tracking_uri']} did not do its work: {message}. What was "
-                "begun is finished by the same command, once it does."
-            ) from error
+            raise ours from error
         except KeyboardInterrupt:
             click.echo("Interrupted. What was begun is finished by the same command.", err=True)
             ctx.exit(130)

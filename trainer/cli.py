@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from code_model import threads
-from contract.errors import InputError, Unreachable
+from contract.errors import InputError
 from contract.names import EVALUATOR_DIR, GOMP_SPINCOUNT
-from contract.tracking import why_failed
+from contract.tracking import as_ours
 from trainer.config import CONFIGS, Config, load_config, to_yaml, with_source
 from trainer.options import walk
 
@@ -209,9 +209,9 @@ def _interruptible(what_is_left: str) -> Iterator[Path]:
             with tempfile.TemporaryDirectory(prefix="ratchet-data-") as folder:
                 yield Path(folder)
         except Exception as error:
-            if (why := why_failed(error)) is None:
+            if (ours := as_ours(error, what_is_left)) is None:
                 raise
-            raise Unreachable(f"The tracking server did not do its work: {why}. {what_is_left}") from error
+            raise ours from error
         except KeyboardInterrupt as interrupt:
             terminated = isinstance(interrupt, tracking.Terminated)
             click.echo(f"\n{'Terminated' if terminated else 'Interrupted'}. {what_is_left}", err=True)
