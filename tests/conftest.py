@@ -25,6 +25,29 @@ def tiny(tmp_path_factory):
     return resolve(ModelConfig(name=TINY, cache_dir=str(tmp_path_factory.mktemp("models"))))
 
 
+# The modules that take minutes, the longest first: with several workers none of them is left for the end.
+LONG = (
+    "faults/test_serving",
+    "integration/test_docs",
+    "integration/test_never_loses_work",
+    "integration/test_distributed",
+    "faults/test_promoter",
+    "integration/test_evaluate_version",
+    "integration/test_serving",
+    "integration/test_stores",
+    "integration/test_whole_path",
+    "integration/test_earlier_versions",
+    "integration/test_promoter",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(f"{item.path.parent.name}/{item.path.stem}", len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

@@ -14,7 +14,7 @@ from textwrap import dedent
 
 import pytest
 
-from contract.errors import InputError
+from contract.errors import InputError, RatchetError
 from tests.support.escapes import ESCAPES, LEGACIES, Escape
 from tests.support.images import ROOT
 from trainer.evaluation import sandbox as client
@@ -161,7 +161,7 @@ def test_evaluator_that_dies_is_an_error_and_no_verdict(monkeypatch) -> None:
     command = [sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit('out of order')"]
     real = subprocess.Popen
     monkeypatch.setattr(client.subprocess, "Popen", lambda _, **options: real(command, **options))
-    with pytest.raises(RuntimeError, match="ended in the middle: out of order"), Sandbox(1, 100):
+    with pytest.raises(RatchetError, match="ended in the middle: out of order"), Sandbox(1, 100):
         pass
 
 

@@ -64,4 +64,4 @@ def test_without_a_source_it_says_how_to_name_one_and_the_stack_says_what_it_tak
     result = CliRunner().invoke(trainer, ["train", "tracking.uri=http://127.0.0.1:1"])
     assert result.output.startswith("No SOURCE_DIR and no data.source: this takes package:email")
     assert "SOURCE_DIR=path/to/your/repo docker compose run --rm trainer" in result.output
-    assert result.exit_code == 2  # no tracking server
+    assert result.exit_code == 3  # no tracking server

@@ -173,7 +173,7 @@ def test_a_server_that_is_away_at_the_end_is_waited_for(tiny, tmp_path_factory) 
         job = stack.popen("trainer", *command, "tracking.patience_s=2")
         assert wait_until(lambda: steps_in_spool(stack) >= 3, 90, lambda: job.poll() is None), job.communicate()
     output, _ = job.communicate(timeout=120)
-    assert job.returncode == 1
+    assert job.returncode == 3
     assert "did not come back within 2 s" in output
     with server(stack):
         output = finish(stack, *command)

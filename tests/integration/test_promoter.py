@@ -42,6 +42,9 @@ class Registry:
     def aliases(self) -> dict[str, str]:
         return {alias: str(number) for alias, number in self.client.get_registered_model(self.model).aliases.items()}
 
+    def description(self, number: str) -> str:
+        return str(self.client.get_model_version(self.model, number).description)
+
     def tags(self, number: str) -> dict[str, str]:
         return dict(self.client.get_model_version(self.model, number).tags)
 

@@ -35,12 +35,12 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
 
     Where a run has done just that before, its metrics are returned, unless it shall be done `again`.
     """
+    if config.data.eval_source is None:
+        config = with_source(config)
     base_model.quiet()
     client = tracking.connect(config.tracking.uri)
     version = find_version(client, model_uri)
     name = f"{version.name} version {version.version}"
-    if config.data.eval_source is None:
-        config = with_source(config)
     say(f"Loading {name}")
     with (
         tempfile.TemporaryDirectory(prefix="ratchet-data-") as folder,
