@@ -45,3 +45,6 @@ def set_up(part: str) -> None:
     logging.basicConfig(
         level=level if level in logging.getLevelNamesMapping() else "INFO", handlers=[handler], force=True
     )
+    logging.captureWarnings(True)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries; whoever asked says what came of it
+    os.environ["MLFLOW_CONFIGURE_LOGGING"] = "false"  # else MLflow gives its records a form of its own

@@ -72,7 +72,7 @@ def as_ours(error: Exception, left: str) -> RatchetError | None:
     why = str(getattr(error, "message", None) or error)
     if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE" and not isinstance(error, RestException):
         return InputError(why)
-    return Unreachable(f"The tracking server did not do its work: {why}. {left}")
+    return Unreachable(f"The tracking server did not do its work: {why.rstrip('.')}. {left}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from contract.errors import RatchetError
 from contract.messages import PROTOCOL
+from contract.names import PROTOCOL_TAG
 
 KNOWN = (1,)  # protocols that this release serves
 RELEASE = importlib.metadata.version("ratchet")
@@ -62,28 +63,43 @@ class VersionCode:
         return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def code_of(folder: Path) -> VersionCode:
-    """The code in a version's folder. Raises UnknownVersion for a protocol that this release does not know."""
-    metadata = _metadata(folder)
-    protocol = int(metadata.get(METADATA_PROTOCOL, 1))  # 0.1 wrote none, and spoke 1
-    refuse_unknown(protocol, metadata.get(METADATA_RELEASE))
+def code_of(folder: Path, tags: Mapping[str, str]) -> VersionCode:
+    """The code in the folder of a version with these tags. Raises UnknownVersion where this release cannot run it."""
+    protocol = protocol_of(folder, tags)
     code = folder / "code"
     package = next((name for name in PACKAGES if (code / name / "__init__.py").is_file()), None)
     if package is None:
         raise UnknownVersion(
-            f"Its folder holds no code of Ratchet's ({' or '.join(f'code/{name}' for name in PACKAGES)}). Expected a "
-            "version that `trainer train` registered."
+            f"its folder holds no code of Ratchet's ({' or '.join(f'code/{name}' for name in PACKAGES)}). Expected a "
+            "version that `trainer train` registered"
         )
     return VersionCode(code, package, protocol)
+
+
+def protocol_of(folder: Path, tags: Mapping[str, str]) -> int:
+    """The protocol that a version speaks, by its MLmodel. Raises UnknownVersion where it, or the tag, is not known."""
+    metadata = _metadata(folder)
+    protocol = _number(metadata.get(METADATA_PROTOCOL, 1), f"MLmodel's metadata {METADATA_PROTOCOL}")  # 0.1 wrote none
+    for number in (protocol, _number(tags.get(PROTOCOL_TAG, protocol), f"tag {PROTOCOL_TAG}")):
+        refuse_unknown(number, metadata.get(METADATA_RELEASE))
+    return protocol
 
 
 def refuse_unknown(protocol: int, release: str | None) -> None:
     """Raise UnknownVersion for a protocol that this release does not know."""
     if protocol not in KNOWN:
+        wanted = f"Ratchet {release}" if release else "the later release of Ratchet"
         raise UnknownVersion(
-            f"It speaks protocol {protocol}, and Ratchet {RELEASE} knows {', '.join(map(str, KNOWN))}. Serve it with "
-            f"Ratchet {release or 'of a later release'}, which logged it."
+            f"it speaks protocol {protocol}, and Ratchet {RELEASE} knows {', '.join(map(str, KNOWN))}. Serve it with "
+            f"{wanted}, which logged it"
         )
+
+
+def _number(value: object, where: str) -> int:
+    text = str(value)
+    if not (text.isdecimal() and len(text) < 10):
+        raise UnknownVersion(f"its {where} is {text[:40]!r}. Expected the number of a protocol")
+    return int(text)
 
 
 def metadata_of_release() -> dict[str, str]:
@@ -96,8 +112,6 @@ def _metadata(folder: Path) -> Mapping[str, str]:
 
     try:
         found = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
-        metadata = found.get("metadata") or {}
-        int(metadata.get(METADATA_PROTOCOL, 1))
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
-        raise UnknownVersion(f"Its MLmodel file cannot be read: {' '.join(str(error).split())}") from error
-    return dict(metadata)
+        return dict(found.get("metadata") or {})
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise UnknownVersion(f"its MLmodel file cannot be read: {' '.join(str(error).split())}") from error

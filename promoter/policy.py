@@ -28,7 +28,18 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Primary(_Section):
+class _Paired(_Section):
+    """A metric that is compared example by example, in the direction that the registry knows."""
+
+    @model_validator(mode="after")
+    def _in_its_direction(self) -> "_Paired":
+        metric, given = parse(getattr(self, "metric", "")), getattr(self, "direction", None)
+        if metric is not None and given != metric.definition.direction:
+            raise ValueError(f"direction is {given}, expected {metric.definition.direction} for {metric.name}")
+        return self
+
+
+class Primary(_Paired):
     """The metric by which the candidate has to be better."""
 
     metric: PairedMetric = Field(description="Which, e.g. `eval/nll_per_token`; it needs a value for each example.")
@@ -53,7 +64,7 @@ class Floor(_Section):
         return self
 
 
-class Guard(_Section):
+class Guard(_Paired):
     """A metric that need not get better, and may get worse by so much at most."""
 
     metric: PairedMetric = Field(description="Which; it needs a value for each example.")
@@ -132,7 +143,7 @@ def load(name: str) -> Policy:
         raise InputError(f"No policy '{name}'. Expected a YAML file or one of: {known}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"Policy '{path}' is not YAML: {' '.join(str(error).split())}.") from error
     try:
         return Policy.model_validate(values)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
 
+from contract import versions
 from contract.names import MANIFEST_SHA256
+from contract.versions import UnknownVersion
 from promoter import artifacts
 
 PROMPTS = (
@@ -54,7 +56,11 @@ def validate(folder: Path, version: ModelVersion, time_limit_s: float) -> Result
         Check("files as at training", manifest.passed, manifest.detail),
         Check("no pickled code", pickles.passed, pickles.detail),
     ]
-    if not (manifest.passed and pickles.passed):
+    try:
+        files.append(Check("a protocol that serving knows", True, str(versions.protocol_of(folder, version.tags))))
+    except UnknownVersion as error:
+        files.append(Check("a protocol that serving knows", False, error.message))
+    if not all(check.passed for check in files):
         return Result(files, [])
     child = subprocess.Popen(
         [sys.executable, "-m", "promoter.validation", str(folder)],

@@ -156,7 +156,7 @@ def evaluate(
     Example: trainer evaluate --model-uri models:/code_model_fine_tuning_model/2 --data held_out.jsonl
     """
     config = load_config(config_path, overrides)
-    with _interruptible("Its run is marked KILLED."):
+    with _interruptible("A run that had begun is marked KILLED."):
         from trainer.evaluation.registered_version import evaluate_version, settings_of
 
         if data is not None:

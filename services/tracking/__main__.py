@@ -6,6 +6,7 @@ python -m services.tracking --no-setup     # serve what another has set up, as t
 """
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import click
 from sqlalchemy.engine import make_url
 
+from contract import logs
 from contract.errors import InputError
 from contract.files import why_not_free
 from services.settings import read
@@ -22,6 +24,7 @@ from services.tracking import access, connections
 from services.tracking.migrate import migrate
 from services.tracking.settings import TrackingSettings
 
+log = logging.getLogger(__name__)
 ENV_TEMPLATE = Path(__file__).parents[2] / "infra" / "env" / "dev.env"
 
 
@@ -36,6 +39,8 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
         raise InputError("--setup-only and --no-setup exclude each other. Give one of them.")
     settings = read(TrackingSettings, tracking_host=host, tracking_port=port)
     if not setup_only:
+        logs.set_up("tracking")
+    if not setup_only:
         check(settings)
         check_port_is_free(settings.tracking_host, settings.tracking_port)
     if not no_setup:
@@ -43,7 +48,7 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
     if setup_only:
         click.echo(f"Ready: {_database(settings)}")
         return
-    click.echo(f"MLflow tracking server: http://{settings.tracking_host}:{settings.tracking_port}")
+    log.info("MLflow tracking server: http://%s:%s", settings.tracking_host, settings.tracking_port)
     serve(settings)
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import aiohttp
 
@@ -151,7 +151,7 @@ class EngineClient:
                     "http://engine/stats", timeout=aiohttp.ClientTimeout(2)
                 ) as reply:
                     found: EngineStats = await reply.json()
-                    return found
+                    return found if isinstance(found, dict) and {"active", "waiting"} <= found.keys() else None
         return None
 
     async def _attempt(self, send: Callable[[Live], Awaitable[T]], until: float) -> T:
@@ -201,10 +201,13 @@ async def _lines(reply: aiohttp.ClientResponse, first: bytes) -> AsyncIterator[C
     """Raises Refusal where the completion fails on its way."""
     line = first
     while line:
-        item = json.loads(line)
+        try:
+            item = dict(json.loads(line))
+        except (ValueError, TypeError) as error:  # its own code says something else than the protocol
+            raise Refusal(503, "The model's answer cannot be read. Ask again.") from error
         if "error" in item:
             raise Refusal(503 if item.get("error_code") == "TEMPORARILY_UNAVAILABLE" else 500, item["error"])
-        yield item
+        yield cast(CompletionEnd, item) if "finish_reason" in item else cast(CompletionPiece, item)
         if "finish_reason" in item:
             return
         try:

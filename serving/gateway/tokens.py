@@ -54,7 +54,7 @@ class Tokens:
                 self._hashes = parse(self.path.read_text(encoding="utf-8"))
         except OSError:
             self._hashes, self._seen = {}, None
-        except InputError:
+        except (InputError, UnicodeDecodeError):
             # It is being written, or broken: what was known holds until it can be read.
             log.error("%s cannot be read as tokens: those that were known before go on", self.path)
 
@@ -85,8 +85,8 @@ def _load(path: Path) -> dict[str, str]:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise InputError(f"--file is '{path}', which cannot be read: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--file is '{path}', which cannot be read: {error}.") from error
 
 
 def _store(path: Path, lines: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from serving.supervisor.versions import Refused, Unavailable
 
 SMOKE = {"inputs": ["def add(a, b):\n"], "params": {"max_new_tokens": 4}}
 LAST_LINES = 40
+RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b(:|$)")  # how a traceback's last line begins
 log = logging.getLogger(__name__)
 
 
@@ -108,13 +110,13 @@ class ModelProcess:
                 answer: Any = json.load(reply)
             if not isinstance(answer["predictions"][0], str):
                 raise ValueError(answer)
-            refuse_unknown(self._stats().get("protocol", 1), None)
+            refuse_unknown(int(self._stats().get("protocol", 1)), None)
         except UnknownVersion as error:
-            raise Refused(f"this serving cannot run it: {error}") from error
+            raise Refused(f"this serving cannot run it: {error.message}") from error
         except urllib.error.HTTPError as error:
             why = _reason(error.read().decode(errors="replace"))
             raise Refused(f"it does not answer a smoke request: HTTP {error.code}: {why}") from error
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, HTTPException) as error:
             raise Refused(f"it does not answer a smoke request: {error}; {self.last_words()}") from error
 
     def busy(self) -> int:
@@ -124,14 +126,14 @@ class ModelProcess:
             return int(stats["active"] + stats["waiting"])
         except (ConnectionRefusedError, FileNotFoundError):
             return 0
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, HTTPException):
             return 1
 
     def responds(self) -> bool:
         """Whether both of its doors answer."""
         try:
             return self._answers() and bool(self._stats())
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             return False
 
     def _stats(self) -> EngineStats:
@@ -143,6 +145,8 @@ class ModelProcess:
             connection.sock.connect(str(self.socket))
             connection.request("GET", "/stats")
             found: EngineStats = json.load(connection.getresponse())
+            if not isinstance(found, dict):
+                raise ValueError(f"/stats is {str(found)[:100]}. Expected an object")
             return found
         finally:
             connection.close()
@@ -150,13 +154,15 @@ class ModelProcess:
     def retire(self, drain_s: float) -> None:
         """Stop once all that was begun has been answered, or after `drain_s`."""
         until, idle_since = time.monotonic() + drain_s, time.monotonic()
-        while time.monotonic() < until and self.alive():
-            if self.busy():
-                idle_since = time.monotonic()
-            elif time.monotonic() - idle_since > 1:  # and whoever had just chosen it has come
-                break
-            time.sleep(0.1)  # the pace of asking
-        self.stop()
+        try:
+            while time.monotonic() < until and self.alive():
+                if self.busy():
+                    idle_since = time.monotonic()
+                elif time.monotonic() - idle_since > 1:  # and whoever had just chosen it has come
+                    break
+                time.sleep(0.1)  # the pace of asking
+        finally:
+            self.stop()
 
     def stop(self, grace_s: float = 10) -> None:
         """End it: by SIGTERM, and by SIGKILL what is left of it after `grace_s`."""
@@ -177,7 +183,7 @@ class ModelProcess:
         """The last line of its log that tells something."""
         # MLflow's last word is that its server has ended, and not why.
         lines = [line for line in self.log if line.strip() and "returned non zero return code" not in line]
-        errors = [line for line in lines if "Error" in line or "Exception" in line]
+        errors = [line for line in lines if RAISED.match(line)]
         return (errors or lines or ["it said nothing"])[-1].strip()[:500]
 
     def _read(self) -> None:
@@ -190,7 +196,7 @@ class ModelProcess:
         try:
             with urllib.request.urlopen(f"{self.url}/ping", timeout=2) as reply:
                 return bool(reply.status == 200)
-        except OSError:
+        except (OSError, HTTPException):
             return False
 
     def _signal(self, number: int) -> bool:

@@ -155,6 +155,7 @@ class Supervisor:
         number = str(version.version)
         if self.wanted is None or self.wanted[0] != number:
             self.wanted = (number, time.monotonic())
+            self.pause, self.not_before = 1.0, 0.0  # what failed was another version
             self._forget_refusals(number)
         if self.preparing is not None:
             if number not in (str(self.preparing.version.version), self.preparing.instead_of):

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 from contract import manifest, versions
 from contract.errors import InputError, RatchetError, Unreachable
 from contract.files import try_lock, write_whole
-from contract.names import MANIFEST_SHA256, PROTOCOL_TAG, REFUSED
+from contract.names import MANIFEST_SHA256, REFUSED
 from contract.tracking import RETRIES
 from contract.versions import UnknownVersion, VersionCode
 from serving.settings import ServingSettings
@@ -154,10 +154,9 @@ def verify(folder: Path, version: "ModelVersion") -> str:
 def code_of(folder: Path, version: "ModelVersion") -> VersionCode:
     """The code in a version's folder. Raises Refused where this release cannot run it."""
     try:
-        versions.refuse_unknown(int(version.tags.get(PROTOCOL_TAG, "1")), None)
-        return versions.code_of(folder)
-    except (UnknownVersion, ValueError) as error:
-        raise Refused(f"this serving cannot run it: {error}") from error
+        return versions.code_of(folder, version.tags)
+    except UnknownVersion as error:
+        raise Refused(f"this serving cannot run it: {error.message}") from error
 
 
 def tell(settings: ServingSettings, version: "ModelVersion", refused: str | None) -> None:

@@ -76,9 +76,11 @@ def version(folder: Path, metadata: str = "", package: str = "code_model") -> Pa
 
 
 def test_the_code_of_a_version(tmp_path: Path) -> None:
-    ours = code_of(version(tmp_path / "new", "metadata: {ratchet_protocol: '1', ratchet_release: 0.2.0}\n"))
+    ours = code_of(
+        version(tmp_path / "new", "metadata: {ratchet_protocol: '1', ratchet_release: 0.2.0}\n"), {"protocol": "1"}
+    )
     assert (ours.protocol, ours.event_loop) == (1, "code_model.event_loop:create")
-    older = code_of(version(tmp_path / "old", package="serving"))  # 0.1 wrote no metadata
+    older = code_of(version(tmp_path / "old", package="serving"), {})  # 0.1 wrote no metadata
     assert (older.protocol, older.generate, older.event_loop) == (1, "serving.model", "serving.loop:create")
     assert older.environment()["PYTHONPATH"].startswith(str(tmp_path / "old" / "code"))
 
@@ -88,7 +90,10 @@ def test_the_code_of_a_version(tmp_path: Path) -> None:
     [
         ("metadata: {ratchet_protocol: '99', ratchet_release: 7.1.0}\n", "code_model", "Serve it with Ratchet 7.1.0"),
         ("metadata: {ratchet_protocol: '99'}\n", "code_model", "speaks protocol 99, and Ratchet .* knows 1"),
-        ("metadata: {ratchet_protocol: new}\n", "code_model", "MLmodel file cannot be read: invalid literal"),
+        ("metadata: {ratchet_protocol: new}\n", "code_model", "MLmodel's metadata ratchet_protocol is 'new'"),
+        ("metadata: {ratchet_protocol: .inf}\n", "code_model", "MLmodel's metadata ratchet_protocol is 'inf'"),
+        ("metadata: {ratchet_protocol: 1.9}\n", "code_model", "MLmodel's metadata ratchet_protocol is '1.9'"),
+        ("metadata: " + "[" * 3000, "code_model", "MLmodel file cannot be read"),
         ("metadata: 7\n", "code_model", "MLmodel file cannot be read"),
         ("[", "code_model", "MLmodel file cannot be read"),
         ("", "somebody", "holds no code of Ratchet's"),
@@ -96,7 +101,13 @@ def test_the_code_of_a_version(tmp_path: Path) -> None:
 )
 def test_a_version_that_this_release_cannot_run(tmp_path: Path, metadata: str, package: str, why: str) -> None:
     with pytest.raises(UnknownVersion, match=why):
-        code_of(version(tmp_path / "version", metadata, package))
+        code_of(version(tmp_path / "version", metadata, package), {})
+
+
+@pytest.mark.parametrize(("tag", "why"), [("99", "speaks protocol 99"), ("abc", "tag protocol is 'abc'")])
+def test_the_tag_counts_as_well(tmp_path: Path, tag: str, why: str) -> None:
+    with pytest.raises(UnknownVersion, match=why):
+        code_of(version(tmp_path / "version"), {"protocol": tag})
 
 
 def test_evaluations_are_compared_by_one_key() -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from contract import manifest
+from contract.errors import InputError
 from contract.metrics import pass_at_k
 from trainer.config import EvalConfig
 from trainer.data.example import Example
@@ -14,6 +16,7 @@ from trainer.evaluation.summary import summarise
 from trainer.evaluation.syntax import parses_cut
 from trainer.evaluation.table import evaluate, steps
 from trainer.evaluation.truncation import cut, first_function
+from trainer.evaluation.version_process import VersionProcess
 from trainer.training.collator import EncodedExample, collate, encode
 
 EXAMPLES = [
@@ -181,3 +184,34 @@ def test_completions_are_run_against_their_tests(model, tokenizer) -> None:
     assert {"eval/pass_at_1", "eval/pass_at_2", "eval/passed"} <= set(metrics)
     assert "eval/pass_at_9" not in metrics
     assert table["outcome"].tolist()[1] == "failed"
+
+
+def test_a_version_whose_files_were_changed_is_not_run(tmp_path) -> None:
+    (tmp_path / "MLmodel").write_text("flavors: {}")
+    trained = manifest.write(tmp_path)
+    (tmp_path / "code").mkdir()
+    with pytest.raises(InputError, match="holds no code of Ratchet's"):  # as at training, and not ours
+        VersionProcess(tmp_path, {"manifest_sha256": trained}, "cpu", "auto")
+    (tmp_path / "code" / "sitecustomize.py").write_text("raise SystemExit")
+    with pytest.raises(InputError, match=r"not those of its training: code/sitecustomize\.py was not there"):
+        VersionProcess(tmp_path, {"manifest_sha256": trained}, "cpu", "auto")
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import os; os._exit(7)", "its process ended with 7"),
+        ("raise ImportError('no such engine')", "ImportError: no such engine"),
+        ("import os, sys; os.write(int(sys.argv[1]), b'nonsense\\n'); os._exit(0)", "says what is no answer"),
+    ],
+)
+def test_a_version_whose_code_does_not_load_is_bad_input(tmp_path, code: str, why: str) -> None:
+    package = tmp_path / "code" / "code_model"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "loader.py").write_text(code)
+    flavor = "{python_function: {loader_module: code_model.loader, code: code, python_version: 3.11.0}}"
+    (tmp_path / "MLmodel").write_text(f"flavors: {flavor}\n")
+    with pytest.raises(InputError, match=why):
+        VersionProcess(tmp_path, {}, "cpu", "auto")

@@ -41,6 +41,7 @@ def test_a_policy_of_one_metric_has_sane_defaults(tmp_path) -> None:
         (PRIMARY + "\nfloors: [{metric: eval/passed}]", "expected min, max or both"),
         (PRIMARY + "\nguards: [{metric: eval/passed, direction: higher_is_better, max_regression: -1}]", "is -1"),
         (PRIMARY + "\napproval: maybe", "approval is 'maybe'"),
+        (PRIMARY.replace("lower_is", "higher_is"), "expected lower_is_better for eval/nll_per_token"),
     ],
 )
 def test_a_bad_policy_is_refused_by_name(tmp_path, text: str, expected: str) -> None:

@@ -18,6 +18,8 @@ from contract.names import EVALUATES, pyfunc_model
 from trainer import base_model, tracking
 from trainer.config import Config, to_yaml, with_source
 from trainer.data.logged import log_dataset
+from trainer.data.prepare import source_names
+from trainer.data.sources import open_source
 from trainer.evaluation import runs
 from trainer.evaluation.runs import Evaluation
 from trainer.evaluation.version_process import VersionProcess, open_version
@@ -41,6 +43,8 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
     client = tracking.connect(config.tracking.uri)
     version = find_version(client, model_uri)
     name = f"{version.name} version {version.version}"
+    for source in source_names(config.data.eval_source) or source_names(config.data.source):
+        open_source(source, "data.eval_source" if config.data.eval_source is not None else "data.source")  # it is there
     say(f"Loading {name}")
     with (
         tempfile.TemporaryDirectory(prefix="ratchet-data-") as folder,
@@ -74,7 +78,7 @@ def _loaded(version: ModelVersion, model_uri: str, config: Config) -> Iterator[V
             model = opened.enter_context(open_version(version, config.model.device, config.model.dtype))
         except InputError as error:
             raise InputError(
-                f"--model-uri is '{model_uri}', which does not load: {error.message}. Expected a version of "
+                f"--model-uri is '{model_uri}'. {error.message} Expected a version of "
                 f"{pyfunc_model(config.tracking.experiment_name)}, as `trainer train` registers it."
             ) from error
         yield model

@@ -9,11 +9,12 @@ is judged is what serving serves. Here only data are read: the tokenizer and the
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,24 +24,30 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
 from code_model.params import GenerationParams
-from contract import versions
+from contract import manifest, versions
 from contract.errors import InputError, RatchetError
+from contract.names import MANIFEST_SHA256
 from contract.versions import UnknownVersion
 from trainer.evaluation.models import LOOK_EVERY, Ended
 from trainer.training.collator import EncodedExample, collate
 
+START_TIMEOUT_S = 600  # as long as serving waits (SERVING_START_TIMEOUT_S)
 WORKER = Path(__file__).with_name("version_worker.py")
 
 
 class VersionProcess:
     """A JudgedModel whose model is in another process."""
 
-    def __init__(self, folder: Path, device: str, dtype: str) -> None:
-        """Raises InputError where the version does not load."""
+    def __init__(self, folder: Path, tags: Mapping[str, str], device: str, dtype: str) -> None:
+        """Raises InputError for files that are not those of training, and where the version does not load."""
         from transformers import AutoTokenizer
 
+        # Before any of its code runs: what serving refuses gives no evidence either.
+        expected = tags.get(MANIFEST_SHA256)
+        if expected is not None and (wrong := manifest.differences(folder, expected)):
+            raise InputError(f"its files are not those of its training: {'; '.join(wrong[:3])}")
         try:
-            code = versions.code_of(folder)
+            code = versions.code_of(folder, tags)
         except UnknownVersion as error:
             raise InputError(error.message) from error
         ours, theirs = socket.socketpair()
@@ -50,7 +57,7 @@ class VersionProcess:
                 # -P: the worker's own folder is no place to import from.
                 [
                     *(sys.executable, "-P", str(WORKER), str(theirs.fileno()), str(folder)),
-                    *(code.generate, code.params, device, dtype),
+                    *(code.generate, code.params, device, dtype, str(os.getpid())),
                 ],
                 env=os.environ | code.environment(),
                 cwd=code.folder,
@@ -58,11 +65,16 @@ class VersionProcess:
                 stdout=self._errors,
                 stderr=self._errors,
                 pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # so that whatever it starts ends with it
             )
-        with ours:
-            self._stream = ours.makefile("rwb")
+        ours.settimeout(START_TIMEOUT_S)
+        self._socket, self._stream = ours, ours.makefile("rwb")
         try:
-            ready = self._receive()
+            try:
+                ready = self._receive()
+            except RatchetError as error:
+                raise InputError(error.message) from error
+            ours.settimeout(None)
             if "error" in ready:
                 raise InputError(ready["error"])
             self.dtype: str = ready["dtype"]
@@ -84,13 +96,18 @@ class VersionProcess:
         answer = self._ask({"complete": list(prompts), "params": asdict(params), "look_every": LOOK_EVERY})
         while "new" in answer:
             answer = self._ask({"ended": [bool(value) for value in ended(answer["new"])]})
-        return [str(text) for text in answer["texts"]]
+        texts = answer["texts"]
+        if len(texts) != len(prompts) or not all(isinstance(text, str) for text in texts):
+            raise RatchetError(f"The version's own code failed: {str(texts)[:100]} for {len(prompts)} prompts")
+        return list(texts)
 
     def close(self) -> None:
         """End the process."""
         with suppress(OSError):
             self._stream.close()
-        self._process.kill()  # it keeps nothing
+            self._socket.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it keeps nothing
         self._process.wait()
         self._errors.close()
 
@@ -106,15 +123,18 @@ class VersionProcess:
     def _receive(self) -> dict[str, Any]:
         try:
             line = self._stream.readline()
+            if line:
+                return dict(json.loads(line))
+        except TimeoutError:
+            raise RatchetError(f"it has not loaded within {START_TIMEOUT_S} s") from None
         except OSError:
-            line = b""
-        if line:
-            found: dict[str, Any] = json.loads(line)
-            return found
+            pass
+        except (ValueError, TypeError) as error:  # its code has found the socket
+            raise RatchetError(f"The version's own code says what is no answer: {error}") from error
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        raise RatchetError(f"The version's process ended with {code}: {said[-1] if said else 'it said nothing'}")
+        raise RatchetError(f"its process ended with {code}: {said[-1] if said else 'it said nothing'}")
 
 
 @contextmanager
@@ -122,7 +142,12 @@ def open_version(version: ModelVersion, device: str, dtype: str) -> Iterator[Ver
     """A registered version, loaded as serving loads it. Raises InputError where it does not load."""
     with tempfile.TemporaryDirectory(prefix="ratchet-version-") as temporary:
         uri = f"models:/{version.name}/{version.version}"
-        process = VersionProcess(Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary)), device, dtype)
+        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
+        try:
+            process = VersionProcess(folder, version.tags, device, dtype)
+        except InputError as error:
+            why = error.message.rstrip(".")
+            raise InputError(f"{version.name} version {version.version} does not load: {why}.") from error
         try:
             yield process
         finally:

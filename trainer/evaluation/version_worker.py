@@ -1,6 +1,6 @@
 """The process in which a version is judged: its own code, and of ours this file alone.
 
-    python -P version_worker.py SOCKET_FD FOLDER GENERATE PARAMS DEVICE DTYPE     (started by version_process.py)
+    python -P version_worker.py SOCKET_FD FOLDER GENERATE PARAMS DEVICE DTYPE PARENT     (started by version_process.py)
 
 JSON lines over the socket. First it says what it has loaded, or why not:
     {"dtype", "positions", "embeddings", "folder"} or {"error"}
@@ -11,11 +11,17 @@ Then it answers:
 Whatever fails is {"error"}. Imports nothing of ours: `code_model` here is the version's.
 """
 
+import contextlib
+import ctypes
 import importlib
 import json
+import os
+import signal
 import socket
 import sys
 from typing import IO, Any
+
+PR_SET_PDEATHSIG = 1
 
 
 def main(stream: IO[bytes], folder: str, generate_module: str, params_module: str, device: str, dtype: str) -> None:
@@ -45,7 +51,7 @@ def main(stream: IO[bytes], folder: str, generate_module: str, params_module: st
                 "folder": tokenizer.name_or_path,
             }
         )
-    except Exception as error:  # whatever the version's own code raises
+    except BaseException as error:  # whatever the version's own code raises, SystemExit too
         send({"error": f"{type(error).__name__}: {error}"})
         return
 
@@ -84,7 +90,16 @@ def main(stream: IO[bytes], folder: str, generate_module: str, params_module: st
             send({"error": f"{type(error).__name__}: {error}"})
 
 
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process with the trainer, also where the version's code blocks (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 if __name__ == "__main__":
+    _end_with(int(sys.argv.pop()))
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         connected = connection.makefile("rwb")
     with connected:
