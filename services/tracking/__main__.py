@@ -40,6 +40,7 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
     settings = read(TrackingSettings, tracking_host=host, tracking_port=port)
     if not setup_only:
         logs.set_up("tracking")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
     if not setup_only:
         check(settings)
         check_port_is_free(settings.tracking_host, settings.tracking_port)
