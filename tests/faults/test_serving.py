@@ -201,7 +201,16 @@ def test_a_full_disk_keeps_the_live_version(stack: Stack, folders, tmp_path) -> 
     numbers = registered(stack, "full", folders)
     size = sum(path.stat().st_size for path in folders[0].rglob("*"))
     script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && exec "$@"'
-    small = ("unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", str(int(size * 1.6) + 600_000))
+    small = (
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        str(int(size * 1.6) + 250_000),
+    )  # room for one
     home = tmp_path / "serving"
     (home / "disk").mkdir(parents=True)
     prefix = (*small, str(home / "disk"))
