@@ -54,7 +54,8 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nolog
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 DO_NOT_TRACK=true MLFLOW_DISABLE_TELEMETRY=true \
     RATCHET_HOME=/var/lib/ratchet
 WORKDIR /work
-ARG VERSION=unknown
+# As in pyproject.toml: a label cannot read it, and tests/stack/test_hardening.py compares the two.
+ARG VERSION=0.2.0
 LABEL org.opencontainers.image.vendor="Ratchet" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
