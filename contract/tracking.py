@@ -112,7 +112,7 @@ def create_once(look: Callable[[], T | None], create: Callable[[], T], tries: in
 
 
 def read_table(client: "MlflowClient", run_id: str, path: str) -> "pd.DataFrame":
-    """A table among a run's artifacts. Raises MlflowException, OSError, and ValueError where it is none."""
+    """A table among a run's artifacts. Raises MlflowException, OSError; ValueError for what is not a table."""
     import pandas as pd
 
     with tempfile.TemporaryDirectory() as folder:

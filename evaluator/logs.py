@@ -6,8 +6,6 @@ import os
 import sys
 from datetime import UTC, datetime
 
-FORMATS = ("plain", "json")
-
 
 class Formatter(logging.Formatter):
     """A record as one line. For logging's `dictConfig`: {"()": "contract.logs.Formatter", "part": "tracking"}."""

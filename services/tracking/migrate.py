@@ -65,7 +65,7 @@ CAUSES = (
 def migrate(uri: str, with_users: bool = False) -> None:
     """Create or upgrade the tables (`mlflow db upgrade`; those of users too). Safe to repeat, and safe to kill.
 
-    Raises InputError with the likely cause, or RatchetError where none is known, where the database refuses.
+    Raises InputError, with the likely cause, or RatchetError for an unknown one, where the database refuses.
     """
     from alembic.util import CommandError
     from mlflow.db import upgrade

@@ -143,7 +143,7 @@ class EngineClient:
             )
 
     async def stats(self) -> EngineStats | None:
-        """What the live engine says of itself; None where there is none."""
+        """What the live engine says of itself; None while no version is live."""
         live = self.state.live
         if live is not None:
             with suppress(*GONE, asyncio.TimeoutError, ValueError):
