@@ -216,17 +216,71 @@ def choose(logits: torch.Tensor, sequence: Completion) -> int:
     return int(torch.multinomial(probabilities, 1, generator=sequence.generator))
 
 
+def works(model: Any, pad_token_id: int) -> bool:
+    """Whether sequences that join one another give what each gives alone: tried, since no class name tells.
+
+    Three tokens of two sequences, of which the second joins the first, against a forward pass over each alone.
+    """
+    if not Decoder.suits(model):
+        return False
+    count = model.get_input_embeddings().weight.shape[0]
+    sequences = [
+        Completion([(start + 7 * place) % count for place in range(length)]) for start, length in ((3, 9), (5, 4))
+    ]
+    decoder = Decoder(model, pad_token_id)
+    try:
+        decoder.add(sequences[:1])
+        decoder.step()
+        decoder.add(sequences[1:])
+        decoder.step()
+        decoder.step()
+        for sequence in sequences:
+            ids = torch.tensor([[*sequence.prompt, *sequence.new[:-1]]], device=model.device)
+            with torch.inference_mode():
+                logits = model(input_ids=ids, use_cache=False).logits[0, len(sequence.prompt) - 1 :].float()
+            chosen = logits.gather(1, torch.tensor(sequence.new, device=model.device)[:, None])[:, 0]
+            if not (logits.amax(dim=1) - chosen <= 0.1 * logits.std()).all():  # a near tie may fall either way
+                return False
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        return False
+    return True
+
+
+def calls(model: Any) -> set[Any]:
+    """The modules that a forward pass calls; of the others, the model's own code reads the weights, if anything."""
+    called: set[Any] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: called.add(module))
+        for module in model.modules()
+        if not any(True for _ in module.children())
+    ]
+    ids = torch.arange(1, 17, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(input_ids=ids, use_cache=False)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
 def pack_linear_layers(model: Any) -> int:
     """Lay out the weights of the linear layers as the CPU's bfloat16 kernels read them; returns how many layers.
 
-    Otherwise oneDNN does so anew at each call. The same that torch's inductor does when it freezes a model.
+    Otherwise oneDNN does so anew at each call. The same that torch's inductor does when it freezes a model. A layer
+    that is never called stays as it is.
     """
     if model.device.type != "cpu" or model.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return 0
-    count = 0
-    for module in model.modules():
+    count, called = 0, calls(model)
+    for place, module in model.named_modules():
         for name, child in module.named_children():
-            if type(child) is torch.nn.Linear:
+            # An expert may just not have been chosen.
+            if type(child) is torch.nn.Linear and (child in called or ".experts" in place):
                 setattr(module, name, _PackedLinear(child))
                 count += 1
     return count
@@ -239,6 +293,13 @@ class _PackedLinear(torch.nn.Module):
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
         self.bias = linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(out, in), made anew: for code that looks at it, not for what multiplies by it."""
+        dense: torch.Tensor = self.packed.to_dense()
+        return dense
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")

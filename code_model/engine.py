@@ -4,6 +4,7 @@
 touches the model and the tokenizer.
 """
 
+import contextlib
 import itertools
 import threading
 import time
@@ -21,10 +22,10 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
 )
 
-from code_model.decoding import Completion, Decoder, Sampling, pack_linear_layers
+from code_model.decoding import Completion, Decoder, Sampling, pack_linear_layers, works
 from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishReason
 from code_model.params import GenerationParams, invalid
-from code_model.text import TextStream, encode_prompt
+from code_model.text import TextStream, encode_completions, encode_prompt
 from code_model.threads import Threads
 
 IDLE_S = 10.0  # without a request, after which the thread ends
@@ -96,15 +97,15 @@ class Engine:
     """Completes prompts with one model."""
 
     def __init__(self, model: Any, tokenizer: Any, limits: Limits, whole: Callable[..., list[str]]) -> None:
-        """`whole(prompts, params, stopping)`: completes a batch in one go, for models that keep more than keys and
-        values of a text, and so cannot let sequences join and leave."""
+        """`whole(prompts, params, stopping)`: completes a batch in one go, for models in which sequences cannot join
+        and leave, such as those that keep more than keys and values of a text."""
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
         self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         ends = model.generation_config.eos_token_id
         self.ends = frozenset([ends] if isinstance(ends, int) else ends or [])
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else next(iter(self.ends), 0))
-        self.whole = None if Decoder.suits(model) else whole
+        self.whole = None if works(model, self.decoder.pad) else whole
         self._news = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._waiting: deque[Request] = deque()  # encoded; the engine's thread alone
@@ -189,7 +190,8 @@ class Engine:
             try:
                 if not self._packed:
                     self._packed = True
-                    pack_linear_layers(self.model)
+                    with contextlib.suppress(Exception):  # a step of its own tells what is wrong with the model
+                        pack_linear_layers(self.model)
                 self._turn(arrived)
             except Exception as error:  # of the model: those who are under way get it, the others their turn
                 for request in self._active:
@@ -343,7 +345,8 @@ class Engine:
             request.first_token = time.monotonic()
             if request.cancelled or time.monotonic() > request.deadline:
                 continue  # found out in the next turn
-            tokens = len(encode_prompt(self.tokenizer, text)) if text else 0
+            assert request.completion is not None
+            tokens = len(encode_completions(self.tokenizer, [request.completion.prompt], [text])[0])
             if request.on_text and text:
                 request.on_text(text)
             self._tokens_done += tokens

@@ -28,10 +28,18 @@ def fill(prefix: str, suffix: str, own: tuple[str, str, str]) -> str:
     return f"{own[0]}{prefix}{own[1]}{suffix}{own[2]}"
 
 
+def parts(text: str, own: tuple[str, str, str]) -> tuple[str, str] | None:
+    """(prefix, suffix) of a gap's prompt in a model's own markers; None for any other text."""
+    before, after, middle = own
+    if not (text.startswith(before) and text.endswith(middle)):
+        return None
+    prefix, found, suffix = text[len(before) : len(text) - len(middle)].partition(after)
+    return (prefix, suffix) if found else None
+
+
 def is_prompt(text: str) -> bool:
     """Whether `prompt` may have made this text."""
-    before, after, middle = NEUTRAL
-    return text.startswith(before) and after in text and text.endswith(middle)
+    return parts(text, NEUTRAL) is not None
 
 
 @lru_cache(maxsize=8)  # a vocabulary is made anew each time that it is asked for
@@ -48,9 +56,5 @@ def may_hold_gaps(text: str) -> bool:
 
 def render(text: str, tokenizer: Any) -> str:
     """A prompt in neutral markers as this tokenizer's model expects it; no other text than `prompt` makes."""
-    own = tokens(tokenizer)
-    if own is None or own == NEUTRAL:
-        return text
-    before, after, middle = NEUTRAL
-    prefix, _, rest = text.removeprefix(before).partition(after)
-    return fill(prefix, rest.removesuffix(middle), own)
+    own, found = tokens(tokenizer), parts(text, NEUTRAL)
+    return text if own is None or found is None else fill(*found, own)

@@ -84,7 +84,7 @@ class CodeGenerationModel(PythonModel):
         else:
             model = load_causal_lm(folder, dtype=dtype)
         self.model = model.to(device).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.defaults = read_defaults(folder)
         self.fim = fim.tokens(self.tokenizer)
         self.engine = Engine(

@@ -1,5 +1,6 @@
 """From a folder, as `save_pretrained` writes it, to a model in memory: safetensors only, and every weight there."""
 
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ def choose_dtype(dtype: str, device: str) -> Any:
     return getattr(torch, dtype)
 
 
-def load_causal_lm(folder: Path, **options: Any) -> Any:
+def load_causal_lm(folder: Path, trust_remote_code: bool = False, **options: Any) -> Any:
     """The causal language model in a folder, as `save_pretrained` writes it: safetensors only, and every weight there.
 
     `options` go to `from_pretrained`. Raises MlflowException (INVALID_PARAMETER_VALUE) for another kind of model, for
@@ -43,13 +44,13 @@ def load_causal_lm(folder: Path, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    config = causal_config(folder)
+    config = causal_config(folder, trust_remote_code)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
             **options,
@@ -62,27 +63,67 @@ def load_causal_lm(folder: Path, **options: Any) -> Any:
     return model
 
 
-def causal_config(folder: Path) -> Any:
+def causal_config(folder: Path, trust_remote_code: bool = False) -> Any:
     """The configuration of the causal language model in a folder.
 
-    Raises MlflowException (INVALID_PARAMETER_VALUE) where it names another kind of model, or cannot be read.
+    Raises MlflowException (INVALID_PARAMETER_VALUE) where it names another kind of model, one that is quantized, one
+    whose code lies in its folder and is not trusted, or cannot be read.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
+    given = _read_json(folder / "config.json")
+    if not trust_remote_code:
+        _refuse_own_code(folder, given)
+    if quantized := given.get("quantization_config"):
+        method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
+        raise invalid(
+            f"{folder} holds weights that are already quantized ({method or 'quantization_config in config.json'}). "
+            "Expected 16-bit weights: take the model that it was made from."
+        )
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever the architecture's own code raises
         raise invalid(f"No model loads from {folder}: {first_line(error)}") from error
-    given = getattr(config, "architectures", None) or []
-    named = [given] if isinstance(given, str) else [str(name) for name in given]
-    causal = {name for names in KNOWN.values() for name in ([names] if isinstance(names, str) else names)}
-    if named and not any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in named):
+    named = config.architectures or []
+    named = [named] if isinstance(named, str) else [str(name) for name in named]
+    what = named[0] if named else f"model of type {config.model_type}"
+    if config.get_text_config() is not config:
         raise invalid(
-            f"{folder} holds a {named[0]}, which is no causal language model. Expected one that continues a text, such "
+            f"{folder} holds a {what}, which takes more than text (images or sound). Expected a model for text alone, "
+            "such as LlamaForCausalLM (`architectures` in its config.json)."
+        )
+    causal = {name for names in KNOWN.values() for name in ([names] if isinstance(names, str) else names)}
+    known = any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+    if not (known if named else config.model_type in KNOWN or trust_remote_code):
+        raise invalid(
+            f"{folder} holds a {what}, which is not a causal language model. Expected one that continues a text, such "
             "as LlamaForCausalLM (`architectures` in its config.json)."
         )
     return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none to read: transformers says why."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
+    """Raise MlflowException for a model whose code lies in its folder: transformers would ask a terminal about it."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    own = config.get("auto_map")
+    if own and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        code = next(iter(own.values()), own) if isinstance(own, dict) else own
+        raise invalid(
+            f"{folder} holds a {config.get('model_type') or 'model'} whose code comes with it ({code}), and that code "
+            "is not run. Expected an architecture that transformers has itself. Who has read the code may train with "
+            "model.trust_remote_code=true; such a version is not served."
+        )
 
 
 def _refuse_incomplete(folder: Path, model: Any, found: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from code_model.text import decode, encode_completions, encode_prompt, gives_back
 from code_model.weights import causal_config, choose_device, choose_dtype, first_line, load_causal_lm
 from contract.errors import InputError
 from trainer.config import ModelConfig
@@ -22,7 +23,9 @@ from trainer.config import ModelConfig
 SMOLLM2 = "bundled:smollm2-135m"
 TINY = "bundled:tiny-random"
 LFS = b"version https://git-lfs"
-SAMPLE = "def add(a, b):\n    return a + b\n"
+# A prompt, and what goes on with it.
+SAMPLE = ("def add(a, b):\n", '    if a:\n\t\treturn "x  y"\n\n    return a + b\n')
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what weights are trained in
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -58,6 +61,12 @@ def resolve(config: ModelConfig) -> BaseModel:
     if config.name.startswith("bundled:"):
         return _bundled(config)
     folder = Path(config.name).expanduser().absolute()
+    if folder.is_file():
+        kind = "a GGUF file, made to be served by llama.cpp" if folder.suffix == ".gguf" else "a file"
+        raise InputError(
+            f"model.name is '{config.name}', {kind}. Expected the folder of a model, with config.json and "
+            "*.safetensors, as it was before any conversion."
+        )
     if folder.is_dir():
         return BaseModel(config.name, folder, f"sha256:{_digest_of_weights(folder)}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name) or config.name.startswith("."):
@@ -76,11 +85,18 @@ def load_tokenizer(base: BaseModel) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
     except Exception as error:  # whatever a broken file makes the tokenizer's own code raise
         raise InputError(f"model.name: no tokenizer loads from '{base.folder}': {first_line(error)}") from error
-    read = tokenizer.decode(tokenizer(SAMPLE, add_special_tokens=False)["input_ids"])
-    if len("".join(read.split())) < len("".join(SAMPLE.split())) / 2:  # transformers makes an empty one of no files
+    prompt = encode_prompt(tokenizer, SAMPLE[0])
+    (completion,) = encode_completions(tokenizer, [prompt], [SAMPLE[1]])
+    text, read = "".join(SAMPLE), decode(tokenizer, prompt + completion)
+    if len("".join(read.split())) < len("".join(text.split())) / 2:  # transformers makes an empty one of no files
         raise InputError(
-            f"model.name: the tokenizer in '{base.folder}' reads {SAMPLE!r} as {read!r}. Expected the model's own "
-            "files, such as tokenizer.json."
+            f"model.name: the tokenizer in '{base.folder}' reads {SAMPLE[0]!r} as {decode(tokenizer, prompt)!r}. "
+            "Expected the model's own files, such as tokenizer.json."
+        )
+    if read != text or not gives_back(tokenizer, [prompt], [completion], SAMPLE[1:])[0]:
+        raise InputError(
+            f"model.name: the tokenizer in '{base.folder}' reads {text!r} as {read!r}. Expected one that keeps every "
+            "space, line and letter of code, as those of code models do."
         )
     if tokenizer.eos_token_id is None:
         raise InputError(f"model.name: the tokenizer of '{base.name}' has no end-of-text token; training needs one.")
@@ -155,10 +171,11 @@ def _check_causal(model: Any, base: BaseModel) -> None:
     was_training = model.training
     try:
         with torch.inference_mode():
-            logits = model.eval()(input_ids=torch.stack([first, other])).logits[:, :3].float()  # (2, 3, vocabulary)
+            output = model.eval()(input_ids=torch.stack([first, other]), use_cache=False)
+            logits = output.logits[:, :3].float()  # (2, 3, vocabulary)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
-            f"model.name is '{base.name}', a {type(model).__name__} that reads no plain text: {first_line(error)}"
+            f"model.name is '{base.name}', a {type(model).__name__} that cannot read plain text: {first_line(error)}"
         ) from error
     model.train(was_training)
     if not logits.isfinite().all():
@@ -317,16 +334,53 @@ def _from_hub(config: ModelConfig) -> BaseModel:
         raise InputError(
             f"model.name: '{config.name}' has no *.safetensors on the Hub; pickled weights are not loaded."
         )
+    _refuse_adapter(folder)
+    for path in folder.glob("*.safetensors"):
+        _refuse_integers(path)
     return BaseModel(config.name, folder, folder.name)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise InputError for an adapter, also beside a model: transformers would put the two together unasked."""
+    if not (folder / "adapter_config.json").is_file():
+        return
+    what = "a PEFT adapter"
+    if (folder / "config.json").is_file():
+        what = "a model and a PEFT adapter, of which only the model would have a name"
+    raise InputError(
+        f"model.name is the folder '{folder}', which holds {what}. Expected a whole model by itself: merge the adapter "
+        "into its base model first (PEFT's merge_and_unload, then save_pretrained), or take it out of the folder."
+    )
+
+
+def _how_else(folder: Path) -> str:
+    """What to do with a folder that has its weights in another format."""
+    if any(folder.glob("*.gguf")):
+        return " A GGUF file is made to be served: take the model that it was converted from."
+    if any((*folder.glob("*.bin"), *folder.glob("*.pt*"))):
+        return " Pickled weights can run code and are not loaded: convert them where you trust them (save_pretrained)."
+    return ""
+
+
+def _refuse_integers(path: Path) -> None:
+    """Raise InputError where a file holds matrices of integers or 8-bit floats: those of a quantized model."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        kinds = {name: (item["dtype"], len(item["shape"])) for name, item in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        return  # loading it says what is wrong
+    for name, (kind, dimensions) in kinds.items():
+        if name.endswith("weight") and dimensions == 2 and kind not in FLOATS:
+            raise InputError(
+                f"model.name: '{path}' holds {name} as {kind}: it is already quantized. Expected 16-bit weights: take "
+                "the model that it was made from."
+            )
 
 
 def _digest_of_weights(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise InputError(
-            f"model.name is the folder '{folder}', which holds a PEFT adapter. Expected a whole model: merge it "
-            "into its base model first (merge_and_unload, save_pretrained)."
-        )
+    _refuse_adapter(folder)
     for path in files:
         with path.open("rb") as file:
             if file.read(len(LFS)) == LFS:
@@ -335,8 +389,10 @@ def _digest_of_weights(folder: Path) -> str:
         found = json.dumps(sorted(item.name for item in folder.iterdir())[:8])
         raise InputError(
             f"model.name is the folder '{folder}', which holds {found}. Expected config.json and *.safetensors, "
-            "as save_pretrained writes them."
+            f"as save_pretrained writes them.{_how_else(folder)}"
         )
+    for path in files:
+        _refuse_integers(path)
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

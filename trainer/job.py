@@ -28,7 +28,7 @@ from trainer import base_model, git, plots, register, tracking
 from trainer.base_model import BaseModel
 from trainer.config import Config, to_yaml
 from trainer.data.logged import log_dataset
-from trainer.data.prepare import Dataset
+from trainer.data.prepare import Dataset, check_sources
 from trainer.evaluation import runs
 from trainer.evaluation.models import LoadedModel
 from trainer.evaluation.runs import Evaluation
@@ -36,11 +36,13 @@ from trainer.evaluation.version_process import open_version
 from trainer.preparation import prepare_data
 from trainer.tracking import say
 from trainer.training import checkpoints, distributed
+from trainer.training.adapter import target_modules
 from trainer.training.batches import TrainingData, split
 from trainer.training.liveness import mark_dead, unfinished
-from trainer.training.loop import RESULT, chooses_padding_free, target_modules, train
+from trainer.training.loop import RESULT, chooses_padding_free, train
 from trainer.training.recorder import LOSS, Recorder
 from trainer.training.spool import Spool
+from trainer.trial import try_out
 
 
 @dataclass
@@ -89,7 +91,15 @@ def prepare(config: Config, folder: Path) -> Job:
     base = base_model.resolve(config.model)
     positions = base_model.positions(base)
     tokenizer = base_model.load_tokenizer(base)
-    data = prepare_data(config, tokenizer, folder, positions)
+    check_sources(config.data)
+    model = base_model.load_model(base, config.model, tokenizer)
+    _check_fit(config, model)
+    distributed.processes(config, model.device.type)
+    if config.trainer.batching == "padding_free":
+        chooses_padding_free(model, config)
+    if about_adapter := try_out(base, model, tokenizer, config):
+        say(f"  {about_adapter}")
+    data = prepare_data(config, tokenizer, folder, positions, model.get_input_embeddings().weight.shape[0])
     if not len(data.train):
         raise InputError(f"data.source is {config.data.source!r}. Expected something to train on.")
     if not any(example.completion for example in data.held_out):
@@ -99,12 +109,7 @@ def prepare(config: Config, folder: Path) -> Job:
         )
     evaluation = Evaluation.of(config.eval, config.seed, data.held_out, data.held_out_digest)
     evaluation.check(tokenizer, positions)
-    model = base_model.load_model(base, config.model, tokenizer)
-    _check_fit(config, model)
-    distributed.processes(config, model.device.type)
     split(_training_data(data), config.trainer.validation_fraction, config.seed)
-    if config.trainer.batching == "padding_free":
-        chooses_padding_free(model, config)
     return Job(config, client, base, tokenizer, model, str(model.dtype), data, evaluation, root)
 
 
@@ -201,7 +206,7 @@ def _finish(
 
 
 def _deliver_metrics(job: Job, folder: Path, run_id: str) -> None:
-    """Wait until all metrics have arrived. Raises ServerAway when the server stays away too long."""
+    """Wait until all metrics have arrived. Raises Unreachable when the server stays away too long."""
     spool = Spool(job.client, run_id, folder / "spool", say)
     try:
         if spool.wait(5.0):

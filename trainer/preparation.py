@@ -14,8 +14,13 @@ from trainer.tracking import say
 from trainer.training.collator import token_counts
 
 
-def prepare_data(config: Config, tokenizer: Any, folder: Path, positions: int | None) -> Dataset:
-    """The data set for a model with this tokenizer and so many positions, written to `folder`."""
+def prepare_data(
+    config: Config, tokenizer: Any, folder: Path, positions: int | None, embeddings: int | None = None
+) -> Dataset:
+    """The data set for a model with this tokenizer and so many positions, written to `folder`.
+
+    Raises InputError for a token that the model has no row of its `embeddings` for, where their number is known.
+    """
     most = positions - config.eval.max_new_tokens if positions is not None else config.trainer.max_length
     if most < 1:
         raise InputError(
@@ -23,7 +28,7 @@ def prepare_data(config: Config, tokenizer: Any, folder: Path, positions: int | 
         )
     limits = Limits(
         chat_template=lambda messages: base_model.chat_template(tokenizer, messages),
-        token_counts=lambda examples: token_counts(tokenizer, examples),
+        token_counts=lambda examples: token_counts(tokenizer, examples, embeddings),
         max_length=config.trainer.max_length,
         max_eval_length=most,
     )

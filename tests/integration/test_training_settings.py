@@ -117,7 +117,7 @@ def test_the_model_is_left_as_it_was(tiny, trained, monkeypatch) -> None:
 
 
 def test_a_fused_layer_computes_what_pefts_does(tiny) -> None:
-    from trainer.training.loop import add_adapter
+    from trainer.training.adapter import add_adapter
 
     config = load_config(None, ["model.dtype=bfloat16"])
     gradients = []
@@ -141,7 +141,7 @@ def test_a_fused_layer_computes_what_pefts_does(tiny) -> None:
 
 @pytest.mark.parametrize("override", ["lora.use_dora=true", "lora.lora_dropout=0.1", "model.dtype=float32"])
 def test_what_cannot_be_fused_is_left_to_peft(tiny, override: str) -> None:
-    from trainer.training.loop import add_adapter
+    from trainer.training.adapter import add_adapter
 
     config = load_config(None, ["model.dtype=bfloat16", override])
     assert (

@@ -79,7 +79,7 @@ def zipped(content: bytes) -> bytes:
         ("second.dat", pickle.dumps(1) + pickle.dumps(Evil())),
         ("innocent.dat", zipped(pickle.dumps(Evil()))),
         ("inner.dat", zipped(zipped(b""))),
-        ("packed.dat", gzip.compress(pickle.dumps(Evil()))),
+        ("packed.dat", gzip.compress(pickle.dumps(Evil()), mtime=0)),
         ("array.dat", b"\x93NUMPY\x01\x00"),
         ("array.npz", b""),
         ("model.safetensors", pickle.dumps(Evil())),

@@ -157,8 +157,12 @@ def test_adapters_and_pointers_are_no_weights(tiny, tmp_path) -> None:
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(InputError, match=r"holds a PEFT adapter.*merge_and_unload"):
         base_model.resolve(ModelConfig(name=str(tmp_path)))
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds a model and a PEFT adapter.*take it out of the folder"):
+        base_model.resolve(ModelConfig(name=str(tmp_path)))
+    for path in tmp_path.glob("adapter*"):
+        path.unlink()
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(InputError, match=r"model\.safetensors' is Git LFS's pointer.*git lfs pull"):
         base_model.resolve(ModelConfig(name=str(tmp_path)))
 
@@ -174,7 +178,7 @@ def test_weights_that_are_tied_are_not_missing(tiny) -> None:
 )
 def test_what_is_no_causal_language_model_is_refused_by_name(tiny, tmp_path, architecture: str) -> None:
     folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), architecture)
-    with pytest.raises(InputError, match=f"holds a {architecture}, which is no causal language model"):
+    with pytest.raises(InputError, match=f"holds a {architecture}, which is not a causal language model"):
         load(folder)
     context = SimpleNamespace(artifacts={"model": str(folder)}, model_config={"device": "cpu"})
     with pytest.raises(MlflowException, match=architecture):

@@ -49,7 +49,8 @@ class Limits:
     """What the model says about the data: how it counts tokens, and how many it takes."""
 
     chat_template: ChatTemplate
-    token_counts: Callable[[Sequence[Example]], list[int]]  # prompt, completion and end of text together
+    # Of prompt, completion and end of text together; 0 where the tokenizer does not give the completion back.
+    token_counts: Callable[[Sequence[Example]], list[int]]
     max_length: int  # tokens, of an example to train on
     max_eval_length: int  # tokens, of an example from data.eval_source
 
@@ -73,6 +74,13 @@ class Dataset:
 def source_names(source: Any) -> list[str]:
     """`data.source` as a list, whichever of the two it is."""
     return [source] if isinstance(source, str) else list(source or [])
+
+
+def check_sources(config: DataConfig) -> None:
+    """Raise InputError for a source that is not there, before anything is read."""
+    for key in ("eval_source", "source"):
+        for name in source_names(getattr(config, key)):
+            open_source(name, f"data.{key}")
 
 
 def prepare(config: DataConfig, limits: Limits, folder: Path, progress: Progress = lambda count: None) -> Dataset:
@@ -264,7 +272,8 @@ class _Preparation:
         lengths = np.asarray(self.candidates.lengths)
         short = lengths <= np.where(is_eval, self.limits.max_eval_length, self.limits.max_length)
         self._count("dropped: too long", ~short)
-        return np.asarray(short)
+        self._count("dropped: characters that the tokenizer does not give back", lengths == 0)
+        return np.asarray(short & (lengths > 0))
 
     def _without_duplicates(self, live: Numbers) -> Numbers:
         """First whole files, then examples; so no near-duplicate file's remains stay behind."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from contract.errors import InputError
 from trainer.evaluation.models import JudgedModel
 from trainer.training.collator import EncodedExample
 
@@ -20,17 +19,6 @@ def likelihoods(
             found[number] = value
         progress(len(batch))
     return found
-
-
-def check_vocabulary(model: JudgedModel, encoded: Sequence[EncodedExample]) -> None:
-    """Raise InputError where the tokenizer makes tokens that the model has no embedding for."""
-    rows = model.embeddings
-    highest = max((max(item.input_ids) for item in encoded if item.input_ids), default=0)
-    if highest >= rows:
-        raise InputError(
-            f"The tokenizer makes token {highest}, and the model's embedding has {rows} rows. Expected a row for each: "
-            "were tokens added to the tokenizer without resize_token_embeddings?"
-        )
 
 
 def batches(encoded: Sequence[EncodedExample], size: int, room: int = 0) -> Iterator[list[int]]:

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from tqdm import tqdm
 
 from code_model import fim
-from code_model.text import encode_prompt
+from code_model.text import encode_prompt, start
 from contract import names
 from contract.errors import InputError
 from contract.names import EVALUATION_TABLE
@@ -95,9 +95,12 @@ class Evaluation:
 
     def _prompt_template(self, tokenizer: Any) -> str:
         """How prompts are made of examples. A chat's are made with the data already, and in their digest."""
+        first = "".join(tokenizer.convert_ids_to_tokens(start(tokenizer)))
+        template = f"after {first}" if first else "as they are"
         if all(example.kind != "fim" for example in (*self.examples, *self.benchmark)):
-            return "as they are"
-        return f"gaps as {' '.join(fim.tokens(tokenizer) or fim.NEUTRAL)}"
+            return template
+        gaps = f"gaps as {' '.join(fim.tokens(tokenizer) or fim.NEUTRAL)}"
+        return f"{template}, {gaps}" if first else gaps
 
     def run(self, model: JudgedModel, what: str) -> tuple[pd.DataFrame, dict[str, float]]:
         """Judge a model, log to the active run; returns (table of the examples, metrics of them and the benchmark)."""

@@ -16,11 +16,11 @@ from code_model.params import GenerationParams
 from trainer.config import EvalConfig
 from trainer.data.example import ROW, Example
 from trainer.evaluation.generation import completions, samples
-from trainer.evaluation.likelihood import check_vocabulary, likelihoods
+from trainer.evaluation.likelihood import likelihoods
 from trainer.evaluation.models import JudgedModel
 from trainer.evaluation.sandbox import Sandbox, Verdict
 from trainer.evaluation.syntax import parses_cut
-from trainer.training.collator import EncodedExample, encode
+from trainer.training.collator import EncodedExample, check_vocabulary, encode_all
 
 Progress = Callable[[int], object]  # called with the number of steps just done; steps() says how many there are
 
@@ -39,8 +39,8 @@ def evaluate(
     progress: Progress = lambda done: None,
 ) -> pd.DataFrame:
     """The evaluation table of a model, greedily decoded. Raises InputError where tests cannot be run safely."""
-    encoded = [encode(model.tokenizer, example) for example in examples]
-    check_vocabulary(model, encoded)
+    encoded = encode_all(model.tokenizer, examples)
+    check_vocabulary(model.embeddings, [item.input_ids for item in encoded])
     nll = likelihoods(model, encoded, config.batch_size, progress)
     greedy = GenerationParams(max_new_tokens=config.max_new_tokens)
     texts = completions(model, examples, encoded, greedy, config.batch_size, progress)

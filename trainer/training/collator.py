@@ -4,11 +4,12 @@ A batch names the targets as `shift_labels`: at each place where the model is as
 the token that comes next, or -100 where it bears no loss. So no logits are computed for prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from code_model import fim
-from code_model.text import encode_prompt
+from code_model.text import encode_completions, encode_prompts, gives_back
+from contract.errors import InputError
 from trainer.data.example import Example
 
 
@@ -26,16 +27,47 @@ def prompt_of(tokenizer: Any, example: Example) -> str:
 
 def encode(tokenizer: Any, example: Example) -> EncodedExample:
     """Tokenise as serving does: the prompt by itself, then the completion, then the end-of-text token."""
-    prompt_ids = encode_prompt(tokenizer, prompt_of(tokenizer, example))
-    completion_ids = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-    return EncodedExample([*prompt_ids, *completion_ids, tokenizer.eos_token_id], len(prompt_ids))
+    return encode_all(tokenizer, [example])[0]
 
 
-def token_counts(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
-    """The length of each, as `encode` makes it; all at once, which is faster."""
-    prompts = tokenizer([prompt_of(tokenizer, item) for item in examples], add_special_tokens=False)["input_ids"]
-    completions = tokenizer([item.completion for item in examples], add_special_tokens=False)["input_ids"]
-    return [max(1, len(prompt)) + len(completion) + 1 for prompt, completion in zip(prompts, completions, strict=True)]
+def encode_all(tokenizer: Any, examples: Sequence[Example]) -> list[EncodedExample]:
+    """The same for many at once, which is faster."""
+    prompts, completions = _parts(tokenizer, examples)
+    return [
+        EncodedExample([*prompt, *completion, tokenizer.eos_token_id], len(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def token_counts(tokenizer: Any, examples: Sequence[Example], embeddings: int | None = None) -> list[int]:
+    """The length of each, as `encode` makes it; 0 where its tokens are not decoded to its completion again.
+
+    Raises InputError for a token that is no row of the model's `embeddings`, where their number is given.
+    """
+    prompts, completions = _parts(tokenizer, examples)
+    if embeddings is not None:
+        check_vocabulary(embeddings, [*prompts, *completions])
+    kept = gives_back(tokenizer, prompts, completions, [item.completion for item in examples])
+    return [
+        len(prompt) + len(completion) + 1 if keep else 0
+        for prompt, completion, keep in zip(prompts, completions, kept, strict=True)
+    ]
+
+
+def check_vocabulary(embeddings: int, ids: Iterable[Sequence[int]]) -> None:
+    """Raise InputError where the tokenizer makes tokens that the model has no embedding for."""
+    highest = max((max(item) for item in ids if item), default=0)
+    if highest >= embeddings:
+        raise InputError(
+            f"The tokenizer makes token {highest}, and the model's embedding has {embeddings} rows. Expected a row for "
+            "each: were tokens added to the tokenizer without resize_token_embeddings?"
+        )
+
+
+def _parts(tokenizer: Any, examples: Sequence[Example]) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the prompts, and of the completions."""
+    prompts = encode_prompts(tokenizer, [prompt_of(tokenizer, item) for item in examples])
+    return prompts, encode_completions(tokenizer, prompts, [item.completion for item in examples])
 
 
 def collate(batch: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Any]:

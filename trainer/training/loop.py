@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import transformers
 from accelerate import DistributedType, PartialState
-from peft import LoraConfig, TaskType, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -26,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from contract.errors import InputError
 from trainer.config import Config
 from trainer.training import checkpoints
+from trainer.training.adapter import add_adapter
 from trainer.training.batches import Batches, Examples, TrainingData, split
 from trainer.training.collator import EncodedExample, collate, collate_flat
 from trainer.training.kernels import flops, fused_lora, head_loss, padding_free
@@ -210,38 +210,12 @@ class _ProgressBar(ProgressCallback):  # type: ignore[misc]
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
-def add_adapter(model: Any, config: Config) -> Any:
-    """The model with a LoRA adapter to train; the adapter is float32 whatever the base is."""
-    if config.lora.load_in_4bit:
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.trainer.gradient_checkpointing)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            r=config.lora.r,
-            lora_alpha=config.lora.lora_alpha,
-            lora_dropout=config.lora.lora_dropout,
-            target_modules=target_modules(config),
-            use_rslora=config.lora.use_rslora,
-            use_dora=config.lora.use_dora,
-        ),
-    )
-
-
-def target_modules(config: Config) -> str | list[str]:
-    """`all-linear`, or the names of the modules that get an adapter."""
-    targets = config.lora.target_modules
-    return targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
-
-
 def chooses_padding_free(model: Any, config: Config) -> bool:
     """Whether batches are padding-free. Raises InputError where they are asked for and the model cannot."""
     wanted = config.trainer.batching
     if wanted == "padded":
         return False
-    exact = padding_free.is_exact(model)
+    exact = padding_free.is_exact(model, config.trainer.max_length)
     if not exact and wanted == "padding_free":
         raise InputError(
             f"trainer.batching is padding_free, and {config.model.name} gives other results so: examples would see "

@@ -14,6 +14,8 @@ from trainer.training.collator import EncodedExample, collate_flat
 
 NAME = "ratchet_padding_free"
 SHORT = 512  # tokens: up to here a sequence's square of scores is small
+LONGEST_TRIED = 1024  # tokens of a window, beyond which `is_exact` tries no sequence
+_WATCHERS: list[list[int | None]] = []  # get the window of each call
 
 
 def attention(
@@ -32,6 +34,8 @@ def attention(
     unknown = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if unknown:
         raise NotImplementedError(f"attention with {unknown[0]}")
+    for watcher in _WATCHERS:
+        watcher.append(sliding_window)
     lengths = sequence_lengths or [query.shape[2]]
     outputs = []
     parts: list[Any] = [query, key, value]
@@ -80,11 +84,48 @@ def _short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling:
 AttentionInterface.register(NAME, attention)
 
 
-def is_exact(model: Any) -> bool:
-    """Whether two sequences in one row give the logits that each gives alone; leaves the model as it was."""
+def is_exact(model: Any, longest: int) -> bool:
+    """Whether two sequences in one row give the logits that each gives alone; leaves the model as it was.
+
+    `longest`: tokens of the longest sequence to come. Where the model's window is shorter, sequences beyond it are
+    tried; a window too long to be tried has to be one that the model hands to its attention, since a window that is in
+    its mask alone is lost.
+    """
     before = model.config._attn_implementation
-    size = model.get_input_embeddings().num_embeddings
-    first, second = ([(start + 7 * place) % size for place in range(length)] for start, length in ((3, 9), (5, 6)))
+    window = narrowest_window(model.config.get_text_config())
+    lengths = (9, 6)
+    if window is not None and window < longest:
+        if window > LONGEST_TRIED:
+            return _hands_on(model, window, before)
+        lengths = (window + 9, window + 6)
+    return _same(model, lengths, before)
+
+
+def narrowest_window(config: Any) -> int | None:
+    """How many tokens back the most short-sighted layer looks, by the configuration; None for all."""
+    found = []
+    if getattr(config, "use_sliding_window", None) is not False:
+        found += [getattr(config, name, None) for name in ("sliding_window", "sliding_window_size", "window_size")]
+    found += [getattr(config, name, None) for name in ("attention_chunk_size", "attention_window_size")]
+    return min((value for value in found if isinstance(value, int) and value > 0), default=None)
+
+
+def _hands_on(model: Any, window: int, before: str) -> bool:
+    """Whether the model tells its attention of the window, and is exact within it."""
+    seen: list[int | None] = []
+    _WATCHERS.append(seen)
+    try:
+        return _same(model, (9, 6), before) and window in seen
+    finally:
+        _WATCHERS.remove(seen)
+
+
+def _same(model: Any, lengths: tuple[int, int], before: str) -> bool:
+    size = model.get_input_embeddings().weight.shape[0]
+    first, second = (
+        [(start + 7 * place) % size for place in range(length)] for start, length in zip((3, 5), lengths, strict=True)
+    )
+    ends = [2, lengths[0] + 3, sum(lengths) - 1]  # some places whose logits alone are asked for
     was_training = model.training
     model.eval()
     try:
@@ -101,22 +142,24 @@ def is_exact(model: Any) -> bool:
                 sequence_lengths=batch["sequence_lengths"],
                 use_cache=False,
             ).logits[0]
-            one = model(
+            some = model(
                 input_ids=batch["input_ids"].to(model.device),
                 position_ids=batch["position_ids"].to(model.device),
                 sequence_lengths=batch["sequence_lengths"],
-                logits_to_keep=torch.tensor([2, 12], device=model.device),
+                logits_to_keep=torch.tensor(ends, device=model.device),
                 use_cache=False,
             ).logits[0]
-    except (NotImplementedError, TypeError, ValueError, KeyError, RuntimeError):
+    except (NotImplementedError, TypeError, ValueError, KeyError, RuntimeError, AttributeError, IndexError):
         return False
     finally:
         model.set_attn_implementation(before)
         model.train(was_training)
     expected = torch.cat(alone).float()
+    if row.shape != expected.shape or some.shape != expected[ends].shape:
+        return False
     close = 0.02 if model.dtype == torch.bfloat16 else 1e-4
     spread = float(expected.std())
     return (
         float((row.float() - expected).abs().mean()) < close * spread
-        and float((one.float() - expected[[2, 12]]).abs().mean()) < close * spread
+        and float((some.float() - expected[ends]).abs().mean()) < close * spread
     )

@@ -1,0 +1,108 @@
+"""A trial of the whole job on two examples, before the work: what would fail in an hour fails now.
+
+The adapter is attached and makes one forward and backward pass, the generation config is saved and read again, and a
+text is completed as serving does it.
+"""
+
+import tempfile
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from code_model.decoding import works
+from code_model.params import GenerationParams
+from code_model.weights import first_line
+from code_model.whole_batch import generate
+from contract.errors import InputError
+from trainer import base_model
+from trainer.base_model import BaseModel
+from trainer.config import Config
+from trainer.data.example import Example
+from trainer.training import adapter
+from trainer.training.collator import check_vocabulary, collate, encode_all
+
+EXAMPLES = (Example(*base_model.SAMPLE), Example("total = 0\n", "for item in items:\n    total += item\n"))
+
+
+def try_out(base: BaseModel, model: Any, tokenizer: Any, config: Config) -> str:
+    """Try a model; leaves it as it was, and returns what people should know of its adapter ("" for nothing).
+
+    Raises InputError where it cannot be trained, saved or completed with.
+    """
+    name = f"model.name is '{base.name}', a {type(model).__name__}"
+    ids = [item.input_ids for item in encode_all(tokenizer, EXAMPLES)]
+    check_vocabulary(model.get_input_embeddings().weight.shape[0], ids)
+    _save_generation_config(model, tokenizer, name)
+    _complete(model, tokenizer, name)
+    _step(model, tokenizer, config, name)
+    if config.trainer.method == "lora" and config.lora.target_modules == "all-linear":
+        return adapter.in_words(model)
+    return ""
+
+
+def _save_generation_config(model: Any, tokenizer: Any, name: str) -> None:
+    from transformers import GenerationConfig
+
+    greedy = base_model.greedy(model.generation_config, tokenizer)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            greedy.save_pretrained(folder)
+            GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{name} whose generation config cannot be saved: {first_line(error)}") from error
+
+
+def _complete(model: Any, tokenizer: Any, name: str) -> None:
+    """Complete a text, by the engine's steps or else in one go."""
+    model.eval()
+    if works(model, tokenizer.pad_token_id):
+        return
+    try:
+        generate(model, tokenizer, [example.prompt for example in EXAMPLES], GenerationParams(max_new_tokens=3))
+    except Exception as error:  # whatever the architecture's own code raises
+        _unless_memory(error)
+        raise InputError(f"{name} that completes no text here: {first_line(error)}") from error
+
+
+def _step(model: Any, tokenizer: Any, config: Config, name: str) -> None:
+    """One forward and backward pass, without a change to the weights."""
+    lora = config.trainer.method == "lora" and not config.lora.load_in_4bit  # its 4-bit weights are loaded later
+    training, wanted = model.training, [weight.requires_grad for weight in model.parameters()]
+    trained = model
+    try:
+        if lora:
+            trained = adapter.add_adapter(model, config)
+        else:
+            model.requires_grad_(True)
+        batch = collate(encode_all(tokenizer, EXAMPLES), tokenizer.pad_token_id)
+        batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
+        targets = batch.pop("shift_labels").flatten()
+        del batch["labels"]
+        logits = trained.train()(**batch, use_cache=False).logits.flatten(0, 1).float()
+        if len(logits) != len(targets):
+            raise ValueError(f"it gives {len(logits)} logits for {len(targets)} places (no logits_to_keep)")
+        cross_entropy(logits, targets).backward()
+        gradients = [weight.grad for weight in trained.parameters() if weight.requires_grad and weight.grad is not None]
+        if not any(bool(gradient.any()) for gradient in gradients):
+            raise ValueError("its loss depends on none of the weights that would be trained")
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            raise ValueError("its gradients are not finite")
+    except Exception as error:  # whatever PEFT, or the architecture's own code, raises
+        _unless_memory(error)
+        how = "Name other layers with lora.target_modules, or train all weights with trainer.method=full."
+        what = f"cannot be trained with this adapter: {first_line(error).rstrip('.')}. {how}" if lora else ""
+        raise InputError(f"{name} that {what or f'cannot be trained: {first_line(error)}'}") from error
+    finally:
+        if trained is not model:
+            trained.unload()
+        for weight, before in zip(model.parameters(), wanted, strict=True):
+            weight.grad = None
+            weight.requires_grad_(before)
+        model.train(training)
+
+
+def _unless_memory(error: Exception) -> None:
+    """Raise on what is not the model's fault."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in str(error).lower():
+        raise error
