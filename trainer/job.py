@@ -365,15 +365,16 @@ def _register(
     judged = job.tags(role)
     tags = {name: judged[name] for name in (names.ROLE, names.BASE_MODEL, names.DATASET_DIGEST)}
     tags[names.EVALUATION_KEY] = names.evaluation_key(judged) or ""
-    with tempfile.TemporaryDirectory() as folder:
-        register.save_model(model, job.tokenizer, job.config, card, Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "model")  # its name in the store
+        register.save_model(model, job.tokenizer, job.config, card, folder)
         nll = metrics["eval/nll_per_token"]
         # A base model is registered once, whichever run does it; a fine-tuned one once by its run.
         key = f"base {job.base.identity}" if role == names.BASE else run_id
         what = "unchanged" if role == names.BASE else f"fine-tuned on {job.config.data.source}"
         description = f"{job.base.name}, {what}; held-out nll {nll:.4f} per token"
         registered = register.log_and_register(
-            job.client, run_id, job.config, model, job.tokenizer, Path(folder), description, tags, key
+            job.client, run_id, job.config, model, job.tokenizer, folder, description, tags, key
         )
     for version in (registered.pyfunc, registered.pytorch):
         say(f"  {version.name} version {version.version}")

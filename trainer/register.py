@@ -1,18 +1,17 @@
-"""Logs a model in both forms, PyFunc and Transformers, and registers both as versions, or neither."""
+"""Logs a model once, in two flavors, PyFunc and Transformers, and registers both as versions, or neither."""
 
 import importlib.metadata
 import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.models.model import ModelInfo
 
 import code_model
 import code_model.pyfunc
@@ -24,7 +23,7 @@ from contract.versions import metadata_of_release
 from trainer import tracking
 from trainer.base_model import greedy
 from trainer.config import Config
-from trainer.pyfunc_flavor import PyfuncWithManifest
+from trainer.pyfunc_flavor import BothFlavors
 
 
 @dataclass(frozen=True)
@@ -61,53 +60,23 @@ def log_and_register(
     tags: dict[str, str],
     key: str,
 ) -> Registered:
-    """Log a model, and the folder where it was saved, to the active run and register both forms, or none.
+    """Log a model, saved in a folder, to the active run, once, and register it under both names, or neither.
 
     Interrupted or failed half-way, it takes back the version that it had made; killed, the next call with the same
     `key` finds it, and makes no second one. The run ends with it.
     """
     # No input example: MLflow would load the model once more to try it, 4 s of a laptop; `promoter validate` does.
     warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
-    requirements = _requirements("mlflow", "torch", "transformers", "peft", "accelerate")
-    generation = read_defaults(folder)
     mlflow.log_artifact(str(folder / "generation_config.json"))
-
-    pyfunc = PyfuncWithManifest()
-
-    def log_pytorch() -> Any:
-        return mlflow.transformers.log_model(
-            {"model": model, "tokenizer": tokenizer},
-            name="pytorch_model",
-            task="text-generation",
-            pip_requirements=requirements,
-            signature=mlflow.models.infer_signature(["def add(a, b):\n"], ["    return a + b\n"]),
-        )
-
-    def log_pyfunc() -> Any:
-        return Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=pyfunc,
-            python_model=code_model.pyfunc.__file__,
-            code_paths=[str(Path(code_model.pyfunc.__file__).parent)],
-            metadata=metadata_of_release(),
-            artifacts={"model": str(folder)},
-            model_config=code_model.pyfunc.default_config(),
-            pip_requirements=requirements,
-            signature=code_model.pyfunc.signature(generation),
-        )
 
     names = model_names(config)
     # The PyFunc comes last: it is the version that the promoter looks at.
-    forms = [(name, f"{key}/{name}", log) for name, log in ((names[1], log_pytorch), (names[0], log_pyfunc))]
-    logged = [log() if find_version(client, name, own) is None else None for name, own, log in forms]
-    more_tags: tuple[dict[str, str], ...] = ({}, {MANIFEST_SHA256: pyfunc.sha256, PROTOCOL_TAG: str(PROTOCOL)})
+    forms = [(name, f"{key}/{name}") for name in (names[1], names[0])]
+    earlier = [version for name, own in forms if (version := find_version(client, name, own)) is not None]
+    logged = next(filter(None, map(_Logged.of, earlier)), None) or _log(model, tokenizer, folder)
     try:
         with tracking.deferred_interrupts():
-            versions = [
-                _create_version(client, name, own, info, run_id, description, tags | more)
-                for (name, own, _), info, more in zip(forms, logged, more_tags, strict=True)
-            ]
+            versions = [_create_version(client, name, own, logged, run_id, description, tags) for name, own in forms]
             mlflow.end_run("FINISHED")
     except BaseException:
         with tracking.deferred_interrupts():
@@ -115,6 +84,37 @@ def log_and_register(
                 _take_back(client, names, run_id)
         raise
     return Registered(pyfunc=versions[1], pytorch=versions[0])
+
+
+class _Logged(NamedTuple):
+    """A model in the store."""
+
+    source: str
+    model_id: str | None
+    tags: dict[str, str]  # that each of its versions has
+
+    @classmethod
+    def of(cls, version: ModelVersion) -> "_Logged | None":
+        """That of which an earlier try has made a version; None for one without the PyFunc, as 0.1.0 made them."""
+        tags = {name: version.tags[name] for name in (MANIFEST_SHA256, PROTOCOL_TAG) if name in version.tags}
+        return cls(str(version.source), version.model_id, tags) if MANIFEST_SHA256 in tags else None
+
+
+def _log(model: Any, tokenizer: Any, folder: Path) -> _Logged:
+    flavors = BothFlavors(model, tokenizer)
+    info = Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=flavors,
+        python_model=code_model.pyfunc.__file__,
+        code_paths=[str(Path(code_model.pyfunc.__file__).parent)],
+        metadata=metadata_of_release(),
+        artifacts={"model": str(folder)},
+        model_config=code_model.pyfunc.default_config(),
+        pip_requirements=_requirements("mlflow", "torch", "transformers", "peft", "accelerate"),
+        signature=code_model.pyfunc.signature(read_defaults(folder)),
+    )
+    return _Logged(info.model_uri, info.model_id, {MANIFEST_SHA256: flavors.sha256, PROTOCOL_TAG: str(PROTOCOL)})
 
 
 def find_version(client: MlflowClient, name: str, key: str) -> ModelVersion | None:
@@ -126,7 +126,7 @@ def _create_version(
     client: MlflowClient,
     name: str,
     key: str,
-    info: ModelInfo | None,
+    logged: _Logged,
     run_id: str,
     description: str,
     tags: dict[str, str],
@@ -135,14 +135,13 @@ def _create_version(
     _ensure_registered_model(client, name)
 
     def create() -> ModelVersion:
-        assert info is not None
         return client.create_model_version(
             name,
-            info.model_uri,
+            logged.source,
             run_id,
-            tags={**tags, IDEMPOTENCY_KEY: key},
+            tags={**tags, **logged.tags, IDEMPOTENCY_KEY: key},
             description=description,
-            model_id=info.model_id,
+            model_id=logged.model_id,
         )
 
     return create_once(lambda: find_version(client, name, key), create)

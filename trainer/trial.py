@@ -82,7 +82,8 @@ def _step(model: Any, tokenizer: Any, config: Config, name: str) -> None:
         logits = trained.train()(**batch, use_cache=False).logits.flatten(0, 1).float()
         if len(logits) != len(targets):
             raise ValueError(f"it gives {len(logits)} logits for {len(targets)} places (no logits_to_keep)")
-        cross_entropy(logits, targets).backward()
+        loss = cross_entropy(logits, targets)
+        torch.autograd.backward(loss)
         gradients = [weight.grad for weight in trained.parameters() if weight.requires_grad and weight.grad is not None]
         if not any(bool(gradient.any()) for gradient in gradients):
             raise ValueError("its loss depends on none of the weights that would be trained")

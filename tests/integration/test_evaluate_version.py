@@ -115,7 +115,6 @@ def test_other_data_with_tests(trained: Stack, settings: list[str], tmp_path: Pa
         (f"models:/{MODEL}@nobody", "which does not exist"),
         ("models:/nothing/1", "a registered model ("),
         (f"{MODEL}/1", "Expected models:/NAME/NUMBER or models:/NAME@ALIAS"),
-        (f"models:/{EXPERIMENT}_pytorch_model/2", "does not load: its folder holds no code of Ratchet's"),
     ],
 )
 def test_no_such_version(trained: Stack, uri: str, expected: str) -> None:

@@ -11,16 +11,31 @@ SIZES = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 4096),
-    **{"num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 8},
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rotary_dim": 8,
     # Mixtures of experts
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
-    **{"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    **{"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
     # DeepSeek's attention
-    **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
     # State spaces
-    **{"state_size": 8, "expand": 2, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 8},
-    **{"mamba_expand": 1, "mamba_n_groups": 1},
+    "state_size": 8,
+    "expand": 2,
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 4,
+    "mamba_d_state": 8,
+    "mamba_d_head": 8,
+    "mamba_expand": 1,
+    "mamba_n_groups": 1,
 }
 # What the generation_config.json of Qwen2.5-Coder-Instruct, Qwen3, Llama 3 and Gemma 3 hold: keys of sampling.
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}

@@ -41,7 +41,7 @@ CODE_MODELS = (  # by what people use for code and chat, from old to new
 )
 # What else the small ones need.
 CHANGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), {"num_key_value_heads": 4}),
+    **{key: {"num_key_value_heads": 4} for key in ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")},
     "Qwen3NextForCausalLM": {"num_hidden_layers": 4},
     "RecurrentGemmaForCausalLM": {"num_hidden_layers": 3},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"]},
@@ -52,9 +52,7 @@ DOZEN = (
     *("FalconH1ForCausalLM", "MambaForCausalLM", "BertLMHeadModel"),
 )
 COLUMNS = ("loss", "gradients", "merge", "greedy", "job", "served")
-ROWS = [
-    {"prompt": f"def add_{n}(a, b):\n", "completion": f"    return a + b + {n}\n" * (1 + n % 3)} for n in range(24)
-]
+ROWS = [{"prompt": f"def add_{n}(a, b):\n", "completion": f"    return a + b + {n}\n" * (1 + n % 3)} for n in range(24)]
 
 
 @dataclass(frozen=True)
