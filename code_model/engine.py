@@ -27,6 +27,7 @@ from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishRe
 from code_model.params import GenerationParams, invalid
 from code_model.text import TextStream, encode_completions, encode_prompt
 from code_model.threads import Threads
+from code_model.whole_batch import end_tokens, masks_padding
 
 IDLE_S = 10.0  # without a request, after which the thread ends
 REMEMBERED = 1000  # finished requests whose usage is still known
@@ -101,8 +102,7 @@ class Engine:
         and leave, such as those that keep more than keys and values of a text."""
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
         self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        ends = model.generation_config.eos_token_id
-        self.ends = frozenset([ends] if isinstance(ends, int) else ends or [])
+        self.ends = end_tokens(model)
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else next(iter(self.ends), 0))
         self.whole = None if works(model, self.decoder.pad) else whole
@@ -334,6 +334,8 @@ class Engine:
             return
         params = self._waiting[0].params
         batch = [request for request in self._waiting if request.params == params][: self.limits.max_batch]
+        if not masks_padding(self.model):
+            batch = [request for request in batch if _length(request) == _length(batch[0])]
         self._active = batch
         self._waiting = deque(request for request in self._waiting if request not in batch)
         now = time.monotonic()
@@ -395,10 +397,15 @@ class _Stopping:
         return torch.tensor(over, device=input_ids.device)  # (B,)
 
 
+def _length(request: Request) -> int:
+    """Tokens of a request's prompt."""
+    assert request.completion is not None
+    return len(request.completion.prompt)
+
+
 def _final(request: Request) -> int:
     """Tokens of a request when it has all that it asked for."""
-    assert request.completion is not None
-    return len(request.completion.prompt) + request.params.max_new_tokens
+    return _length(request) + request.params.max_new_tokens
 
 
 def _failure(error: Exception) -> MlflowException:

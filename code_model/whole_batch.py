@@ -3,23 +3,99 @@
 The trainer evaluates with it, and the engine serves with it the models whose sequences cannot join and leave a batch.
 """
 
+import itertools
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from code_model.params import GenerationParams, invalid
-from code_model.text import cut, decode_completion, encode_prompt
+from code_model.text import TextStream, cut, encode_prompt
 
 
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[str], params: GenerationParams, stopping: Any = None
 ) -> list[str]:
-    """The completions of some prompts as one batch, without the prompts.
+    """The completions of some prompts, without the prompts.
 
-    `stopping`: a transformers.StoppingCriteria that ends some of them early.
+    As one batch, or in batches of one length where the model takes padding for text.
+
+    `stopping`: a transformers.StoppingCriteria that ends some of them early, of one batch alone.
     """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    lengths = sorted({len(ids) for ids in encoded})
+    if len(lengths) == 1 or masks_padding(model):
+        return _generate(model, tokenizer, encoded, params, stopping)
+    found = [""] * len(prompts)
+    for length in lengths:
+        places = [place for place, ids in enumerate(encoded) if len(ids) == length]
+        texts = _generate(model, tokenizer, [encoded[place] for place in places], params, None)
+        for place, text in zip(places, texts, strict=True):
+            found[place] = text
+    return found
+
+
+def masks_padding(model: Any) -> bool:
+    """Whether a text is completed in the same way with padding before it: not so by RWKV, say. Tried once a model."""
+    if model not in _MASKS_PADDING:
+        _MASKS_PADDING[model] = _try_padding(model)
+    return _MASKS_PADDING[model]
+
+
+_MASKS_PADDING: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
+
+
+def reads_as_it_completes(model: Any) -> bool:
+    """Whether `generate` goes by the logits of a forward pass over the whole text: by these a model is judged."""
     import torch
 
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    count = model.get_input_embeddings().weight.shape[0]
+    ids = torch.tensor([[(3 + 7 * place) % count for place in range(6)]] * 2, device=model.device)
+    tokens, found = _completed(model, ids, torch.ones_like(ids))
+    with torch.inference_mode():
+        expected = model(input_ids=tokens[:, :-1], use_cache=False).logits[:, ids.shape[1] - 1 :].float()
+    return bool((found - expected).abs().mean() < 0.1 * expected.std())
+
+
+def _completed(model: Any, ids: Any, mask: Any) -> tuple[Any, Any]:
+    """Four tokens more for each row: (all token ids, (B, T + 4); the logits of the new ones, (B, 4, vocabulary))."""
+    import torch
+
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return output.sequences, torch.stack(output.logits, dim=1).float()
+
+
+def _try_padding(model: Any) -> bool:
+    import torch
+
+    count = model.get_input_embeddings().weight.shape[0]
+    ids = [(3 + 7 * place) % count for place in range(6)]
+    (_, alone), (_, padded) = (
+        _completed(
+            model,
+            torch.tensor([[1 % count] * padding + ids], device=model.device),
+            torch.tensor([[0] * padding + [1] * len(ids)], device=model.device),
+        )
+        for padding in (0, 5)
+    )
+    return bool((alone - padded).abs().mean() < 0.1 * alone.std())
+
+
+def _generate(
+    model: Any, tokenizer: Any, encoded: Sequence[list[int]], params: GenerationParams, stopping: Any
+) -> list[str]:
+    """The completions of some prompts, as token ids, as one batch."""
+    import torch
+
     longest = max(len(ids) for ids in encoded)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and longest + params.max_new_tokens > limit:
@@ -52,7 +128,21 @@ def generate(
             pad_token_id=pad,
             **sampling,
         )  # (B, T + new)
-    return [
-        cut(decode_completion(tokenizer, ids, row[longest:].tolist()), params.stop)
-        for ids, row in zip(encoded, output, strict=True)
-    ]
+    ends = end_tokens(model)
+    new = [list(itertools.takewhile(lambda token: token not in ends, row[longest:].tolist())) for row in output]
+    return [cut(_text(tokenizer, ids, tokens), params.stop) for ids, tokens in zip(encoded, new, strict=True)]
+
+
+def end_tokens(model: Any) -> frozenset[int]:
+    """The tokens that end a completion."""
+    ends = model.generation_config.eos_token_id
+    return frozenset([ends] if isinstance(ends, int) else ends or [])
+
+
+def _text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text of new tokens, piece by piece as serving streams it: what is no character may come out otherwise."""
+    stream = TextStream(tokenizer, prompt, ())
+    for token in new:
+        stream.add(token)
+    stream.finish()
+    return stream.all

@@ -1,4 +1,4 @@
-"""The command line: `trainer [train|prepare|evaluate] [--config FILE] [section.key=value …]`."""
+"""The command line: `trainer [train|prepare|evaluate|export] [--config FILE] [section.key=value …]`."""
 
 import json
 import os
@@ -51,6 +51,10 @@ class _ConfigHelp(click.Command):
 
 class _PrepareHelp(_ConfigHelp):
     sections = ("data", "model", "trainer")
+
+
+class _ExportHelp(_ConfigHelp):
+    sections = ("tracking",)
 
 
 class _EvaluateHelp(_ConfigHelp):
@@ -172,6 +176,40 @@ def evaluate(
         return
     for name, value in sorted(metrics.items()):
         click.echo(f"  {name:<36}{value:>12.4f}")
+
+
+@main.command(cls=_ExportHelp, short_help="Write a registered version for use elsewhere.")
+@click.option("--model-uri", required=True, help="Which version: models:/NAME/NUMBER or models:/NAME@ALIAS.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["adapter", "merged", "gguf"]),
+    default="merged",
+    show_default=True,
+    help="adapter: PEFT's, to put on the base model. merged: a folder that transformers and vLLM load. gguf: a file "
+    "for llama.cpp and Ollama.",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Where to: a name that is free.")
+@click.option(
+    "--gguf-type",
+    type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
+    default="f16",
+    show_default=True,
+    help="Number format of a GGUF file.",
+)
+@_config_options
+def export(
+    config_path: str | None, model_uri: str, form: str, output: Path, gguf_type: str, overrides: tuple[str, ...]
+) -> None:
+    """Export a registered version: its adapter, its merged weights, or a GGUF file.
+
+    Example: trainer export --model-uri models:/code_model_fine_tuning_model@production --format gguf -o tuned.gguf
+    """
+    config = load_config(config_path, overrides)
+    with _interruptible("Nothing was written."):
+        from trainer.export import export as write
+
+        write(config, model_uri, form, output, gguf_type)
 
 
 @contextmanager

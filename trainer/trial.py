@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from code_model.decoding import works
 from code_model.params import GenerationParams
 from code_model.weights import first_line
-from code_model.whole_batch import generate
+from code_model.whole_batch import generate, reads_as_it_completes
 from contract.errors import InputError
 from trainer import base_model
 from trainer.base_model import BaseModel
@@ -60,9 +60,15 @@ def _complete(model: Any, tokenizer: Any, name: str) -> None:
         return
     try:
         generate(model, tokenizer, [example.prompt for example in EXAMPLES], GenerationParams(max_new_tokens=3))
+        same = reads_as_it_completes(model)
     except Exception as error:  # whatever the architecture's own code raises
         _unless_memory(error)
-        raise InputError(f"{name} that completes no text here: {first_line(error)}") from error
+        raise InputError(f"{name} that cannot complete a text: {first_line(error)}") from error
+    if not same:
+        raise InputError(
+            f"{name} that completes a text otherwise than it reads it (its cache gives other results): what is served "
+            "would not be what was judged. Expected another architecture, or another version of transformers."
+        )
 
 
 def _step(model: Any, tokenizer: Any, config: Config, name: str) -> None:

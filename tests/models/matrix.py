@@ -44,6 +44,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     **{key: {"num_key_value_heads": 4} for key in ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")},
     "Qwen3NextForCausalLM": {"num_hidden_layers": 4},
     "RecurrentGemmaForCausalLM": {"num_hidden_layers": 3},
+    "BambaForCausalLM": {"attn_layer_indices": [1]},
+    "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"]},
 }
 DOZEN = (
@@ -240,7 +242,7 @@ def _served(row: Row, where: Path, client: Any, number: str) -> None:
     import pandas as pd
     import torch
 
-    from code_model.text import decode_completion, encode_prompt
+    from code_model.text import TextStream, encode_prompt
 
     served_wrong = greedy_wrong = 0
     for version_number in ("1", number):
@@ -263,9 +265,12 @@ def _served(row: Row, where: Path, client: Any, number: str) -> None:
                     ids.append(token)
                     if token in own.engine.ends:
                         break
-            new = ids[len(start) :]
-            text = decode_completion(own.tokenizer, start, new[:-1] if new[-1] in own.engine.ends else new)
-            greedy_wrong += text != answer
+            stream = TextStream(own.tokenizer, start, ())
+            for token in ids[len(start) :]:
+                if token not in own.engine.ends:
+                    stream.add(token)
+            stream.finish()
+            greedy_wrong += stream.all != answer
     row.check("greedy", greedy_wrong, 0)
     row.check("served", served_wrong, 0)
 
