@@ -22,6 +22,7 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
 )
 
+from code_model import memory
 from code_model.decoding import Completion, Decoder, Sampling, pack_linear_layers, works
 from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishReason
 from code_model.params import GenerationParams, invalid
@@ -39,7 +40,7 @@ class Limits:
 
     max_batch: int = 32  # completions at once
     max_queue: int = 128  # completions that wait
-    max_prompt_tokens: int = 4096
+    max_prompt_tokens: int = 0  # 0: as many as the model has positions, and the memory room
     max_new_tokens: int = 2048  # that one request may ask for
     max_batch_tokens: int = 65_536  # prompts and completions in one batch: bounds the memory for keys and values
     prefill_tokens: int = 2048  # prompts' tokens that are read before those under way get their next token
@@ -102,6 +103,7 @@ class Engine:
         and leave, such as those that keep more than keys and values of a text."""
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
         self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.room = memory.tokens_that_fit(model)  # of prompts and completions, in one batch; None: unknown
         self.ends = end_tokens(model)
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else next(iter(self.ends), 0))
@@ -245,7 +247,7 @@ class Engine:
             self._fail(
                 request, invalid(f"max_new_tokens is {wanted}. Expected {self.limits.max_new_tokens} at most here.")
             )
-        elif len(ids) > self.limits.max_prompt_tokens:
+        elif 0 < self.limits.max_prompt_tokens < len(ids):
             self._fail(
                 request,
                 invalid(f"A prompt has {len(ids)} tokens. Expected {self.limits.max_prompt_tokens} at most here."),
@@ -256,6 +258,14 @@ class Engine:
                 invalid(
                     f"A prompt of {len(ids)} tokens and max_new_tokens={wanted} exceed the model's "
                     f"{self.positions} positions. Expected a shorter prompt or fewer new tokens."
+                ),
+            )
+        elif self.room is not None and len(ids) + wanted > self.room:
+            self._fail(
+                request,
+                invalid(
+                    f"A prompt of {len(ids)} tokens and max_new_tokens={wanted} exceed the {self.room} tokens that "
+                    "this machine's memory has room for. Expected a shorter prompt or fewer new tokens."
                 ),
             )
         else:
@@ -274,6 +284,7 @@ class Engine:
         """Those waiting that join now: as many as have room, and as belong into one batch of prompts."""
         joining: list[Request] = []
         longest = max((_final(request) for request in self._active), default=0)
+        most = min(self.limits.max_batch_tokens, self.room or self.limits.max_batch_tokens)
         for request in self._waiting:
             assert request.completion is not None
             size, widest = len(request.completion.prompt), max(len(r.completion.prompt) for r in [*joining, request])  # type: ignore[union-attr]
@@ -281,12 +292,12 @@ class Engine:
             longest = max(longest, _final(request))
             if joining and (
                 rows > self.limits.max_batch
-                or rows * longest > self.limits.max_batch_tokens
+                or rows * longest > most
                 or (len(joining) + 1) * widest > self.limits.prefill_tokens
                 or 2 * size < widest  # would be mostly padding
             ):
                 break
-            if rows > self.limits.max_batch or (self._active and rows * longest > self.limits.max_batch_tokens):
+            if rows > self.limits.max_batch or (self._active and rows * longest > most):
                 break
             joining.append(request)
         for request in joining:

@@ -53,7 +53,9 @@ class ServingSettings(BaseSettings):
 
     serving_max_batch: int = Field(default=32, ge=1, description="Completions that are under way at once.")
     serving_max_queue: int = Field(default=128, ge=1, description="Completions that may wait; else 429.")
-    serving_max_prompt_tokens: int = Field(default=4096, ge=1, description="Longest prompt; else 422.")
+    serving_max_prompt_tokens: int = Field(
+        default=0, ge=0, description="Longest prompt; else 422. 0: as the model's positions and the memory allow."
+    )
     serving_max_new_tokens: int = Field(default=2048, ge=1, description="Most tokens to ask for; else 422.")
     serving_max_batch_tokens: int = Field(
         default=65_536, ge=1, description="Tokens, asked for and read, under way at once: bounds the memory for them."

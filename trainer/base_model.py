@@ -22,6 +22,7 @@ from trainer.config import ModelConfig
 
 SMOLLM2 = "bundled:smollm2-135m"
 TINY = "bundled:tiny-random"
+PARAGRAPHS = "{% for message in messages %}{{ message['content'] + '\\n\\n' }}{% endfor %}"
 LFS = b"version https://git-lfs"
 # A prompt, and what goes on with it.
 SAMPLE = ("def add(a, b):\n", '    if a:\n\t\treturn "x  y"\n\n    return a + b\n')
@@ -36,6 +37,7 @@ class BaseModel:
     name: str
     folder: Path
     revision: str  # Hub commit, package version or digest of the weights
+    trust_remote_code: bool = False  # run the code that lies in the folder
 
     @property
     def identity(self) -> str:
@@ -68,7 +70,7 @@ def resolve(config: ModelConfig) -> BaseModel:
             "*.safetensors, as it was before any conversion."
         )
     if folder.is_dir():
-        return BaseModel(config.name, folder, f"sha256:{_digest_of_weights(folder)}")
+        return BaseModel(config.name, folder, f"sha256:{_digest_of_weights(folder)}", config.trust_remote_code)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name) or config.name.startswith("."):
         raise InputError(
             f"model.name is '{config.name}', which is no folder. Expected a local folder, a Hub id such as "
@@ -82,7 +84,7 @@ def load_tokenizer(base: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=base.trust_remote_code)
     except Exception as error:  # whatever a broken file makes the tokenizer's own code raise
         raise InputError(f"model.name: no tokenizer loads from '{base.folder}': {first_line(error)}") from error
     prompt = encode_prompt(tokenizer, SAMPLE[0])
@@ -127,7 +129,7 @@ def load_model(base: BaseModel, config: ModelConfig, tokenizer: Any, in_4bit: bo
         )
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        model = load_causal_lm(base.folder, dtype=dtype, **options)
+        model = load_causal_lm(base.folder, base.trust_remote_code, dtype=dtype, **options)
     except MlflowException as error:
         raise InputError(_about(base, error.message)) from error
     model = model if in_4bit else model.to(device)
@@ -198,17 +200,25 @@ def positions(base: BaseModel) -> int | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = getattr(causal_config(base.folder), "max_position_embeddings", None)
+        config = causal_config(base.folder, base.trust_remote_code)
+        found = getattr(config, "max_position_embeddings", None)
     except MlflowException as error:
         raise InputError(_about(base, error.message)) from error
     return int(found) if found is not None and found > 0 else None  # XLNet's -1: as many as you like
 
 
 def chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """Messages as the text before the assistant's answer; plain paragraphs where there is no template."""
-    if getattr(tokenizer, "chat_template", None):
+    """Messages as the text before the assistant's answer.
+
+    A tokenizer without a template gets one of plain paragraphs, which is saved with it: who trained on chats so, serves
+    them so. Raises InputError for messages that the template refuses.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = PARAGRAPHS
+    try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return "".join(f"{message['content']}\n\n" for message in messages)
+    except Exception as error:  # whatever the template's own code raises
+        raise InputError(f"the base model's chat template refuses the messages: {first_line(error)}") from error
 
 
 def _bundled(config: ModelConfig) -> BaseModel:
@@ -317,7 +327,10 @@ def _from_hub(config: ModelConfig) -> BaseModel:
             snapshot_download(
                 config.name,
                 revision=config.revision,
-                allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
+                allow_patterns=[
+                    *("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"),
+                    *(["*.py"] if config.trust_remote_code else []),
+                ],
             )
         )
     except RepositoryNotFoundError as error:
@@ -337,7 +350,7 @@ def _from_hub(config: ModelConfig) -> BaseModel:
     _refuse_adapter(folder)
     for path in folder.glob("*.safetensors"):
         _refuse_integers(path)
-    return BaseModel(config.name, folder, folder.name)
+    return BaseModel(config.name, folder, folder.name, config.trust_remote_code)
 
 
 def _refuse_adapter(folder: Path) -> None:

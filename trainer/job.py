@@ -228,7 +228,9 @@ def _tuned(job: Job, result: Path) -> Any:
 
     if job.config.trainer.method == "full":
         job.release_model()
-        return base_model.load_model(BaseModel("the result", result, ""), job.config.model, job.tokenizer)
+        return base_model.load_model(
+            BaseModel("the result", result, "", job.base.trust_remote_code), job.config.model, job.tokenizer
+        )
     if job.config.lora.load_in_4bit:
         job.release_model()  # merged in 4 bits, what was learnt would be rounded away
     if job.model is None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from code_model.pyfunc import CodeGenerationModel
@@ -15,6 +15,8 @@ from tests import models
 from trainer import base_model
 from trainer.config import EvalConfig, ModelConfig
 from trainer.data.example import Example
+from trainer.data.items import Row
+from trainer.data.rows import parse
 from trainer.evaluation.models import LoadedModel
 from trainer.evaluation.table import evaluate
 
@@ -68,9 +70,24 @@ def test_hub_id_without_a_hub_is_a_clear_error(monkeypatch, tmp_path) -> None:
         base_model.resolve(ModelConfig(name="no-such-org/model"))
 
 
-def test_messages_without_a_template_become_paragraphs(tiny) -> None:
+def test_messages_without_a_template_become_paragraphs_and_the_template_is_saved(tiny, tmp_path) -> None:
     tokenizer = base_model.load_tokenizer(tiny)
-    assert base_model.chat_template(tokenizer, [{"role": "user", "content": "hi"}]) == "hi\n\n"
+    assert tokenizer.chat_template is None
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "  you {{ }}\n"}]
+    assert base_model.chat_template(tokenizer, messages) == "hi\n\n  you {{ }}\n\n\n"
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == "hi\n\n  you {{ }}\n\n\n"
+
+
+def test_a_template_that_refuses_messages_says_where(tiny, tmp_path) -> None:
+    tokenizer = base_model.load_tokenizer(tiny)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    row = Row(
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "x.jsonl, line 3"
+    )
+    with pytest.raises(InputError, match=r"x\.jsonl, line 3: the base model's chat template.*roles must alternate"):
+        parse(row, lambda messages: base_model.chat_template(tokenizer, messages), "text")
 
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -165,6 +182,91 @@ def test_adapters_and_pointers_are_no_weights(tiny, tmp_path) -> None:
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(InputError, match=r"model\.safetensors' is Git LFS's pointer.*git lfs pull"):
         base_model.resolve(ModelConfig(name=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"m.gguf": b"GGUF"}, "made to be served: take the model that it was converted from"),
+        ({"pytorch_model.bin": b"PK"}, "Pickled weights can run code and are not loaded"),
+        ({"config.json": b"{}", "consolidated.00.pth": b"PK"}, "Expected config.json and \\*.safetensors"),
+    ],
+)
+def test_other_formats_are_refused_with_what_to_do(tmp_path, files: dict[str, bytes], expected: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=expected):
+        base_model.resolve(ModelConfig(name=str(tmp_path)))
+
+
+def test_the_path_of_a_file_is_no_folder(tmp_path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"m\.gguf', a GGUF file, made to be served by llama\.cpp"):
+        base_model.resolve(ModelConfig(name=str(tmp_path / "m.gguf")))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8"])
+def test_quantized_models_are_refused_by_name(tiny, tmp_path, method: str) -> None:
+    folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), "LlamaForCausalLM")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    with pytest.raises(InputError, match=rf"already quantized \({method}\)\. Expected 16-bit weights"):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_weights_of_eight_bits_are_refused_without_a_config_too(tiny, tmp_path, dtype) -> None:
+    folder = models.make(tmp_path / "m", base_model.load_tokenizer(tiny), "LlamaForCausalLM")
+    models.change_weights(folder, lambda weights: weights.update({UP: weights[UP].to(dtype)}))
+    with pytest.raises(InputError, match=rf"holds {UP} as .*already quantized"):
+        base_model.resolve(ModelConfig(name=str(folder)))
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+print("the folder's code runs")
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(tiny, tmp_path):
+    """A model whose code lies in its folder."""
+    folder = models.make(tmp_path / "own", base_model.load_tokenizer(tiny), "LlamaForCausalLM")
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": auto_map}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_own.py").write_text(CODE)
+    return folder
+
+
+def test_code_that_comes_with_a_model_is_not_run_unless_its_owner_says_so(own_code, tmp_path, capsys) -> None:
+    with pytest.raises(InputError, match=r"own_llama whose code comes with it.*model\.trust_remote_code=true"):
+        load(own_code)
+    context = SimpleNamespace(artifacts={"model": str(own_code)}, model_config={"device": "cpu"})
+    with pytest.raises(MlflowException, match="whose code comes with it"):
+        CodeGenerationModel().load_context(context)
+    assert "runs" not in capsys.readouterr().out
+    config = ModelConfig(name=str(own_code), device="cpu", trust_remote_code=True)
+    base = base_model.resolve(config)
+    model = base_model.load_model(base, config, base_model.load_tokenizer(base))
+    assert "runs" in capsys.readouterr().out
+    model.save_pretrained(tmp_path / "tuned")  # as a version has it: not served
+    context = SimpleNamespace(artifacts={"model": str(tmp_path / "tuned")}, model_config={"device": "cpu"})
+    with pytest.raises(MlflowException, match="whose code comes with it"):
+        CodeGenerationModel().load_context(context)
+
+
+def test_models_that_take_images_too_are_refused_by_name(tiny, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": {}, "vision_config": {}}))
+    save_file({"w.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    base = base_model.resolve(ModelConfig(name=str(tmp_path)))
+    with pytest.raises(InputError, match=r"model of type gemma3, which takes more than text \(images or sound\)"):
+        base_model.positions(base)
 
 
 def test_weights_that_are_tied_are_not_missing(tiny) -> None:

@@ -193,6 +193,7 @@ def test_a_full_queue_takes_no_more(parts, monkeypatch) -> None:
     [
         ("x", 9, {"max_new_tokens": 8}, "max_new_tokens is 9. Expected 8 at most"),
         ("x" * 200, 1, {"max_prompt_tokens": 100}, "A prompt has 200 tokens. Expected 100 at most"),
+        ("x" * 4090, 7, {}, "A prompt of 4090 tokens and max_new_tokens=7 exceed the model's 4096 positions"),
         ("x", 100_000, {"max_new_tokens": 10**6}, "exceed the model's"),
     ],
 )

@@ -50,7 +50,8 @@ def parse(row: Row, chat_template: ChatTemplate, language: str) -> Example | Fil
         asked = _text(values, "instruction", where)
         extra = _text(values, "input", where) if values.get("input") else ""
         message = f"{asked}\n\n{extra}" if extra else asked
-        prompt, completion = chat_template([{"role": "user", "content": message}]), _text(values, "output", where)
+        prompt = _render(chat_template, [{"role": "user", "content": message}], where)
+        completion = _text(values, "output", where)
     elif "prompt" in values:
         test = _test(values, where)
         names = [name for name in ("completion", "canonical_solution") if values.get(name) is not None]
@@ -94,7 +95,14 @@ def _from_messages(messages: Any, where: str, chat_template: ChatTemplate) -> tu
         raise InputError(
             f"{where}: 'messages' must be a list of two or more {{role, content}} that ends with the assistant's."
         )
-    return chat_template(messages[:-1]), messages[-1]["content"]
+    return _render(chat_template, messages[:-1], where), messages[-1]["content"]
+
+
+def _render(chat_template: ChatTemplate, messages: list[dict[str, str]], where: str) -> str:
+    try:
+        return chat_template(messages)
+    except InputError as error:
+        raise InputError(f"{where}: {error.message}") from error
 
 
 def _test(values: dict[str, Any], where: str) -> str | None:

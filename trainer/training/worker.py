@@ -34,7 +34,7 @@ def work(folder: Path, rank: int) -> None:
     """Train as the task in the job's folder says."""
     base_model.quiet()
     task, config = Task.read(folder), load_config(str(folder / CONFIG), [])
-    base = BaseModel(task.base_name, Path(task.base_folder), task.base_revision)
+    base = BaseModel(task.base_name, Path(task.base_folder), task.base_revision, config.model.trust_remote_code)
     if torch.cuda.is_available() and config.model.device != "cpu":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     tokenizer = base_model.load_tokenizer(base)
