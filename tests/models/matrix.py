@@ -13,6 +13,7 @@ what it was judged by.
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import traceback
@@ -48,11 +49,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"]},
 }
-DOZEN = (
-    *("GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM", "Starcoder2ForCausalLM", "PhimoeForCausalLM"),
-    *("Gemma2ForCausalLM", "Qwen3ForCausalLM", "DeepseekV3ForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM"),
-    *("FalconH1ForCausalLM", "MambaForCausalLM", "BertLMHeadModel"),
-)
 COLUMNS = ("loss", "gradients", "merge", "greedy", "job", "served")
 ROWS = [{"prompt": f"def add_{n}(a, b):\n", "completion": f"    return a + b + {n}\n" * (1 + n % 3)} for n in range(24)]
 
@@ -100,6 +96,14 @@ SETTINGS = [
     Case("factor: Granite", "GraniteForCausalLM", changes={"logits_scaling": 8.0}),
 ]
 
+CASES = [*ARCHITECTURES, *TOKENIZERS, *GENERATION, *SETTINGS]
+# Each kind once, for every day: the rest is for the night.
+EVERYDAY = (
+    *("GPT2LMHeadModel", "Starcoder2ForCausalLM", "Qwen3ForCausalLM", "DeepseekV3ForCausalLM", "FalconH1ForCausalLM"),
+    *("MambaForCausalLM", "RwkvForCausalLM", "BertLMHeadModel", "tokenizer: Llama 2", "generation: sampling keys"),
+    *("generation: ends", "window: Phimoe", "chunks: Llama 4", "cap: Gemma 2"),
+)
+
 
 @dataclass
 class Row:
@@ -121,54 +125,54 @@ class Row:
         return f"{self.name:30}" + "".join(f"{self.found.get(name, ''):>11}" for name in COLUMNS) + f"  {verdict}"
 
 
-def try_out(case: Case, folder: Path) -> Row:
-    """The row of one model, made and trained in a folder."""
+def try_out(case: Case, folder: Path, database: Path) -> Row:
+    """The row of one model, made and trained in a folder; its runs go to an SQLite database."""
     row = Row(case.name)
     family = tokenizers.wordpiece if case.tokenizer == "WordPiece" else tokenizers.FAMILIES[case.tokenizer]
     made = models.make(folder / "model", tokenizers.wrap(family()), case.architecture, case.generation, **case.changes)
     (folder / "rows.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ROWS))
-    version = _job(row, made, folder)
-    if version is None:
+    experiment = re.sub(r"\W+", "_", case.name)
+    if not _trains(row, made, folder, f"sqlite:///{database}", experiment):
         return row
+    if case.generation is not None and json.loads((made / "generation_config.json").read_text()) != case.generation:
+        row.wrong.append("job: the base model's generation_config.json is another")
     _numbers(row, made)
-    _served(row, folder, *version)
+    _served(row, folder, experiment)
     return row
 
 
-def _settings(model: Path, folder: Path) -> list[str]:
+def _settings(model: Path, folder: Path, tracking: str, experiment: str) -> list[str]:
     return [
         *(f"model.name={model}", "model.dtype=float32", "model.device=cpu", f"data.source={folder / 'rows.jsonl'}"),
         *("data.eval_fraction=0.3", "eval.max_new_tokens=8", "trainer.max_steps=2", "trainer.lr=1e-2"),
-        *("trainer.max_length=128", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"),
-        *("tracking.experiment_name=matrix", "tracking.system_metrics_interval_s=0"),
+        *("trainer.max_length=128", f"tracking.uri={tracking}"),
+        *(f"tracking.experiment_name={experiment}", "tracking.system_metrics_interval_s=0"),
     ]
 
 
-def _job(row: Row, model: Path, folder: Path) -> tuple[Any, str] | None:
-    """The client and the number of the version that `trainer` registered; None where it refused the model."""
-    import os
-
+def _trains(row: Row, model: Path, folder: Path, tracking: str, experiment: str) -> bool:
+    """Whether `trainer` trains and registers the model; else the row says why not."""
     import mlflow
     from click.testing import CliRunner
 
     from trainer.cli import main as trainer
 
-    os.environ |= {"CHECKPOINTS_DIR": str(folder / "checkpoints"), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    mlflow.create_experiment("matrix", artifact_location=str(folder / "artifacts"))
-    result = CliRunner().invoke(trainer, _settings(model, folder))
+    mlflow.set_tracking_uri(tracking)
+    mlflow.create_experiment(experiment, artifact_location=str(folder / "artifacts"))
+    settings = _settings(model, folder, tracking, experiment)
+    result = CliRunner().invoke(trainer, settings, env={"CHECKPOINTS_DIR": str(folder / "checkpoints")})
     if result.exit_code == 2:
         row.found["job"] = "refused"
         row.refused = result.output.strip().splitlines()[-1].replace(str(folder), "…").removeprefix("Error: ")
-        return None
+        return False
     if result.exit_code:
         row.found["job"] = "failed"
         said = (result.output.strip().splitlines() or [""])[-1]
         raised = "".join(traceback.format_exception(result.exception)[-1:]).strip() if result.exception else ""
         row.wrong.append(f"job: exit {result.exit_code}: {said} {raised}"[:300])
-        return None
+        return False
     row.found["job"] = "done"
-    return mlflow.MlflowClient(), "2"
+    return True
 
 
 def _numbers(row: Row, folder: Path) -> None:
@@ -236,7 +240,7 @@ def _numbers(row: Row, folder: Path) -> None:
     row.check("merge", float((before - merged).abs().max() / before.std()), 1e-4)
 
 
-def _served(row: Row, where: Path, client: Any, number: str) -> None:
+def _served(row: Row, folder: Path, experiment: str) -> None:
     """Whether the registered versions answer as they were judged, and as a plain forward pass would."""
     import mlflow
     import pandas as pd
@@ -245,13 +249,15 @@ def _served(row: Row, where: Path, client: Any, number: str) -> None:
     from code_model.text import TextStream, encode_prompt
 
     served_wrong = greedy_wrong = 0
-    for version_number in ("1", number):
-        version = client.get_model_version("matrix_model", version_number)
-        loaded = mlflow.pyfunc.load_model(
-            f"models:/matrix_model/{version_number}", model_config={"dtype": "float32", "device": "cpu"}
-        )
+    name = f"{experiment}_model"
+    for number in ("1", "2"):  # the base model, and the tuned one
+        version = mlflow.MlflowClient().get_model_version(name, number)
+        options = {"dtype": "float32", "device": "cpu"}
+        loaded = mlflow.pyfunc.load_model(f"models:/{name}/{number}", model_config=options)
         own = loaded.unwrap_python_model()
-        path = mlflow.artifacts.download_artifacts(f"runs:/{version.run_id}/eval/examples.parquet", dst_path=str(where))
+        path = mlflow.artifacts.download_artifacts(
+            f"runs:/{version.run_id}/eval/examples.parquet", dst_path=str(folder)
+        )
         table = pd.read_parquet(path)
         answers = loaded.predict(table["prompt"].tolist(), params={"max_new_tokens": 8})
         served_wrong += sum(a != b for a, b in zip(answers, table["completion"], strict=True))
@@ -279,14 +285,16 @@ def table(cases: Sequence[Case]) -> list[Row]:
     """Print a row of each model as it is done; returns them all."""
     print(f"{'model':30}" + "".join(f"{name:>11}" for name in COLUMNS) + "  verdict")
     rows = []
-    for case in cases:
-        with tempfile.TemporaryDirectory(prefix="ratchet-matrix-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ratchet-matrix-") as root:
+        for number, case in enumerate(cases):
+            folder = Path(root, str(number))
+            folder.mkdir()
             try:
-                row = try_out(case, Path(folder))
+                row = try_out(case, folder, Path(root, "mlflow.db"))
             except Exception as error:
                 row = Row(case.name, wrong=[f"{type(error).__name__}: {error}"[:300]])
-        print(row, flush=True)
-        rows.append(row)
+            print(row, flush=True)
+            rows.append(row)
     return rows
 
 
@@ -302,7 +310,7 @@ def main() -> None:
     base_model.quiet()
     every = list(dict.fromkeys(name if isinstance(name, str) else name[0] for name in KNOWN.values()))
     named = options.architectures or (every if options.all else ())
-    rows = table([_case(name) for name in named] or [*ARCHITECTURES, *TOKENIZERS, *GENERATION, *SETTINGS])
+    rows = table([_case(name) for name in named] or CASES)
     wrong = sum(bool(row.wrong) for row in rows)
     refused = sum(bool(row.refused) for row in rows)
     print(f"{len(rows) - wrong - refused} right, {refused} refused, {wrong} wrong")
