@@ -56,6 +56,7 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls old names
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="peft")  # of experts that this model has none of
 
 
 def resolve(config: ModelConfig) -> BaseModel:

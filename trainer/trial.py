@@ -35,10 +35,7 @@ def try_out(base: BaseModel, model: Any, tokenizer: Any, config: Config) -> str:
     check_vocabulary(model.get_input_embeddings().weight.shape[0], ids)
     _save_generation_config(model, tokenizer, name)
     _complete(model, tokenizer, name)
-    _step(model, tokenizer, config, name)
-    if config.trainer.method == "lora" and config.lora.target_modules == "all-linear":
-        return adapter.in_words(model)
-    return ""
+    return _step(model, tokenizer, config, name)
 
 
 def _save_generation_config(model: Any, tokenizer: Any, name: str) -> None:
@@ -71,15 +68,19 @@ def _complete(model: Any, tokenizer: Any, name: str) -> None:
         )
 
 
-def _step(model: Any, tokenizer: Any, config: Config, name: str) -> None:
-    """One forward and backward pass, without a change to the weights."""
+def _step(model: Any, tokenizer: Any, config: Config, name: str) -> str:
+    """One forward and backward pass, without a change to the weights; what people should know of the adapter."""
     lora = config.trainer.method == "lora" and not config.lora.load_in_4bit  # its 4-bit weights are loaded later
     training, wanted = model.training, [weight.requires_grad for weight in model.parameters()]
     trained = model
     try:
         if lora:
+            everywhere = config.lora.target_modules == "all-linear"
+            left = adapter.left_out(model) if everywhere else {}
             trained = adapter.add_adapter(model, config)
+            about = adapter.in_words(left, trained) if everywhere else ""
         else:
+            about = ""
             model.requires_grad_(True)
         batch = collate(encode_all(tokenizer, EXAMPLES), tokenizer.pad_token_id)
         batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
@@ -95,6 +96,7 @@ def _step(model: Any, tokenizer: Any, config: Config, name: str) -> None:
             raise ValueError("its loss depends on none of the weights that would be trained")
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             raise ValueError("its gradients are not finite")
+        return about
     except Exception as error:  # whatever PEFT, or the architecture's own code, raises
         _unless_memory(error)
         how = "Name other layers with lora.target_modules, or train all weights with trainer.method=full."

@@ -9,7 +9,9 @@ from transformers.pytorch_utils import Conv1D
 from code_model.decoding import calls
 from trainer.config import Config
 
-# Layers of state-space models whose weights their kernels read themselves: PEFT refuses an adapter there.
+# Layers whose weights the fused kernels of these architectures read themselves, by `model_type`: PEFT refuses an
+# adapter there (peft.tuners.tuners_utils).
+STATE_SPACES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 OF_STATE_SPACES = ("out_proj", "conv1d")
 
 
@@ -47,7 +49,7 @@ def left_out(model: Any) -> dict[str, str]:
     Those whose class computes something else than a linear layer (routers that return more than one tensor), and those
     that are never called, since the model's own code reads their weights: an adapter would change nothing there.
     """
-    mixes = _has_state_spaces(model)
+    mixes = model.config.model_type in STATE_SPACES
     called = calls(model)
     head = model.get_output_embeddings()
     found = {}
@@ -65,18 +67,18 @@ def left_out(model: Any) -> dict[str, str]:
     return found
 
 
-def in_words(model: Any) -> str:
-    """What `all-linear` leaves out, for people; empty where that is nothing."""
+def in_words(left: dict[str, str], adapted: Any) -> str:
+    """What has no adapter although `all-linear` asked for one, for people; empty where that is nothing.
+
+    `left`: what `left_out` said of the model, which is `adapted` now.
+    """
     kinds: dict[tuple[str, str], int] = {}
-    for name, reason in left_out(model).items():
+    for name, reason in left.items():
         key = (name.rpartition(".")[2], reason)
         kinds[key] = kinds.get(key, 0) + 1
     parts = [f"{count} × {name} ({reason})" for (name, reason), count in kinds.items()]
-    if experts := sum(weight.dim() == 3 and ".experts." in name for name, weight in model.named_parameters()):
-        parts.append(f"{experts} × routed experts (their weights are one tensor of three dimensions)")
+    # Experts are one tensor of three dimensions. PEFT knows how to adapt those of some architectures.
+    bare = [name for name, weight in adapted.named_parameters() if weight.dim() == 3 and ".experts." in name]
+    if count := sum("lora_" not in name and "base_layer" not in name for name in bare):
+        parts.append(f"{count} × routed experts (PEFT adapts none of this architecture)")
     return f"No adapter on: {', '.join(parts)}" if parts else ""
-
-
-def _has_state_spaces(model: Any) -> bool:
-    names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
-    return "A_log" in names
