@@ -20,7 +20,9 @@ from trainer.base_model import BaseModel
 from trainer.config import Config
 from trainer.data.example import Example
 from trainer.training import adapter
-from trainer.training.collator import check_vocabulary, collate, encode_all
+from trainer.training.collator import EncodedExample, check_vocabulary, collate, collate_flat, encode_all
+from trainer.training.kernels import fused_lora, head_loss, padding_free
+from trainer.training.loop import chooses_padding_free
 
 EXAMPLES = (Example(*base_model.SAMPLE), Example("total = 0\n", "for item in items:\n    total += item\n"))
 
@@ -35,7 +37,53 @@ def try_out(base: BaseModel, model: Any, tokenizer: Any, config: Config) -> str:
     check_vocabulary(model.get_input_embeddings().weight.shape[0], ids)
     _save_generation_config(model, tokenizer, name)
     _complete(model, tokenizer, name)
-    return _step(model, tokenizer, config, name)
+    about = _step(model, tokenizer, config, name)
+    if model.device.type == "cuda":
+        largest_batch(model, tokenizer, config, name)
+    return about
+
+
+def largest_batch(model: Any, tokenizer: Any, config: Config, name: str) -> None:
+    """Train on the longest examples that may come, as many as a batch has, in training's own way.
+
+    Raises InputError where the memory is too small for that. Not tried: what is trained in 4 bits, with gradient
+    checkpointing, or with all its weights, which take memory otherwise.
+    """
+    options = config.trainer
+    if options.method != "lora" or config.lora.load_in_4bit or options.gradient_checkpointing:
+        return
+    attention, training = model.config._attn_implementation, model.training
+    count = model.get_input_embeddings().weight.shape[0]
+    longest = EncodedExample([place % count for place in range(options.max_length)], 1)
+    flat = chooses_padding_free(model, config)
+    if flat:
+        model.set_attn_implementation(padding_free.NAME)
+    adapted = adapter.add_adapter(model, config)
+    fused_lora.fuse(adapted)
+    by_pieces = head_loss.install(adapted)
+    try:
+        examples = [longest] * options.batch_size
+        batch = collate_flat(examples) if flat else collate(examples, tokenizer.pad_token_id)
+        batch = {key: value.to(model.device) if hasattr(value, "to") else value for key, value in batch.items()}
+        targets = batch.pop("shift_labels").flatten()
+        del batch["labels"]
+        logits = adapted.train()(**batch, use_cache=False).logits.flatten(0, 1)
+        loss = by_pieces(logits, targets) if by_pieces else cross_entropy(logits.float(), targets)
+        torch.autograd.backward(loss)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{name} for which the memory is too small: {options.batch_size} examples of {options.max_length} tokens "
+            "do not fit. Expected a smaller trainer.batch_size (with trainer.gradient_accumulation_steps) or "
+            "trainer.max_length, trainer.gradient_checkpointing=true, or lora.load_in_4bit=true."
+        ) from error
+    finally:
+        if by_pieces:
+            by_pieces.remove()
+        adapted.unload()
+        model.set_attn_implementation(attention)
+        model.requires_grad_(True).train(training)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _save_generation_config(model: Any, tokenizer: Any, name: str) -> None:

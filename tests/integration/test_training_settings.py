@@ -154,10 +154,10 @@ def test_padding_free_is_refused_where_examples_would_see_each_other(tiny) -> No
     from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
     assert padding_free.is_exact(
-        base_model.load_model(tiny, load_config(None, []).model, base_model.load_tokenizer(tiny))
+        base_model.load_model(tiny, load_config(None, []).model, base_model.load_tokenizer(tiny)), 64
     )
     recurrent = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4))
-    assert not padding_free.is_exact(recurrent)
+    assert not padding_free.is_exact(recurrent, 64)
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
     windowed = MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, sliding_window=4)
-    assert padding_free.is_exact(MistralForCausalLM(windowed))
+    assert padding_free.is_exact(MistralForCausalLM(windowed), 64)

@@ -15,6 +15,8 @@ AWS_TERRAFORM = "infra/aws/README.md: "
 NOT_RUN = {
     "README.md: Two commands": "the second would start itself; .ci/run runs both",
     "infra/offline/README.md: Where no image can be pulled": "makes the engine under these tests; .ci/run runs it",
+    "docs/models.md: Base models": "wants a model; tests/integration/test_models.py brings some",
+    "docs/models.md: Use elsewhere": "wants a version in production; tests/integration/test_models.py exports one",
     "docs/training.md: Several machines": "needs two; tests/stack/test_training.py trains in two containers",
     **dict.fromkeys(
         (

@@ -93,7 +93,7 @@ def is_exact(model: Any, longest: int) -> bool:
     """
     before = model.config._attn_implementation
     window = narrowest_window(model.config.get_text_config())
-    lengths = (9, 6)
+    lengths = (min(9, longest), min(6, longest))
     if window is not None and window < longest:
         if window > LONGEST_TRIED:
             return _hands_on(model, window, before)
