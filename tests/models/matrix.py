@@ -8,7 +8,7 @@ Each is made here, tiny and with random weights, in float32. `loss` and `gradien
 rows, fused LoRA, the loss by pieces) with a plain forward pass of transformers and PEFT over one example at a time;
 `merge` the merged model with its adapter; `greedy` the engine's tokens with those of a plain forward pass over the
 whole text at each token. `job` is the command `trainer`; `served` compares what the registered version answers with
-what it was judged by.
+what it was judged by. `rows`: padding-free (flat) or padded; `engine`: whether sequences join and leave (continuous).
 """
 
 import argparse
@@ -49,7 +49,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"]},
 }
-COLUMNS = ("loss", "gradients", "merge", "greedy", "job", "served")
+COLUMNS = ("job", "rows", "loss", "gradients", "merge", "engine", "greedy", "served")
 ROWS = [{"prompt": f"def add_{n}(a, b):\n", "completion": f"    return a + b + {n}\n" * (1 + n % 3)} for n in range(24)]
 
 
@@ -214,6 +214,7 @@ def _numbers(row: Row, folder: Path) -> None:
     flat = chooses_padding_free(ours.get_base_model(), config)
     if flat:
         ours.get_base_model().set_attn_implementation(padding_free.NAME)
+    row.found["rows"] = "flat" if flat else "padded"
     fused_lora.fuse(ours)
     by_pieces = head_loss.install(ours)
     batch = collate_flat(encoded) if flat else collate(encoded, tokenizer.pad_token_id)
@@ -277,6 +278,7 @@ def _served(row: Row, folder: Path, experiment: str) -> None:
                     stream.add(token)
             stream.finish()
             greedy_wrong += stream.all != answer
+    row.found["engine"] = "whole" if own.engine.whole else "continuous"
     row.check("greedy", greedy_wrong, 0)
     row.check("served", served_wrong, 0)
 
