@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ PARAGRAPHS = "{% for message in messages %}{{ message['content'] + '\\n\\n' }}{%
 LFS = b"version https://git-lfs"
 # A prompt, and what goes on with it.
 SAMPLE = ("def add(a, b):\n", '    if a:\n\t\treturn "x  y"\n\n    return a + b\n')
+LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what weights are trained in
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -71,7 +73,14 @@ def resolve(config: ModelConfig) -> BaseModel:
             "*.safetensors, as it was before any conversion."
         )
     if folder.is_dir():
-        return BaseModel(config.name, folder, f"sha256:{_digest_of_weights(folder)}", config.trust_remote_code)
+        try:
+            digest = _digest_of_weights(folder)
+        except OSError as error:
+            raise InputError(
+                f"model.name is the folder '{folder}', which cannot be read: {error}. Expected one that user "
+                f"{os.getuid()} may read."
+            ) from error
+        return BaseModel(config.name, folder, f"sha256:{digest}", config.trust_remote_code)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.name) or config.name.startswith("."):
         raise InputError(
             f"model.name is '{config.name}', which is no folder. Expected a local folder, a Hub id such as "
@@ -380,7 +389,8 @@ def _refuse_integers(path: Path) -> None:
     """Raise InputError where a file holds matrices of integers or 8-bit floats: those of a quantized model."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size if size < LARGEST_HEADER else 0))
         kinds = {name: (item["dtype"], len(item["shape"])) for name, item in header.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, MemoryError, OverflowError):
         return  # loading it says what is wrong
