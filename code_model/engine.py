@@ -28,7 +28,7 @@ from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishRe
 from code_model.params import GenerationParams, invalid
 from code_model.text import TextStream, encode_completions, encode_prompt
 from code_model.threads import Threads
-from code_model.whole_batch import end_tokens, masks_padding
+from code_model.whole_batch import end_tokens, masks_padding, positions
 
 IDLE_S = 10.0  # without a request, after which the thread ends
 REMEMBERED = 1000  # finished requests whose usage is still known
@@ -102,7 +102,7 @@ class Engine:
         """`whole(prompts, params, stopping)`: completes a batch in one go, for models in which sequences cannot join
         and leave, such as those that keep more than keys and values of a text."""
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
-        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.positions = positions(model)
         self.room = memory.tokens_that_fit(model)  # of prompts and completions, in one batch; None: unknown
         self.ends = end_tokens(model)
         pad = tokenizer.pad_token_id

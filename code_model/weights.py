@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlflow.exceptions import MlflowException
+
 from code_model.params import GenerationParams, invalid
 
 
@@ -58,7 +60,7 @@ def load_causal_lm(folder: Path, trust_remote_code: bool = False, **options: Any
     except Exception as error:  # whatever a broken file, or the architecture's own code, raises
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
             raise  # not the folder's fault
-        raise invalid(f"No model loads from {folder}: {first_line(error)}") from error
+        raise _unloadable(folder, error) from error
     _refuse_incomplete(folder, model, found)
     return model
 
@@ -75,7 +77,7 @@ def causal_config(folder: Path, trust_remote_code: bool = False) -> Any:
     given = _read_json(folder / "config.json")
     if not trust_remote_code:
         _refuse_own_code(folder, given)
-    if quantized := given.get("quantization_config"):
+    if (quantized := given.get("quantization_config")) is not None:
         method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
         raise invalid(
             f"{folder} holds weights that are already quantized ({method or 'quantization_config in config.json'}). "
@@ -84,7 +86,7 @@ def causal_config(folder: Path, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever the architecture's own code raises
-        raise invalid(f"No model loads from {folder}: {first_line(error)}") from error
+        raise _unloadable(folder, error) from error
     named = config.architectures or []
     named = [named] if isinstance(named, str) else [str(name) for name in named]
     what = named[0] if named else f"model of type {config.model_type}"
@@ -95,12 +97,24 @@ def causal_config(folder: Path, trust_remote_code: bool = False) -> Any:
         )
     causal = {name for names in KNOWN.values() for name in ([names] if isinstance(names, str) else names)}
     known = any(name in causal or name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+    known = known or (trust_remote_code and "AutoModelForCausalLM" in (given.get("auto_map") or {}))
     if not (known if named else config.model_type in KNOWN or trust_remote_code):
         raise invalid(
             f"{folder} holds a {what}, which is not a causal language model. Expected one that continues a text, such "
             "as LlamaForCausalLM (`architectures` in its config.json)."
         )
     return config
+
+
+def _unloadable(folder: Path, error: Exception) -> MlflowException:
+    """What to say of a folder from which transformers loads nothing."""
+    for path in folder.glob("*.index.json"):
+        if not _read_json(path):
+            return invalid(f"{path} is not the JSON object that says which file holds which weight. Fetch it again.")
+    return invalid(
+        f"No model loads from {folder}: {first_line(error).rstrip('.')}. Expected config.json and *.safetensors, "
+        "whole, as save_pretrained writes them, of an architecture that transformers has."
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -120,9 +134,9 @@ def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
     if own and config.get("model_type") not in CONFIG_MAPPING_NAMES:
         code = next(iter(own.values()), own) if isinstance(own, dict) else own
         raise invalid(
-            f"{folder} holds a {config.get('model_type') or 'model'} whose code comes with it ({code}), and that code "
-            "is not run. Expected an architecture that transformers has itself. Who has read the code may train with "
-            "model.trust_remote_code=true; such a version is not served."
+            f"{folder} holds a model of type {config.get('model_type')!r} whose code comes with it ({code}), and that "
+            "code is not run. Expected an architecture that transformers has itself. Who has read the code may train "
+            "with model.trust_remote_code=true; such a version is not served."
         )
 
 
@@ -188,5 +202,7 @@ def read_defaults(folder: Path) -> GenerationParams:
 
 def first_line(error: Exception) -> str:
     """What an error says first; with the next line where the first only announces it."""
+    if isinstance(error, KeyError):  # which says the key alone
+        return f"KeyError {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

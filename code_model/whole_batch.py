@@ -44,12 +44,12 @@ def masks_padding(model: Any) -> bool:
 _MASKS_PADDING: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
 
 
-def reads_as_it_completes(model: Any) -> bool:
-    """Whether `generate` goes by the logits of a forward pass over the whole text: by these a model is judged."""
+def reads_as_it_completes(model: Any, length: int = 6) -> bool:
+    """Whether `generate` goes by the logits of a forward pass over the whole text, after prompts of a length."""
     import torch
 
     count = model.get_input_embeddings().weight.shape[0]
-    ids = torch.tensor([[(3 + 7 * place) % count for place in range(6)]] * 2, device=model.device)
+    ids = torch.tensor([[(3 + 7 * place) % count for place in range(length)]] * 2, device=model.device)
     tokens, found = _completed(model, ids, torch.ones_like(ids))
     with torch.inference_mode():
         expected = model(input_ids=tokens[:, :-1], use_cache=False).logits[:, ids.shape[1] - 1 :].float()
@@ -97,7 +97,7 @@ def _generate(
     import torch
 
     longest = max(len(ids) for ids in encoded)
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = positions(model)
     if limit is not None and longest + params.max_new_tokens > limit:
         raise invalid(
             f"A prompt of {longest} tokens and max_new_tokens={params.max_new_tokens} exceed the model's "
@@ -131,6 +131,12 @@ def _generate(
     ends = end_tokens(model)
     new = [list(itertools.takewhile(lambda token: token not in ends, row[longest:].tolist())) for row in output]
     return [cut(_text(tokenizer, ids, tokens), params.stop) for ids, tokens in zip(encoded, new, strict=True)]
+
+
+def positions(model: Any) -> int | None:
+    """How many tokens a model takes at most, where its configuration says so; XLNet's -1 says: as many as you like."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found is not None and found > 0 else None
 
 
 def end_tokens(model: Any) -> frozenset[int]:

@@ -26,7 +26,7 @@ TINY = "bundled:tiny-random"
 PARAGRAPHS = "{% for message in messages %}{{ message['content'] + '\\n\\n' }}{% endfor %}"
 LFS = b"version https://git-lfs"
 # A prompt, and what goes on with it.
-SAMPLE = ("def add(a, b):\n", '    if a:\n\t\treturn "x  y"\n\n    return a + b\n')
+SAMPLE = ("def add(a, B):\n", '    if a:\n\t\treturn "X  y"\n\n    return a + B\n')
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what weights are trained in
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -96,7 +96,10 @@ def load_tokenizer(base: BaseModel) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=base.trust_remote_code)
     except Exception as error:  # whatever a broken file makes the tokenizer's own code raise
-        raise InputError(f"model.name: no tokenizer loads from '{base.folder}': {first_line(error)}") from error
+        raise InputError(
+            f"model.name: no tokenizer loads from '{base.folder}': {first_line(error).rstrip('.,:')}. Expected "
+            "tokenizer.json, or the tokenizer.model of SentencePiece, as save_pretrained writes them."
+        ) from error
     prompt = encode_prompt(tokenizer, SAMPLE[0])
     (completion,) = encode_completions(tokenizer, [prompt], [SAMPLE[1]])
     text, read = "".join(SAMPLE), decode(tokenizer, prompt + completion)
@@ -138,14 +141,43 @@ def load_model(base: BaseModel, config: ModelConfig, tokenizer: Any, in_4bit: bo
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         options["device_map"] = {"": torch.cuda.current_device()}
+    generation = _own_generation_config(base)
     try:
         model = load_causal_lm(base.folder, base.trust_remote_code, dtype=dtype, **options)
     except MlflowException as error:
         raise InputError(_about(base, error.message)) from error
     model = model if in_4bit else model.to(device)
     _check_causal(model, base)
+    _check_ends(generation.get("eos_token_id"), model.get_input_embeddings().weight.shape[0], base)
     model.generation_config = greedy(model.generation_config, tokenizer)
     return model
+
+
+def _own_generation_config(base: BaseModel) -> dict[str, Any]:
+    """The model's generation_config.json; empty where it has none. transformers would pass over one that is broken."""
+    path = base.folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(given, dict):
+            raise ValueError(f"it holds a JSON {type(given).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"model.name: '{path}' cannot be read: {error}. Expected a JSON object, as save_pretrained writes it, or "
+            "no such file."
+        ) from error
+    return given
+
+
+def _check_ends(ends: Any, rows: int, base: BaseModel) -> None:
+    """Raise InputError for ids of ends that are no tokens: a completion would never end there."""
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and not (type(end) is int and 0 <= end < rows):
+            raise InputError(
+                f"model.name: '{base.folder / 'generation_config.json'}' has the eos_token_id {ends!r}. Expected token "
+                f"ids, 0 to {rows - 1}."
+            )
 
 
 def greedy(given: Any, tokenizer: Any) -> Any:
@@ -194,6 +226,11 @@ def _check_causal(model: Any, base: BaseModel) -> None:
         raise InputError(
             f"model.name is '{base.name}', whose weights give no numbers (NaN or infinite). Expected a model that "
             "computes: was it saved after its training had diverged, or converted?"
+        )
+    if not logits.std() > 0:
+        raise InputError(
+            f"model.name is '{base.name}', whose weights find every token equally likely. Expected a model that was "
+            "trained: are its weights zero?"
         )
     if not torch.allclose(logits[0], logits[1], rtol=0, atol=0.002 * float(logits.std())):
         raise InputError(

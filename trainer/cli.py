@@ -193,23 +193,23 @@ def evaluate(
 @click.option(
     "--gguf-type",
     type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
-    default="f16",
-    show_default=True,
-    help="Number format of a GGUF file.",
+    help="Number format of a GGUF file.  [default: f16]",
 )
 @_config_options
 def export(
-    config_path: str | None, model_uri: str, form: str, output: Path, gguf_type: str, overrides: tuple[str, ...]
+    config_path: str | None, model_uri: str, form: str, output: Path, gguf_type: str | None, overrides: tuple[str, ...]
 ) -> None:
     """Export a registered version: its adapter, its merged weights, or a GGUF file.
 
     Example: trainer export --model-uri models:/code_model_fine_tuning_model@production --format gguf -o tuned.gguf
     """
+    if gguf_type is not None and form != "gguf":
+        raise click.UsageError(f"--gguf-type is {gguf_type}, and --format is {form}. Expected --format gguf with it.")
     config = load_config(config_path, overrides)
     with _interruptible("Nothing was written."):
         from trainer.export import export as write
 
-        write(config, model_uri, form, output, gguf_type)
+        write(config, model_uri, form, output, gguf_type or "f16")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`trainer export`: a registered version for use elsewhere, as a PEFT adapter, a merged model or a GGUF file."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,7 +34,11 @@ def export(config: Config, model_uri: str, form: str, output: Path, gguf_type: s
 
     Raises InputError for a version that does not exist or has no such form, and where `output` is there already.
     """
-    if output.exists() and (form == "gguf" or not output.is_dir() or any(output.iterdir())):
+    try:
+        taken = output.exists() and (form == "gguf" or not output.is_dir() or any(output.iterdir()))
+    except OSError as error:  # a name that no file can have
+        raise InputError(f"--output is '{output}', where nothing can be written: {error}.") from error
+    if taken:
         raise InputError(f"--output is '{output}', which is there already. Expected a name that is free.")
     converter = _converter() if form == "gguf" else None
     client = tracking.connect(config.tracking.uri)
@@ -95,6 +100,11 @@ def _merged(version: ModelVersion, folder: Path) -> Path:
     models = [path.parent for path in found.glob("artifacts/*/config.json")]
     if not models:
         raise InputError(f"{uri} holds no model of `trainer train`. Expected a version that it has registered.")
+    # How long answers are is for whoever serves it: ours are as long as judging was told to make them.
+    path = models[0] / "generation_config.json"
+    generation = json.loads(path.read_text(encoding="utf-8"))
+    generation.pop("max_new_tokens", None)
+    path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     return models[0]
 
 

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from torch.nn import Linear
 from transformers.pytorch_utils import Conv1D
 
+from code_model import whole_batch
 from contract import names
 from contract.errors import InputError, Unreachable
 from contract.names import EVALUATES, EVALUATION_TABLE, PRODUCTION
@@ -264,7 +265,7 @@ def _training_data(data: Dataset) -> TrainingData:
 
 def _check_fit(config: Config, model: Any) -> None:
     """Raise InputError where settings ask for what this model does not have."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = whole_batch.positions(model)
     wanted = config.trainer.max_length + config.eval.max_new_tokens
     if positions is not None and wanted > positions:
         raise InputError(
@@ -283,12 +284,17 @@ def _check_fit(config: Config, model: Any) -> None:
                 "set TRAINER_EXTRA=gpu in .env and build its images again."
             )
     if config.lora.target_modules != "all-linear":
-        modules = [name for name, module in model.named_modules() if isinstance(module, (Linear, Conv1D))]
-        linear = {name.rpartition(".")[2] for name in modules}
+        head = model.get_output_embeddings()
+        tied = head is not None and head.weight is model.get_input_embeddings().weight
+        modules = {name: module for name, module in model.named_modules() if isinstance(module, (Linear, Conv1D))}
+        linear = {name.rpartition(".")[2] for name, module in modules.items() if not (tied and module is head)}
         for name in target_modules(config):
             if name not in linear:
+                why = "does not have"
+                if tied and modules.get(name) is head:
+                    why = "shares with its embedding: merging an adapter there would change what the model reads"
                 raise InputError(
-                    f"lora.target_modules names '{name}', which {config.model.name} does not have. "
+                    f"lora.target_modules names '{name}', which {config.model.name} {why}. "
                     f"Expected all-linear, or some of {', '.join(sorted(linear))}."
                 )
 

@@ -38,6 +38,9 @@ class BothFlavors(PyfuncWithManifest):
     def add_flavors(self, folder: Path, mlflow_model: Model) -> None:
         import transformers
 
+        if getattr(self.model.config, "auto_map", None):
+            return  # `mlflow.transformers` would run the code that comes with it, and ask nobody
+
         self.tokenizer.save_pretrained(folder / "components" / "tokenizer")
         mlflow_model.add_flavor(
             "transformers",

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from code_model.decoding import works
 from code_model.params import GenerationParams
 from code_model.weights import first_line
 from code_model.whole_batch import generate, reads_as_it_completes
@@ -99,13 +98,13 @@ def _save_generation_config(model: Any, tokenizer: Any, name: str) -> None:
 
 
 def _complete(model: Any, tokenizer: Any, name: str) -> None:
-    """Complete a text, by the engine's steps or else in one go."""
+    """Complete texts as judging does, in one go, also beyond a window that is short enough to be tried."""
     model.eval()
-    if works(model, tokenizer.pad_token_id):
-        return
+    window = padding_free.narrowest_window(model.config.get_text_config())
+    lengths = [6] if window is None or window > padding_free.LONGEST_TRIED else [6, window + 6]
     try:
         generate(model, tokenizer, [example.prompt for example in EXAMPLES], GenerationParams(max_new_tokens=3))
-        same = reads_as_it_completes(model)
+        same = all(reads_as_it_completes(model, length) for length in lengths)
     except Exception as error:  # whatever the architecture's own code raises
         _unless_memory(error)
         raise InputError(f"{name} that cannot complete a text: {first_line(error)}") from error
@@ -148,12 +147,14 @@ def _step(model: Any, tokenizer: Any, config: Config, name: str) -> str:
     except Exception as error:  # whatever PEFT, or the architecture's own code, raises
         _unless_memory(error)
         how = "Name other layers with lora.target_modules, or train all weights with trainer.method=full."
+        if config.lora.use_dora or config.lora.lora_dropout:
+            how = f"Drop lora.use_dora and lora.lora_dropout. {how}"
         what = f"cannot be trained with this adapter: {first_line(error).rstrip('.')}. {how}" if lora else ""
         raise InputError(f"{name} that {what or f'cannot be trained: {first_line(error)}'}") from error
     finally:
         if trained is not model:
             trained.unload()
-        for weight, before in zip(model.parameters(), wanted, strict=True):
+        for weight, before in zip(model.parameters(), wanted, strict=False):  # after an error, PEFT's may be among them
             weight.grad = None
             weight.requires_grad_(before)
         model.train(training)

@@ -62,7 +62,7 @@ def make(
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        | {name: size for name, size in SIZES.items() if hasattr(own, name)}
+        | {name: size for name, size in SIZES.items() if _has(own, name)}
         | changes,
     )
     kind(config).save_pretrained(folder)
@@ -70,6 +70,11 @@ def make(
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
+
+
+def _has(config: Any, name: str) -> bool:
+    """Whether a configuration has a value of that name that can be set."""
+    return hasattr(config, name) and not isinstance(getattr(type(config), name, None), property)
 
 
 def change_weights(folder: Path, change: Any) -> None:

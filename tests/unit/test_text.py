@@ -4,6 +4,7 @@ import asyncio.events
 import inspect
 
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from code_model import fim
@@ -103,8 +104,13 @@ def test_the_suffix_of_a_gap_is_no_beginning_of_a_text() -> None:
     assert decode(tokenizer, encode_prompt(tokenizer, "x") + suffix) == "x    return a\n"
 
 
-def test_a_tokenizer_that_loses_white_space_is_refused(tmp_path) -> None:
-    folder = models.make(tmp_path / "m", tokenizers.wrap(tokenizers.wordpiece()), "LlamaForCausalLM")
+@pytest.mark.parametrize("loses", ["white space", "capitals"])
+def test_a_tokenizer_that_loses_something_is_refused(tmp_path, loses: str) -> None:
+    tokenizer = tokenizers.wordpiece()
+    if loses == "capitals":
+        tokenizer = tokenizers.byte_level()
+        tokenizer.normalizer = normalizers.Lowercase()
+    folder = models.make(tmp_path / "m", tokenizers.wrap(tokenizer), "LlamaForCausalLM")
     base = base_model.resolve(ModelConfig(name=str(folder)))
     with pytest.raises(InputError, match=r"reads 'def add.*Expected one that keeps every space"):
         base_model.load_tokenizer(base)

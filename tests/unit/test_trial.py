@@ -6,10 +6,10 @@ import torch
 from contract.errors import InputError
 from tests import models
 from tests.models import tokenizers
-from trainer import base_model, trial
+from trainer import base_model, job, trial
 from trainer.config import load_config
 from trainer.training import adapter
-from trainer.training.kernels import head_loss, padding_free
+from trainer.training.kernels import flops, head_loss, padding_free
 
 
 @pytest.fixture
@@ -78,6 +78,54 @@ def test_layers_that_peft_refuses_are_an_error_with_what_to_do(parts) -> None:
     base, model, tokenizer, config = parts("MambaForCausalLM", "lora.target_modules=out_proj")
     with pytest.raises(InputError, match=r"cannot be trained with this adapter: .*Name other layers with lora\.target"):
         trial.try_out(base, model, tokenizer, config)
+
+
+@pytest.mark.parametrize("setting", ["lora.lora_dropout=0.1", "lora.use_dora=true"])
+def test_what_peft_refuses_halfway_is_told_in_its_words(parts, setting: str) -> None:
+    base, model, tokenizer, config = parts("Qwen3MoeForCausalLM", setting)
+    with pytest.raises(InputError, match=r"cannot be trained with this adapter: .*(dropout|dora)"):
+        trial.try_out(base, model, tokenizer, config)
+
+
+def test_a_linear_layer_of_another_class_gets_an_adapter(parts) -> None:
+    _, model, _, _ = parts("FalconForCausalLM")
+    assert type(model.transformer.h[0].mlp.dense_h_to_4h) is not torch.nn.Linear
+    assert adapter.left_out(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [("MistralForCausalLM", {"sliding_window": 1}), ("DogeForCausalLM", {"keep_window_size": 8})],
+)
+def test_a_model_that_judging_and_serving_would_read_differently_is_refused(parts, architecture, changes) -> None:
+    with pytest.raises(InputError, match="completes a text otherwise than it reads it"):
+        trial.try_out(*parts(architecture, **changes))
+
+
+def test_an_adapter_on_a_head_that_is_also_the_embedding_is_refused(parts) -> None:
+    for tied in (True, False):
+        _, model, _, config = parts("LlamaForCausalLM", "lora.target_modules=lm_head", tie_word_embeddings=tied)
+        if tied:
+            with pytest.raises(InputError, match=r"'lm_head', which .* shares with its embedding"):
+                job._check_fit(config, model)
+        else:
+            job._check_fit(config, model)
+
+
+def test_figures_for_the_log_end_no_job(parts, monkeypatch) -> None:
+    _, model, _, _ = parts("LlamaForCausalLM")
+
+    class Odd:
+        hidden_size = (32, 64)
+        num_hidden_layers = 2
+
+        @property
+        def head_dim(self) -> int:
+            raise RuntimeError("it differs from layer to layer")
+
+    monkeypatch.setattr(type(model.config), "get_text_config", lambda self: Odd())
+    assert flops.cost_of(model).per_pair == 0
+    assert flops.matmul_flops(model, torch.float32) > 0
 
 
 def test_the_loss_by_pieces_is_left_where_logits_are_capped_or_scaled(parts) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from code_model.params import GenerationParams
-from code_model.whole_batch import generate
+from code_model.whole_batch import generate, positions
 from trainer.training.collator import EncodedExample, collate
 
 # What a batch of completions has so far, token ids by row; whether each has ended.
@@ -33,7 +33,7 @@ class LoadedModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.dtype = str(model.dtype)
-        self.positions: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.positions = positions(model)
         self.embeddings = int(model.get_input_embeddings().weight.shape[0])
 
     def likelihoods(self, batch: Sequence[EncodedExample]) -> list[float]:

@@ -43,10 +43,11 @@ def main(stream: IO[bytes], folder: str, generate_module: str, params_module: st
         model, tokenizer = loaded.model, loaded.tokenizer
         generate = importlib.import_module(generate_module).generate
         params_type = importlib.import_module(params_module).GenerationParams
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         send(
             {
                 "dtype": str(model.dtype),
-                "positions": getattr(model.config, "max_position_embeddings", None),
+                "positions": positions if positions is not None and positions > 0 else None,
                 "embeddings": int(model.get_input_embeddings().weight.shape[0]),
                 "folder": tokenizer.name_or_path,
             }

@@ -58,13 +58,27 @@ def left_out(model: Any) -> dict[str, str]:
             continue
         kind = type(module)
         own = kind.forward not in (torch.nn.Linear.forward, Conv1D.forward)
-        if own and not kind.__module__.startswith("bitsandbytes"):
+        if own and not kind.__module__.startswith("bitsandbytes") and not _computes_linearly(module):
             found[name] = f"a {kind.__name__}"
         elif mixes and name.rpartition(".")[2] in OF_STATE_SPACES:
             found[name] = "part of a state-space mixer"
         elif module not in called and ".experts." not in name:  # an expert may just not have been chosen
             found[name] = "never called: the model reads its weights itself"
     return found
+
+
+def _computes_linearly(layer: Any) -> bool:
+    """Whether a layer with a `forward` of its own, such as Falcon's, gives what a linear layer would."""
+    weight = layer.weight
+    states = torch.linspace(-1, 1, layer.in_features, device=weight.device, dtype=weight.dtype)[None]  # (1, in)
+    with torch.inference_mode():
+        try:
+            given = layer(states)
+        except Exception:  # it wants something else
+            return False
+        expected = torch.nn.functional.linear(states, weight, layer.bias)
+    same_kind = isinstance(given, torch.Tensor) and given.shape == expected.shape
+    return same_kind and torch.allclose(given.float(), expected.float(), atol=1e-2, rtol=1e-2)
 
 
 def in_words(left: dict[str, str], adapted: Any) -> str:

@@ -35,10 +35,18 @@ def cost_of(model: Any) -> Cost:
                 of_head += cost
             else:
                 layers += cost
-    config = model.config
-    heads = getattr(config, "num_attention_heads", 0)
-    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // max(1, heads)
-    return Cost(layers, of_head, 2 * 2 * 3 * heads * size * getattr(config, "num_hidden_layers", 0))
+    heads = _number(model, "num_attention_heads")
+    size = _number(model, "head_dim") or _number(model, "hidden_size") // max(1, heads)
+    return Cost(layers, of_head, 2 * 2 * 3 * heads * size * _number(model, "num_hidden_layers"))
+
+
+def _number(model: Any, name: str) -> int:
+    """A number of the configuration; 0 where it has none, or one for each layer."""
+    try:
+        value = getattr(model.config.get_text_config(), name, 0)
+    except Exception:  # an attribute that differs from layer to layer raises what it likes
+        return 0
+    return value if isinstance(value, int) else 0
 
 
 def matmul_flops(model: Any, dtype: Any) -> float:
@@ -46,9 +54,8 @@ def matmul_flops(model: Any, dtype: Any) -> float:
     import torch
 
     tokens, seconds = 1024, 0.3
-    config = model.config
-    width = getattr(config, "hidden_size", 1024)
-    inner = getattr(config, "intermediate_size", None) or 4 * width
+    width = _number(model, "hidden_size") or 1024
+    inner = _number(model, "intermediate_size") or 4 * width
     a = torch.ones((tokens, width), dtype=dtype, device=model.device)
     b = torch.ones((width, inner), dtype=dtype, device=model.device)
 

@@ -105,7 +105,10 @@ def narrowest_window(config: Any) -> int | None:
     """How many tokens back the most short-sighted layer looks, by the configuration; None for all."""
     found = []
     if getattr(config, "use_sliding_window", None) is not False:
-        found += [getattr(config, name, None) for name in ("sliding_window", "sliding_window_size", "window_size")]
+        found += [
+            getattr(config, name, None)
+            for name in ("sliding_window", "sliding_window_size", "window_size", "keep_window_size")
+        ]
     found += [getattr(config, name, None) for name in ("attention_chunk_size", "attention_window_size")]
     return min((value for value in found if isinstance(value, int) and value > 0), default=None)
 
