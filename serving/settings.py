@@ -80,14 +80,16 @@ class ServingSettings(BaseSettings):
     @property
     def limits(self) -> dict[str, Any]:
         """The engine's limits, as a PyFunc's `model_config`."""
-        return {
+        limits: dict[str, Any] = {
             "max_batch": self.serving_max_batch,
             "max_queue": self.serving_max_queue,
-            "max_prompt_tokens": self.serving_max_prompt_tokens,
             "max_new_tokens": self.serving_max_new_tokens,
             "max_batch_tokens": self.serving_max_batch_tokens,
             "deadline_s": self.deadline_s,
         }
+        if self.serving_max_prompt_tokens:  # a version of 0.1.0 takes 0 for none at all: it keeps its 4096
+            limits["max_prompt_tokens"] = self.serving_max_prompt_tokens
+        return limits
 
 
 class RunSettings(ServingSettings):

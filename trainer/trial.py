@@ -1,7 +1,7 @@
 """A trial of the whole job on two examples, before the work: what would fail in an hour fails now.
 
-The adapter is attached and makes one forward and backward pass, the generation config is saved and read again, and texts
-are completed as judging does it, by the logits that reading them gives.
+The adapter is attached and makes one forward and backward pass, the generation config is saved and read again, and
+texts are completed as judging does it, by the logits that reading them gives.
 """
 
 import tempfile
