@@ -256,6 +256,7 @@ def works(model: Any, pad_token_id: int) -> bool:
             if not float((found - expected).abs().mean()) < close * float(expected.std()):
                 return False
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+        # What an architecture's own code raises at a cache, or arguments, that it does not know.
         if "out of memory" in str(error).lower():
             raise
         return False

