@@ -102,7 +102,7 @@ class Engine:
         """`whole(prompts, params, stopping)`: completes a batch in one go, for models in which sequences cannot join
         and leave, such as those that keep more than keys and values of a text."""
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
-        self.positions = positions(model)
+        self.positions = positions(model.config)
         self.room = memory.tokens_that_fit(model)  # of prompts and completions, in one batch; None: unknown
         self.ends = end_tokens(model)
         pad = tokenizer.pad_token_id

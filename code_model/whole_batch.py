@@ -97,7 +97,7 @@ def _generate(
     import torch
 
     longest = max(len(ids) for ids in encoded)
-    limit = positions(model)
+    limit = positions(model.config)
     if limit is not None and longest + params.max_new_tokens > limit:
         raise invalid(
             f"A prompt of {longest} tokens and max_new_tokens={params.max_new_tokens} exceed the model's "
@@ -133,9 +133,9 @@ def _generate(
     return [cut(_text(tokenizer, ids, tokens), params.stop) for ids, tokens in zip(encoded, new, strict=True)]
 
 
-def positions(model: Any) -> int | None:
+def positions(config: Any) -> int | None:
     """How many tokens a model takes at most, where its configuration says so; XLNet's -1 says: as many as you like."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(found) if found is not None and found > 0 else None
 
 

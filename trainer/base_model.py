@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from code_model import whole_batch
 from code_model.text import decode, encode_completions, encode_prompt, gives_back
 from code_model.weights import causal_config, choose_device, choose_dtype, first_line, load_causal_lm
 from contract.errors import InputError
@@ -247,11 +248,9 @@ def positions(base: BaseModel) -> int | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        config = causal_config(base.folder, base.trust_remote_code)
-        found = getattr(config, "max_position_embeddings", None)
+        return whole_batch.positions(causal_config(base.folder, base.trust_remote_code))
     except MlflowException as error:
         raise InputError(_about(base, error.message)) from error
-    return int(found) if found is not None and found > 0 else None  # XLNet's -1: as many as you like
 
 
 def chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:

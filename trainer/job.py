@@ -265,7 +265,7 @@ def _training_data(data: Dataset) -> TrainingData:
 
 def _check_fit(config: Config, model: Any) -> None:
     """Raise InputError where settings ask for what this model does not have."""
-    positions = whole_batch.positions(model)
+    positions = whole_batch.positions(model.config)
     wanted = config.trainer.max_length + config.eval.max_new_tokens
     if positions is not None and wanted > positions:
         raise InputError(

@@ -33,7 +33,7 @@ class LoadedModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.dtype = str(model.dtype)
-        self.positions = positions(model)
+        self.positions = positions(model.config)
         self.embeddings = int(model.get_input_embeddings().weight.shape[0])
 
     def likelihoods(self, batch: Sequence[EncodedExample]) -> list[float]:
