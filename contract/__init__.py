@@ -3,6 +3,7 @@
 names      tags, aliases, stages, experiments, artifact paths, environment variables
 metrics    the registry of metrics: what each is computed from, and which way is better
 manifest   the sha256 of each of a version's files: write, read, compare
+fetching   a version's files from the store: those that its manifest lists, as at training
 messages   what goes over the engine's socket and the evaluator's, and PROTOCOL
 versions   what a version's folder tells about the code in it, and which protocols this release serves
 errors     what a person sees when a command cannot go on, with its exit code

@@ -35,3 +35,9 @@ class Busy(RatchetError):
     """Somebody else is doing this, or has taken over; the command exits with 4 and has moved nothing."""
 
     exit_code = 4
+
+
+def json_type(value: object) -> str:
+    """What JSON calls the type of a value that json.loads gave."""
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -35,6 +35,12 @@ BASE_MODEL = "base_model"  # rule (the base model's revision is recorded); filte
 DATASET_DIGEST = "dataset_digest"  # filter: on which examples it was judged; a run has it too
 EVALUATION_KEY = "evaluation_key"  # rule: only versions judged on the same examples in the same way are compared
 MANIFEST_SHA256 = "manifest_sha256"  # rule (files as at training); tracking protects it with logins on
+EVIDENCE = (
+    "evaluation_sha256"  # rule: sha256 of the evaluation table of the version's own run; each evaluation's run has it
+)
+TRAIN_DIGESTS = (
+    "train_digests"  # rule: no version is judged by what it was trained on; its base's too. A run has it too
+)
 PROTOCOL_TAG = "protocol"  # rule: serving refuses a protocol that it does not know
 IDEMPOTENCY_KEY = "idempotency_key"  # filter: finds what an earlier try made; a run has it too
 
@@ -44,6 +50,7 @@ GATE = "gate"  # filter: the gate's last outcome
 PROMOTED_AT, PROMOTED_BY, PROMOTION_RUN = "promoted_at", "promoted_by", "promotion_run_id"  # filter: the last move
 REPLACED_BY = "replaced_by"  # rule: a version that was replaced comes back by hand alone
 VALIDATION = "validation_status"  # rule: `passed` is wanted on the way to production
+VALIDATED = "validated_tables"  # rule: first 16 digits of the sha256 of each table of it that was computed again
 
 # A tag of a version, written by serving.
 REFUSED = "serving_refused"  # filter: why it could not go live
@@ -51,6 +58,7 @@ REFUSED = "serving_refused"  # filter: why it could not go live
 # Tags of a run alone, written by the trainer, by which evaluations are found comparable.
 PROMPT_TEMPLATE, EVAL_SETTINGS = "prompt_template", "eval_settings"
 GROUND = (DATASET_DIGEST, PROMPT_TEMPLATE, EVAL_SETTINGS)  # on what, and how, a run evaluated
+EVALUATED_MANIFEST = "evaluated_manifest"  # sha256 of the manifest of the version whose files were judged
 
 
 def evaluation_key(tags: Mapping[str, str]) -> str | None:
@@ -65,8 +73,18 @@ def evaluation_key(tags: Mapping[str, str]) -> str | None:
 
 EVALUATES = "evaluates"  # NAME/VERSION, of a run that evaluates a version which it did not make
 
-# Artifacts of a run.
+# Tags of a registered model, written by the promoter: what was tried stays known though versions and runs are deleted.
+LEDGER = (
+    "tried_against_"  # and the incumbent's number: every version that was compared with it, with its share of alpha
+)
+LAST_PRODUCTION = "last_production"  # the version that the promoter put there last, whatever became of the alias
+BEST_GUARDS = "best_on_"  # and the start of a data digest: the best that production had of each guard on these data
+
+# Artifacts of a run, and two of the table's columns: the unit that was held out (its file), and where that is from.
 EVALUATION_TABLE = "eval/examples.parquet"
+GROUP, REPOSITORY = "group", "repository"
+# A metric of a run: the share of held-out examples that have a near twin among those to train on.
+HELD_OUT_TWINS = "data/held_out_twins"
 
 # Environment variables that one of our processes sets for another.
 SERVING_SUPERVISOR = "SERVING_SUPERVISOR"  # the supervisor's process id: gateway and model end with it

@@ -19,9 +19,9 @@ from mlflow.exceptions import MlflowException
 
 from contract.errors import InputError, Unreachable
 from contract.names import DEFAULT_EXPERIMENT, PROMOTIONS, TRACES, pyfunc_model, pytorch_model
+from services.tracking.rights import PARTS
 
 SECRETS = Path("/run/secrets")
-PARTS = ("trainer", "promoter", "serving")
 OWN = "__user_"  # how the name begins of the role that holds one user's own grants, in MLflow
 
 
@@ -34,15 +34,17 @@ class Grant(NamedTuple):
 
 
 def grants(part: str, experiments: list[str]) -> set[Grant]:
-    """What a part may do: `part` is one of PARTS, `experiments` are those in which models are trained."""
+    """Where a part may do what its role may (services.tracking.rights): `part` is one of PARTS, `experiments` are those
+    in which models are trained."""
     models = [model for name in experiments for model in (pyfunc_model(name), pytorch_model(name))]
     on_experiments, on_models, others = {
         # Adds runs and versions. To take back a version that it could not finish takes MANAGE.
         "trainer": ("EDIT", "MANAGE", set()),
         # Moves aliases, writes tags and takes them back; deletes the claims in its experiment that it gave up.
         "promoter": ("READ", "MANAGE", {Grant("experiment", PROMOTIONS, "MANAGE")}),
-        # Reads the version that it serves, says on its page where it cannot; writes traces and feedback.
-        "serving": ("READ", "READ", {Grant("experiment", TRACES, "EDIT")}),
+        # Reads the version that it serves, says on its page where it cannot; writes traces and feedback. To take a tag
+        # back is MANAGE to MLflow too.
+        "serving": ("READ", "MANAGE", {Grant("experiment", TRACES, "EDIT")}),
     }[part]
     return {
         *(Grant("experiment", name, on_experiments) for name in experiments),

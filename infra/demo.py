@@ -80,11 +80,7 @@ class Demo:
         """Take the new candidate as far as the gate lets it. Returns the gate's verdict."""
         command("promoter", "compare", "--limit", "5")
         if PRODUCTION not in self.aliases():
-            click.echo("\nNothing is in production yet: the base model goes there first, as the incumbent to beat.")
-            _, base_run = self.candidate_and_base_run()
-            base_version = base_run.data.tags[EVALUATES].rpartition("/")[2]
-            command("promoter", "validate", "--version", base_version)
-            command("promoter", "promote", "--stage", "Production", "--version", base_version)
+            click.echo("\nNothing is in production yet: the base model is what the candidate has to beat.")
         click.echo()
         verdict, code = answer("promoter", "auto-promote", "--stage", "Staging")
         if code == 1:
@@ -94,6 +90,11 @@ class Demo:
                 command("promoter", "promote", "--stage", "Production")
             else:
                 click.echo("\nThe staged version failed validation; the incumbent goes on serving.")
+        if PRODUCTION not in self.aliases():  # so that there is something to serve
+            _, base_run = self.candidate_and_base_run()
+            base = base_run.data.tags[EVALUATES].rpartition("/")[2]
+            force = ("--force", "--reason", "the demo serves the base model, since no candidate has passed")
+            command("promoter", "promote", "--stage", "Production", "--version", base, *force)
         return verdict
 
     def aliases(self) -> dict[str, str]:
@@ -138,9 +139,9 @@ class Demo:
         candidate, base = self.candidate_and_base_run()
         production = self.client.get_model_version_by_alias(MODEL, PRODUCTION)
         click.secho("\n[6/6] Summary", bold=True)
-        click.echo(f"Trained: SmolLM2-135M on the functions of asyncio; run {candidate.info.run_name}")
+        click.echo(f"Trained: SmolLM2-135M on the code of asyncio; run {candidate.info.run_name}")
         click.echo(f"\n  {'held-out code':<18}{'base':>10}{'candidate':>12}")
-        for name in ("nll_per_token", "perplexity", "syntax_ok", "exact_match", "edit_similarity"):
+        for name in ("nll_per_token", "first_line_nll", "first_line_match", "syntax_ok", "edit_similarity"):
             ours, theirs = (run.data.metrics[f"eval/{name}"] for run in (candidate, base))
             click.echo(f"  {name:<18}{theirs:>10.4f}{ours:>12.4f}")
         click.echo(f"\n{verdict}")

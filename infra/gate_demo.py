@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from contract import names
+from contract.files import sha256_of
 from contract.names import EVALUATION_TABLE, MANIFEST_SHA256, PROMOTIONS, pyfunc_model
 from infra.demo import Demo, answer, command
 from infra.processes import home
@@ -29,7 +30,7 @@ from trainer.pyfunc_flavor import PyfuncWithManifest
 
 EXPERIMENT = "gate_demo"
 MODEL = pyfunc_model(EXPERIMENT)
-EXAMPLES = 200
+EXAMPLES, FILES = 240, 30
 # What stands in for a model; the gate judges tables, and looks at files without running them.
 ECHO = """from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
@@ -75,6 +76,7 @@ def table(nll: float, syntax_ok: float, seed: int, examples: int = EXAMPLES) -> 
     return pd.DataFrame(
         {
             "example_id": [f"example-{number}" for number in range(examples)],
+            "group": [f"package/module_{number % FILES}.py" for number in range(examples)],
             "kind": "function",
             "prompt": [f'def step_{number}(value):\n    """Add {number} to value."""\n' for number in range(examples)],
             "reference": [f"    return value + {number}\n" for number in range(examples)],
@@ -118,6 +120,7 @@ def register(
         table = Path(folder, EVALUATION_TABLE)
         table.parent.mkdir()
         rows.to_parquet(table)
+        tags[names.EVIDENCE] = sha256_of(table)
         mlflow.log_artifact(str(table), table.parent.name)
         mlflow.log_metrics(metrics)
         code = Path(folder, "echo.py")
@@ -130,6 +133,7 @@ def register(
                 python_model=str(code),
                 pip_requirements=[],
             )
+        mlflow.set_tags({names.EVIDENCE: tags[names.EVIDENCE], names.EVALUATED_MANIFEST: flavor.sha256})
     try:
         client.create_registered_model(model)
     except MlflowException as error:

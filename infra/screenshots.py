@@ -85,10 +85,11 @@ def main(folder: Path) -> None:
         look(page, f"{run_url}/model-metrics", curves, folder / "mlflow-metrics.png", search="train/")
         plot_url = f"{run_url}/artifacts/plots/base_against_candidate.png"
         look(page, plot_url, ["base_against_candidate.png", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
-        aliases = ["@ production", "@ previous"]
+        model = client.get_registered_model(pyfunc_model(EXPERIMENT))
+        aliases = [f"@ {alias}" for alias in model.aliases]  # `previous` too, once there was one
         models_url = f"{url}/#/models/{EXPERIMENT}_model"
         look(page, models_url, aliases, folder / "mlflow-models.png")
-        passed = ("Is it better?", "Did nothing else get worse?", "Each example's change", "Got better most")
+        passed = ("Is it better?", "Did nothing else get worse?", "Each file's change", "Got better most")
         follow_to_report(page, f"{models_url}/versions/{version.version}", folder / "gate-report.png", passed)
         if any(model.name == gate_demo.MODEL for model in client.search_registered_models()):  # after `make gate-demo`
             demo_url = f"{url}/#/models/{gate_demo.MODEL}/versions"

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from contract import manifest
 from contract.names import MANIFEST_SHA256
-from promoter.gate import Finding
+from promoter.decision import Finding
 
 # Suffixes of files that are refused whatever they hold.
 REFUSED = {

@@ -8,7 +8,7 @@ import click
 
 from contract.errors import Unreachable
 from contract.tracking import as_ours
-from promoter.options import options
+from promoter.options import options, text
 
 
 class _Promoter(click.Group):
@@ -136,8 +136,8 @@ def promote(context: click.Context, /, **given: Any) -> None:
 @main.command()
 @options("experiment", "model", "dry-run", "wait", "format")
 @click.option("--version", "number", help="Which version.  [default: the newest that awaits approval]")
-@click.option("--by", required=True, help="Who approves, for the record.")
-@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--by", required=True, callback=text, help="Who approves, for the record.")
+@click.option("--reason", required=True, callback=text, help="Why, for the record.")
 @click.pass_context
 def approve(context: click.Context, /, **given: Any) -> None:
     """Let a version go on that awaits approval. It is gated once more, by the same policy, since time has passed."""
@@ -148,9 +148,14 @@ def approve(context: click.Context, /, **given: Any) -> None:
 
 @main.command()
 @options("experiment", "model", "version", "policy", "dry-run")
+@click.option("--unconfined", is_flag=True, help="Run the version's code where it cannot be confined: you trust it.")
 @click.pass_context
 def validate(context: click.Context, /, **given: Any) -> None:
-    """Load a version as serving does, generate with it, check what comes out, and tag the version with the result."""
+    """Load a version as serving does, generate with it, compute its evaluation again, and tag it with the result.
+
+    Its code runs without network, login and files. The evaluation of the version that it is compared with is computed
+    again too, where it was not yet.
+    """
     from promoter import commands
 
     commands.validate(context, **given)
@@ -158,7 +163,7 @@ def validate(context: click.Context, /, **given: Any) -> None:
 
 @main.command()
 @options("experiment", "model", "by", "dry-run", "wait", "format")
-@click.option("--reason", default="rolled back by hand", show_default=True, help="Why, for the record.")
+@click.option("--reason", default="rolled back by hand", show_default=True, callback=text, help="Why, for the record.")
 @click.pass_context
 def rollback(context: click.Context, /, **given: Any) -> None:
     """Put the previous version back into production, at once and without a gate; the one taken out is archived."""
@@ -170,7 +175,7 @@ def rollback(context: click.Context, /, **given: Any) -> None:
 @main.command()
 @options("experiment", "model", "by", "dry-run", "wait", "format")
 @click.option("--version", "number", required=True, help="Which version.")
-@click.option("--reason", default="archived by hand", show_default=True, help="Why, for the record.")
+@click.option("--reason", default="archived by hand", show_default=True, callback=text, help="Why, for the record.")
 @click.pass_context
 def archive(context: click.Context, /, **given: Any) -> None:
     """Take a version out of the running, and all its aliases from it; never the one in production."""

@@ -1,16 +1,13 @@
 """What the promoter's commands do; cli.py declares them, with what each option means."""
 
-import importlib.util
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -18,9 +15,9 @@ from mlflow.exceptions import MlflowException
 
 from contract.errors import InputError
 from contract.metrics import SHOWN, lower_is_better
-from contract.names import ARCHIVED, PRODUCTION, STAGING, VALIDATION
-from promoter import artifacts, policy, promotion, records, registry, report, stages, tables
-from promoter.gate import Stage
+from contract.names import ARCHIVED, PRODUCTION, STAGING, VALIDATED, VALIDATION
+from promoter import policy, promotion, records, registry, report, stages, tables
+from promoter.decision import Stage
 from promoter.lock import Claim, lease
 from promoter.promotion import Outcome, Request
 
@@ -83,7 +80,7 @@ def best(uri: str, experiment_name: str, model_name: str, policy_name: str, outp
     primary = policy.load(policy_name).primary
     client = registry.connect(uri)
     versions = registry.comparable(registry.versions(client, model_name))
-    version = registry.best(client, versions, primary.metric, primary.direction)
+    version = registry.best(client, versions, primary.metric, primary.definition.direction)
     found = [version] if version is not None else []
     columns = tables.Columns((primary.metric, *(name for name in SHOWN if name != primary.metric)))
     click.echo(tables.render(tables.versions_table(found, registry.runs_of(client, found), columns), output_format))
@@ -94,18 +91,29 @@ def gate(context: click.Context, /, number: str | None, policy_name: str, by: st
     request = Request(stage, "gate", by, policy.load(policy_name), only_judge=True)
     with _promoting(context) as work:
         if number is not None or STAGING in registry.aliases(work.client, work.model):
-            outcome = promotion.run(work.client, work.claim, _chosen(work, number), [], request)
+            outcome = promotion.run(work.client, work.claim, _chosen(work, number), request)
         else:
-            outcome = _of_the_best(work, request)
+            outcome = _of_the_best(work, request, set())
     _finish(context, outcome)
 
 
 def auto_promote(context: click.Context, /, policy_name: str, by: str, stage: Stage, **_: Any) -> None:
-    """Gate an experiment's best candidate against the version in production, and promote it if it is better."""
+    """Gate an experiment's candidates against the version in production, best first, until one may be promoted."""
     request = Request(stage, "auto-promote", by, policy.load(policy_name))
-    with _promoting(context) as work:
-        outcome = _of_the_best(work, request)
-    _finish(context, outcome)
+    passed_over: list[Outcome] = []
+    while True:
+        with _promoting(context) as work:  # each decision is a record of its own
+            outcome = _of_the_best(work, request, {item.entry.version for item in passed_over})
+        if not outcome.refused:
+            break
+        passed_over.append(outcome)
+    if passed_over and outcome.entry.outcome == promotion.NOTHING_TO_DO:
+        outcome = passed_over.pop()  # they were all refused: the last one's refusal is the answer
+    for refused in passed_over:
+        if context.params["output_format"] == "text":
+            click.echo(tables.decision_text(refused.decision) if refused.decision is not None else "")
+            click.echo(f"Version {refused.entry.version} of {refused.entry.model}: refused. The next best:\n")
+    _finish(context, outcome, passed_over)
 
 
 def promote(
@@ -120,11 +128,11 @@ def promote(
     **_: Any,
 ) -> None:
     """Promote one version, by default the staged one. It has to pass the gate."""
-    if force and not reason:
-        raise InputError("--force needs --reason TEXT: it goes into the record.")
+    if force and not any(character.isalnum() for character in reason):
+        raise InputError(f"--force needs --reason TEXT, which says why, for the record; it is {reason!r}.")
     request = Request(stage, "promote", by, policy.load(policy_name), force, reason)
     with _promoting(context) as work:
-        outcome = promotion.run(work.client, work.claim, _chosen(work, number), [], request)
+        outcome = promotion.run(work.client, work.claim, _chosen(work, number), request)
     _finish(context, outcome)
 
 
@@ -143,7 +151,7 @@ def approve(context: click.Context, /, number: str | None, by: str, reason: str,
         request = Request(
             stage, "approve", by, records.policy_of(work.client, waiting[0]), False, reason, approved=True
         )
-        outcome = promotion.run(work.client, work.claim, version, records.from_ranges(tags["tried"]), request)
+        outcome = promotion.run(work.client, work.claim, version, request)
         if work.claim is not None:  # it awaits nothing any more
             for run in waiting:
                 done = records.WITHDRAWN if outcome.refused else records.APPROVED
@@ -152,31 +160,38 @@ def approve(context: click.Context, /, number: str | None, by: str, reason: str,
 
 
 def validate(
-    context: click.Context, experiment_name: str, model_name: str, number: str | None, policy_name: str, dry_run: bool
+    context: click.Context,
+    experiment_name: str,
+    model_name: str,
+    number: str | None,
+    policy_name: str,
+    dry_run: bool,
+    unconfined: bool,
 ) -> None:
-    """Load a version as serving does, generate with it, check what comes out, and tag the version with the result."""
-    if importlib.util.find_spec("torch") is None:
-        raise InputError(
-            "Loading a model needs torch, which is not installed here. Run this where it is; in the Compose stack: "
-            "docker compose run --rm --entrypoint promoter serving validate"
-        )
-    from promoter.validation import validate as run_checks
+    """Load a version as serving does, generate with it, compute its evaluation again, and tag it with the result."""
+    from promoter import recomputation, validation
 
-    limit_s = policy.load(policy_name).safety.smoke_time_limit_s
     client = registry.connect(context.obj)
-    version = _chosen(_Work(client, model_name, None), number)
-    with tempfile.TemporaryDirectory(prefix="ratchet-promoter-") as temporary:
-        folder = mlflow.artifacts.download_artifacts(artifacts.uri(version), dst_path=temporary)
-        result = run_checks(Path(folder), version, limit_s)
-    for check in result.checks:
-        click.echo(tables.check_text(check.name, check.passed, check.detail))
-    for prompt, completion in result.samples[:1]:
-        click.echo("A sample:\n" + "\n".join(f"    {line}" for line in (prompt + completion).splitlines()))
-    if not dry_run:
-        status = "passed" if result.passed else "failed"
-        client.set_model_version_tag(model_name, str(version.version), VALIDATION, status)
-    click.echo(f"Version {version.version} of {model_name}: validation {'passed' if result.passed else 'FAILED'}.")
-    if not result.passed:
+    chosen = _chosen(_Work(client, model_name, None), number)
+    passed = True
+    for version, result in validation.run(client, chosen, policy.load(policy_name), not unconfined):
+        its, named = version is chosen, f"Version {version.version} of {model_name}"
+        if not its:
+            click.echo(f"{named}, with which it is compared:")
+        for check in result.checks:
+            click.echo(tables.check_text(check.name, check.passed, check.detail))
+        for prompt, completion in result.samples[:1]:
+            click.echo("A sample:\n" + "\n".join(f"    {line}" for line in (prompt + completion).splitlines()))
+        what, passed = "validation" if its else "its evaluation, computed again:", passed and result.passed
+        if not dry_run:
+            if its:
+                status = "passed" if result.passed else "failed"
+                client.set_model_version_tag(model_name, str(version.version), VALIDATION, status)
+            if result.recomputed:
+                right = recomputation.with_validated(version.tags, result.recomputed)
+                client.set_model_version_tag(model_name, str(version.version), VALIDATED, right)
+        click.echo(f"{named}: {what} {'passed' if result.passed else 'FAILED'}.")
+    if not passed:
         context.exit(1)
 
 
@@ -241,19 +256,31 @@ def _chosen(work: _Work, number: str | None) -> ModelVersion:
     return staged
 
 
-def _of_the_best(work: _Work, request: Request) -> Outcome:
-    """What comes of a request with the best candidate."""
-    together = registry.candidates(work.client, work.model)
+def _of_the_best(work: _Work, request: Request, without: set[str]) -> Outcome:
+    """What comes of a request with the best candidate that was not refused on the same evidence before."""
+    left = [item for item in registry.candidates(work.client, work.model) if str(item.version) not in without]
     primary = request.policy.primary
-    version = registry.best(work.client, together, primary.metric, primary.direction)
-    if version is None:
-        why = "there is no candidate newer than the version in production (`promote --version` takes any)"
-        return promotion.nothing(None, request.stage, request.action, request.by, why)
-    numbers = [str(item.version) for item in together]
-    return promotion.run(work.client, work.claim, version, numbers, request)
+    refused: Mapping[str, str] = {}
+    if not request.only_judge:  # who asks for the gate's word shall get it
+        refused = records.refused_by(work.client, work.model, records.digest(request.policy), request.stage)
+    before: list[str] = []
+    while (version := registry.best(work.client, left, primary.metric, primary.definition.direction)) is not None:
+        outcome = promotion.run(work.client, work.claim, version, request, refused)
+        if not outcome.refused_before:
+            return outcome
+        before.append(outcome.entry.version)
+        left.remove(version)
+    why = "there is no candidate newer than the version in production (`promote --version` takes any)"
+    if before:
+        which = f"version {before[0]} was" if len(before) == 1 else f"versions {', '.join(before)} were"
+        why = (
+            f"{which} refused on the same evidence before (`promoter history --all`), and there is no other candidate. "
+            "`promoter gate --version N` asks the gate again"
+        )
+    return promotion.nothing(None, request.stage, request.action, request.by, why)
 
 
-def _finish(context: click.Context, outcome: Outcome) -> None:
+def _finish(context: click.Context, outcome: Outcome, passed_over: Sequence[Outcome] = ()) -> None:
     """Print what came of it, also to GitHub's step summary; exit with 1 where the gate said no."""
     entry, decision, dry_run = outcome.entry, outcome.decision, context.params["dry_run"]
     would = "would be: " if dry_run else ""
@@ -266,6 +293,8 @@ def _finish(context: click.Context, outcome: Outcome) -> None:
     else:
         facts = decision.to_dict() if decision is not None else {}
         extra = {"dry_run": dry_run, "run_id": outcome.run_id} | vars(entry)
+        if passed_over:
+            extra["refused_first"] = [vars(item.entry) | {"run_id": item.run_id} for item in passed_over]
         replaces = entry.replaces not in (records.NOTHING, entry.version)
         instead = f" instead of version {entry.replaces}" if replaces else ""
         line = f"Version {entry.version} of {entry.model} → {entry.stage}{instead}: {would}{entry.outcome}."

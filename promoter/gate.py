@@ -6,146 +6,54 @@ It reads nothing and asks nobody: evidence.py fetches, records.py keeps. Same ev
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from contract import metrics
+from contract import metrics, names
 from contract.metrics import Direction, Metric, NoValue
-from promoter import statistics
-from promoter.policy import Guard, Policy, Primary
+from promoter import safety, statistics
+from promoter.decision import Comparison, Decision, Evidence, Reason, Stage
+from promoter.policy import Floor, Guard, Policy, Primary
 
-Stage = Literal["Staging", "Production"]
-LOOK_RESAMPLES = 1000  # of an interval that is shown, and decides nothing
-BEYOND = 10  # resamples that shall lie beyond a bound that decides
-MOST_RESAMPLES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What somebody who looked at a version's files has found."""
-
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of one version: where it was evaluated, how, with what result, and what it consists of."""
-
-    model: str
-    version: str
-    run_id: str
-    dataset_digest: str | None = None
-    prompt_template: str | None = None
-    eval_settings: str | None = None  # decoding and all else that decides on the figures
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # by artifact path
-    unreadable: Mapping[str, str] = field(default_factory=dict)  # tables that are there and broken: how
-    base_model: str | None = None  # name@revision or sha256:digest
-    validation: str | None = None  # passed, failed or never tried
-    signature: Mapping[str, Any] | None = None  # inputs, outputs, params
-    files: Mapping[str, Finding] = field(default_factory=dict)  # manifest, no_pickle
-
-    def facts(self) -> dict[str, Any]:
-        """All but the tables."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "tables"} | {
-            "files": {name: asdict(finding) for name, finding in self.files.items()}
-        }
-
-
-@dataclass(frozen=True)
-class Reason:
-    """One check of the gate, whether it passed, and the figures."""
-
-    group: Literal["evidence", "improvement", "guard", "floor", "safety"]
-    check: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of both versions, example by example."""
-
-    metric: str
-    role: Literal["primary", "guard"]
-    direction: Direction
-    candidate: float
-    incumbent: float
-    improvement: float  # in the metric's unit; positive is better, whatever the direction
-    low: float  # bounds of the improvement, each one-sided at alpha
-    high: float
-    alpha: float
-    pairs: int
-    better: int  # examples
-    worse: int
-    p_value: float | None  # McNemar's, of a metric that is pass or fail
-
-    @property
-    def relative(self) -> float:
-        """The improvement as a share of the incumbent's value."""
-        if self.incumbent == 0:
-            return math.copysign(math.inf, self.improvement) if self.improvement else 0.0
-        return self.improvement / abs(self.incumbent)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The gate's verdict on a candidate, with every reason."""
-
-    policy: Policy
-    stage: Stage
-    alpha: float
-    candidate: Evidence
-    incumbent: Evidence | None
-    reasons: tuple[Reason, ...]
-    comparisons: tuple[Comparison, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        return all(reason.passed for reason in self.reasons)
-
-    @property
-    def why(self) -> str:
-        """The reasons that decided: those that failed, or else those that a candidate has to earn."""
-        failed = [reason for reason in self.reasons if not reason.passed]
-        return "; ".join(r.detail for r in failed or [r for r in self.reasons if r.group == "improvement"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the tables, as JSON knows it."""
-        return {
-            "passed": self.passed,
-            "why": self.why,
-            "stage": self.stage,
-            "alpha": self.alpha,
-            "policy": self.policy.model_dump(mode="json"),
-            "candidate": self.candidate.facts(),
-            "incumbent": self.incumbent.facts() if self.incumbent else None,
-            "reasons": [asdict(reason) for reason in self.reasons],
-            "comparisons": [asdict(item) for item in self.comparisons],
-        }
+FEW = 20  # examples of a guard's metric: the report says so
 
 
 def decide(
-    policy: Policy, candidate: Evidence, incumbent: Evidence | None, stage: Stage, alpha: float | None = None
+    policy: Policy,
+    candidate: Evidence,
+    incumbent: Evidence | None,
+    stage: Stage,
+    alpha: float | None = None,
+    best: Mapping[str, tuple[float, str]] = MappingProxyType({}),
 ) -> Decision:
     """Whether the candidate may replace the incumbent (None: nothing is there yet).
 
-    alpha: of this try; the policy's, where it is the only one (statistics.spend).
+    alpha: of this try; the policy's, where it is the only one (statistics.spend). best: what production had at best of
+    a guard's metric on these data, and in which version.
     """
     alpha = policy.significance.alpha if alpha is None else alpha
-    reasons = [_measured(name, "candidate", candidate) for name in policy.metrics]
+    limits: list[Guard | Floor] = [*policy.guards, *policy.floors]
+    skipped = [item for item in limits if _left_out(item, candidate, incumbent)]
+    reasons = [_without(item) for item in skipped]
+    guards = [item for item in policy.guards if item not in skipped]
+    floors = [item for item in policy.floors if item not in skipped]
+    compared: list[Primary | Guard] = [policy.primary, *guards]
+    named = dict.fromkeys(item.metric for item in (*compared, *floors))
+    reasons += [_measured(name, "candidate", candidate) for name in named]
+    reasons += safety.bound("candidate", candidate)
+    reasons.append(safety.apart(candidate))
     comparisons: list[Comparison] = []
     if incumbent is None:
         reasons += [_table(_paired(policy.primary.metric), "candidate", candidate)]
-        reasons.append(Reason("improvement", "incumbent", True, "there is no incumbent to beat"))
+        reasons.append(_no_incumbent(candidate))
     else:
-        compared: list[Primary | Guard] = [policy.primary, *policy.guards]
         reasons += [_measured(item.metric, "incumbent", incumbent) for item in compared]
+        reasons += safety.bound("incumbent", incumbent)
         reasons += [
             _same("dataset_digest", "held-out data", candidate, incumbent),
             _same("prompt_template", "prompt template", candidate, incumbent),
@@ -161,15 +69,46 @@ def decide(
                 if isinstance(item, Primary):
                     reasons += _improvement(item, found, candidate, incumbent)
                 else:
-                    reasons.append(_guard(item, found, policy.significance.min_pairs))
-    reasons += [_floor(item.metric, item.min, item.max, candidate) for item in policy.floors]
-    reasons += _safety(policy, candidate, incumbent, stage)
+                    reasons += [_guard(item, found), *_never_slips(item, found, best)]
+    reasons += [_floor(item, candidate) for item in floors]
+    reasons += safety.safety(policy, candidate, incumbent, stage)
     unique = tuple(dict.fromkeys(reasons))  # a metric may be named twice
     return Decision(policy, stage, alpha, candidate, incumbent, unique, tuple(comparisons))
 
 
-def differences(metric: str, direction: Direction, candidate: Evidence, incumbent: Evidence) -> pd.DataFrame:
-    """By example_id: `candidate` and `incumbent` (value / weight), `improvement` (of the value) and `weight`.
+def with_files(decision: Decision, candidate: Evidence) -> Decision:
+    """The same decision after a look at the candidate's files. Nothing is compared once more."""
+    apart = [reason for reason in decision.reasons if reason.group != "safety"]
+    reasons = safety.safety(decision.policy, candidate, decision.incumbent, decision.stage)
+    return replace(decision, candidate=candidate, reasons=tuple(dict.fromkeys([*apart, *reasons])))
+
+
+def _no_incumbent(candidate: Evidence) -> Reason:
+    if candidate.role != names.CANDIDATE:
+        return Reason("improvement", "incumbent", True, "there is no incumbent to beat")
+    detail = (
+        f"version {candidate.version} was tuned from {candidate.base_model or 'a base that it does not name'}: there "
+        "is no version of that to compare it with (`trainer train` registers one)"
+    )
+    return Reason("improvement", "incumbent", False, detail)
+
+
+def best_of(decision: Decision, before: Mapping[str, tuple[float, str]]) -> dict[str, tuple[float, str]]:
+    """The best of each guard's metric, by (value, version), once the candidate is in production too."""
+    found = dict(before)
+    for guard in decision.policy.guards:
+        for evidence in (decision.incumbent, decision.candidate):
+            value = _value(guard.metric, evidence) if evidence is not None else None
+            if evidence is None or value is None or evidence.dataset_digest != decision.candidate.dataset_digest:
+                continue
+            if guard.metric not in found or _sign(guard.definition.direction) * (value - found[guard.metric][0]) > 0:
+                found[guard.metric] = (value, evidence.version)
+    return found
+
+
+def differences(metric: str, candidate: Evidence, incumbent: Evidence) -> pd.DataFrame:
+    """By example_id: `candidate` and `incumbent` (value / weight), `improvement` (of the value), `weight`, and `group`
+    and `repository` that the example is from.
 
     Raises NoValue where the tables do not pair.
     """
@@ -190,8 +129,8 @@ def differences(metric: str, direction: Direction, candidate: Evidence, incumben
         raise NoValue(f"{parsed.table}: {alone} examples with {metric} are in one version's table only")
     if not np.array_equal(ours["weight"].to_numpy(), theirs["weight"].to_numpy()):
         raise NoValue(f"{parsed.table}: the versions' examples differ in length, so {metric} is not comparable")
-    sign = -1.0 if direction == "lower_is_better" else 1.0
-    return pd.DataFrame(
+    sign = _sign(parsed.definition.direction)
+    found = pd.DataFrame(
         {
             "candidate": ours["value"] / ours["weight"],
             "incumbent": theirs["value"] / theirs["weight"],
@@ -199,6 +138,30 @@ def differences(metric: str, direction: Direction, candidate: Evidence, incumben
             "weight": ours["weight"],
         }
     )
+    return found.join(_groups(parsed, candidate, incumbent).loc[found.index])
+
+
+def _groups(metric: Metric, candidate: Evidence, incumbent: Evidence) -> pd.DataFrame:
+    """Columns `group` and `repository` by example_id. Raises NoValue if a table does not say, or they disagree."""
+    columns = [names.GROUP, names.REPOSITORY]
+    said = []
+    for evidence in (candidate, incumbent):
+        table = evidence.tables[metric.table]
+        if names.GROUP not in table:
+            raise NoValue(
+                f"{metric.table} of version {evidence.version} has no column '{names.GROUP}': an earlier release has "
+                f"judged. `trainer evaluate --model-uri models:/{evidence.model}/{evidence.version} --data "
+                f"runs:/{evidence.run_id} --again` judges it anew"
+            )
+        of = table.reindex(columns=["example_id", *columns]).astype(object).fillna("").astype(str)
+        said.append(of.set_index("example_id").sort_index())
+    if not said[0][names.GROUP].equals(said[1][names.GROUP]):
+        raise NoValue(f"{metric.table}: the versions' tables say of the same examples that they are from other files")
+    return said[0]
+
+
+def _sign(direction: Direction) -> float:
+    return -1.0 if direction == "lower_is_better" else 1.0
 
 
 def _paired(name: str) -> Metric:
@@ -261,50 +224,58 @@ def _compare(
     policy: Policy, item: Primary | Guard, candidate: Evidence, incumbent: Evidence, alpha: float
 ) -> Comparison | Reason:
     """The comparison, or why there is none."""
-    name, primary = item.metric, isinstance(item, Primary)
-    metric = _paired(name)
+    name, asked, primary = item.metric, policy.significance, isinstance(item, Primary)
     for who, evidence in (("candidate", candidate), ("incumbent", incumbent)):
-        if not (reason := _table(metric, who, evidence)).passed:
+        if not (reason := _table(_paired(name), who, evidence)).passed:
             return reason
     try:
-        pairs = differences(name, item.direction, candidate, incumbent)
+        pairs = differences(name, candidate, incumbent)
     except NoValue as error:
         return Reason("evidence", f"pairs for {name}", False, str(error))
-    # A guard without `certain` is decided by the value that was measured, however few examples have it.
-    by_statistics = isinstance(item, Primary) or item.certain
-    if by_statistics and len(pairs) < policy.significance.min_pairs:
+    if primary and len(pairs) < asked.min_pairs:
         detail = (
-            f"{len(pairs)} examples have {name}, {policy.significance.min_pairs} wanted: judge on more "
+            f"{len(pairs)} examples have {name}, {asked.min_pairs} wanted: judge on more "
             "(data.max_eval_examples, data.eval_fraction), or lower significance.min_pairs"
         )
         return Reason("evidence", f"pairs for {name}", False, detail)
-    improvement, weight = pairs["improvement"].to_numpy(), pairs["weight"].to_numpy()
-    decides = by_statistics and not (primary and metric.pass_or_fail)  # else McNemar's test does, or the value
-    own_alpha = alpha if primary else policy.significance.alpha
-    resamples = max(policy.significance.resamples, math.ceil(BEYOND / own_alpha)) if decides else LOOK_RESAMPLES
-    if resamples > MOST_RESAMPLES:
+    groups = pd.factorize(pairs[names.REPOSITORY].str.cat(pairs[names.GROUP], sep="\0"))[0]
+    number = int(groups.max()) + 1
+    if primary and number < asked.min_groups:
         detail = (
-            f"{name}: an alpha of {own_alpha:.1g} is too small to be told by {MOST_RESAMPLES:,} resamples. Either many "
-            f"candidates were tried against version {incumbent.version}: wait for another incumbent, or set "
-            "significance.correction; or the policy's own alpha is so small"
+            f"the examples with {name} are from {number} files, {asked.min_groups} wanted: examples of one file are "
+            "alike, and say little about the next file. Hold out more files (data.min_eval_files, data.eval_fraction, "
+            "data.eval_source)"
         )
-        return Reason("improvement", "significance", False, detail)
-    interval = statistics.bca_interval(improvement, weight, own_alpha, resamples, policy.significance.seed)
-    better, worse = int((improvement > 0).sum()), int((improvement < 0).sum())
+        return Reason("evidence", f"files for {name}", False, detail)
+    own_alpha, margin = (alpha, 0.0) if isinstance(item, Primary) else (1 - item.confidence, item.max_regression)
+    improvement, weight = pairs["improvement"].to_numpy(), pairs["weight"].to_numpy()
+    theirs = float((pairs["incumbent"] * weight).sum() / weight.sum())
+    found = statistics.compare(
+        *(improvement, weight, groups, own_alpha, asked.resamples, asked.seed, margin),
+        worst=theirs if math.isfinite(item.definition.highest) else math.inf,  # no more than the incumbent has
+    )
+    repositories = pairs.groupby(names.REPOSITORY, sort=True)[["improvement", "weight"]].sum()
     return Comparison(
         metric=name,
         role="primary" if primary else "guard",
-        direction=item.direction,
+        direction=item.definition.direction,
         candidate=float((pairs["candidate"] * weight).sum() / weight.sum()),
-        incumbent=float((pairs["incumbent"] * weight).sum() / weight.sum()),
-        improvement=float(improvement.sum() / weight.sum()),
-        low=interval.low,
-        high=interval.high,
+        incumbent=theirs,
+        improvement=found.estimate,
+        low=found.low,
+        high=found.high,
         alpha=own_alpha,
+        p_value=found.p_value,
         pairs=len(pairs),
-        better=better,
-        worse=worse,
-        p_value=statistics.mcnemar(better, worse) if metric.pass_or_fail else None,
+        better=int((improvement > 0).sum()),
+        worse=int((improvement < 0).sum()),
+        groups=number,
+        groups_better=found.better,
+        groups_worse=found.worse,
+        detectable=found.detectable,
+        by_repository={str(name): float(row["improvement"] / row["weight"]) for name, row in repositories.iterrows()}
+        if len(repositories) > 1
+        else {},
     )
 
 
@@ -324,22 +295,20 @@ def _improvement(primary: Primary, found: Comparison, candidate: Evidence, incum
         f"(version {candidate.version}): {abs(found.relative):.1%} {'worse' if found.improvement < 0 else 'better'}, "
         f"{' and '.join(wanted)} better wanted"
     )
-    level = f"{1 - found.alpha:.1%}"
-    if found.p_value is not None:
-        sure = found.p_value <= found.alpha
-        test = (
-            f"{found.better} examples won, {found.worse} lost: McNemar's p {found.p_value:.2g}, "
-            f"at most {found.alpha:.2g} wanted"
-        )
-    else:
-        sure = found.low > 0
-        test = (
-            f"the improvement's lower bound at {level} confidence is {found.low:.4f}, over {found.pairs} pairs; "
-            "above 0 wanted"
-        )
+    unit = "files" if found.groups < found.pairs else "examples"
+    test = (
+        f"{found.groups_better} of {found.groups} {unit} are better and {found.groups_worse} worse "
+        f"({found.pairs} examples); between equal models the chance of that is {found.p_value:.2g}, at most "
+        f"{found.alpha:.2g} wanted"
+    )
+    if found.groups < statistics.least_groups(found.alpha):
+        least = statistics.least_groups(found.alpha)
+        test += f"; {found.groups} {unit} cannot show as much after so many tries, {least} or more could"
+    elif math.isfinite(found.detectable):
+        test += f"; a gain of {found.detectable:.4f} would be found in 80 of 100 such samples"
     return [
         Reason("improvement", "improvement", enough, detail),
-        Reason("improvement", "significance", sure, test),
+        Reason("improvement", "significance", found.p_value <= found.alpha, test),
     ]
 
 
@@ -347,78 +316,70 @@ def _at_least(value: float, wanted: float) -> bool:
     return value >= wanted or math.isclose(value, wanted, rel_tol=1e-9)
 
 
-def _guard(guard: Guard, found: Comparison, min_pairs: int) -> Reason:
+def _guard(guard: Guard, found: Comparison) -> Reason:
     change = f"{found.incumbent:.4f} → {found.candidate:.4f}"
     allowed = f"{guard.max_regression:g} worse allowed"
-    if guard.certain:
+    worst = -found.improvement
+    detail = f"{guard.metric} {change}: " + (f"{worst:.4f} worse" if worst > 0 else "no worse")
+    detail += f" on the only {found.pairs} examples that have it" if found.pairs < FEW else ""
+    unchanged = not (guard.max_regression or found.better or found.worse)  # where nothing may change, and nothing has
+    if guard.certain and not unchanged:
         worst = -found.low
-        detail = f"{guard.metric} {change}: with {1 - found.alpha:.1%} confidence at most {max(worst, 0):.4f} worse"
-    else:
-        worst = -found.improvement
-        detail = f"{guard.metric} {change}: " + (f"{worst:.4f} worse" if worst > 0 else "no worse")
-        if found.pairs < min_pairs:
-            detail += f" on the only {found.pairs} examples that have it" if found.pairs > 1 else " on one example"
+        detail += (
+            f"; with {guard.confidence:.0%} confidence at most {max(worst, 0):.4f} worse"
+            if math.isfinite(worst)
+            else "; too few files to say how much worse it may be (eval.max_generated, or the guard's `certain: false`)"
+        )
     return Reason("guard", f"guard {guard.metric}", _at_least(guard.max_regression, worst), f"{detail}, {allowed}")
 
 
-def _floor(name: str, least: float | None, most: float | None, candidate: Evidence) -> Reason:
-    value = candidate.metrics.get(name, math.nan)
-    passed = (least is None or value >= least) and (most is None or value <= most)
-    named = (("at least", least), ("at most", most))
+def _never_slips(guard: Guard, found: Comparison, best: Mapping[str, tuple[float, str]]) -> list[Reason]:
+    """Against the best that production had, so that small losses do not add up from promotion to promotion."""
+    if guard.metric not in best:
+        return []
+    value, version = best[guard.metric]
+    worse = _sign(found.direction) * (value - found.candidate)
+    detail = (
+        f"{guard.metric} was {value:.4f} in version {version}, the best that production had on these data: "
+        + (f"{worse:.4f} worse" if worse > 0 else "no worse")
+        + f" than that, {guard.max_regression:g} worse allowed"
+    )
+    passed = _at_least(guard.max_regression, worse)
+    return [Reason("guard", f"guard {guard.metric} against the best", passed, detail)]
+
+
+def _left_out(item: Guard | Floor, candidate: Evidence, incumbent: Evidence | None) -> bool:
+    """Whether a guard or floor is skipped: the data do not have its metric, on either side, and the policy says so."""
+    judged = (candidate, incumbent) if incumbent is not None and isinstance(item, Guard) else (candidate,)
+    return item.if_missing == "skip" and all(_value(item.metric, evidence) is None for evidence in judged)
+
+
+def _without(item: Guard | Floor) -> Reason:
+    kind: Literal["guard", "floor"] = "guard" if isinstance(item, Guard) else "floor"
+    detail = f"these data have no {item.metric}: left out, as the policy says (if_missing: skip)"
+    return Reason(kind, f"{kind} {item.metric}", True, detail)
+
+
+def _value(name: str, evidence: Evidence) -> float | None:
+    """A metric's value by the table, where it says; else as the run has logged it."""
+    if (metric := metrics.parse(name)) is not None and metric.table in evidence.tables:
+        try:
+            rows = metrics.per_example(metric, evidence.tables[metric.table])
+        except NoValue:
+            return None
+        return float(rows["value"].sum() / rows["weight"].sum())
+    prefix, _, last = name.rpartition("/")
+    if last == "perplexity" and (nll := _value(f"{prefix}/nll_per_token", evidence)) is not None:
+        return math.exp(min(nll, 700.0))
+    return evidence.metrics.get(name)
+
+
+def _floor(floor: Floor, candidate: Evidence) -> Reason:
+    found = _value(floor.metric, candidate)
+    value = math.nan if found is None else found
+    passed = (floor.min is None or value >= floor.min) and (floor.max is None or value <= floor.max)
+    named = (("at least", floor.min), ("at most", floor.max))
     limits = [f"{words} {limit:g}" for words, limit in named if limit is not None]
-    return Reason("floor", f"floor {name}", passed, f"{name} is {value:.4f}, {' and '.join(limits)} wanted")
-
-
-def _safety(policy: Policy, candidate: Evidence, incumbent: Evidence | None, stage: Stage) -> list[Reason]:
-    safety, version = policy.safety, candidate.version
-    checks: list[tuple[bool, str, Callable[[], Finding]]] = [
-        (safety.signature, "signature", lambda: _signature(candidate, incumbent)),
-        (safety.manifest, "files as at training", lambda: _looked_at("manifest", candidate)),
-        (safety.no_pickle, "no pickled code", lambda: _looked_at("no_pickle", candidate)),
-        (safety.base_model_revision, "base model recorded", lambda: _base_model(candidate)),
-    ]
-    reasons = [Reason("safety", name, *_as_pair(look())) for wanted, name, look in checks if wanted]
-    needed = safety.validation == "always" or (safety.validation == "production" and stage == "Production")
-    tried = candidate.validation or "not tried yet"
-    detail = f"{tried} (version {version})"
-    if needed and candidate.validation is None:
-        detail = f"version {version} was not validated: `promoter validate --version {version}`, where torch is"
-    passed = candidate.validation == "passed" if needed else candidate.validation != "failed"
-    return [*reasons, Reason("safety", "validation", passed, detail)]
-
-
-def _as_pair(finding: Finding) -> tuple[bool, str]:
-    return finding.passed, finding.detail
-
-
-def _looked_at(name: str, candidate: Evidence) -> Finding:
-    return candidate.files.get(name) or Finding(False, f"version {candidate.version}: nobody has looked at its files")
-
-
-def _base_model(candidate: Evidence) -> Finding:
-    base = candidate.base_model or ""
-    known = base.startswith("sha256:") or all(base.partition("@")[::2])
-    hint = "expected the tag base_model with name@revision or sha256:digest, as the trainer sets it"
-    return Finding(known, base if known else f"version {candidate.version} names no revision ('{base}'): {hint}")
-
-
-def _signature(candidate: Evidence, incumbent: Evidence | None) -> Finding:
-    ours, theirs = candidate.signature, incumbent.signature if incumbent is not None else None
-    if ours is None:
-        return Finding(False, f"version {candidate.version} has no signature: serving could not check its requests")
-    if theirs is None or incumbent is None:
-        return Finding(True, "there is one, and none to be compatible with")
-    for part in ("inputs", "outputs"):
-        if ours.get(part) != theirs.get(part):
-            return Finding(
-                False,
-                f"{part} of version {candidate.version} are {ours.get(part)}, of version {incumbent.version} "
-                f"{theirs.get(part)}: callers of the one would break",
-            )
-    taken = ours.get("params") or {}
-    missing = [
-        f"{name} ({kind})" for name, kind in sorted((theirs.get("params") or {}).items()) if taken.get(name) != kind
-    ]
-    if missing:
-        return Finding(False, f"version {candidate.version} does not take {', '.join(missing)}, which callers may send")
-    return Finding(True, f"inputs, outputs and parameters of version {incumbent.version}")
+    shown = "not known" if math.isnan(value) else f"{value:.4f}"
+    detail = f"{floor.metric} is {shown}, {' and '.join(limits)} wanted"
+    return Reason("floor", f"floor {floor.metric}", passed and math.isfinite(value), detail)

@@ -1,6 +1,8 @@
 """The options that several commands share."""
 
 import getpass
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +11,42 @@ import click
 from contract.metrics import SHOWN
 from contract.names import DEFAULT_EXPERIMENT, pyfunc_model
 
+LONGEST_TEXT = 2000  # characters of who, and of why
+NAME = r"[\w.\-/: ]+"  # of a metric, param or tag, to MLflow
+
 
 def _model_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
     """The model named, or the one that the trainer registers from the experiment."""
     name = value or pyfunc_model(context.params.get("experiment_name") or DEFAULT_EXPERIMENT)
     if "'" in name or '"' in name:
         raise click.BadParameter(f"'{name}' holds a quote. Expected a registered model's name.")
+    if not name.strip() or "/" in name or ":" in name:
+        raise click.BadParameter(f"'{name}' is no name that a registered model can have: it holds / or :, or nothing.")
     return name
+
+
+def text(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Something that says something: letters or digits, and not a book."""
+    if not any(character.isalnum() for character in value) or len(value) > LONGEST_TEXT:
+        shown = value if len(value) <= 80 else f"{value[:80]}…"
+        raise click.BadParameter(f"{shown!r}. Expected a text of at most {LONGEST_TEXT} characters, for the record.")
+    return value
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"'{value}' is no number of seconds. Expected 0 or more, such as 60.")
+    return value
+
+
+def _names(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that MLflow may have stored: with any other it would search for a long while, or fail at the server."""
+    for value in values:
+        if not re.fullmatch(NAME, value):
+            raise click.BadParameter(
+                f"'{value}' is no name of a metric, param or tag. Expected letters, digits, and _ - . / : or spaces."
+            )
+    return values
 
 
 def options(*names: str) -> Callable[[Any], Any]:
@@ -39,7 +70,7 @@ def options(*names: str) -> Callable[[Any], Any]:
             show_default=True,
             help="YAML file, or the name of a shipped policy (docs/promotion.md).",
         ),
-        "by": click.option("--by", default=getpass.getuser, help="Who, for the record.  [default: you]"),
+        "by": click.option("--by", default=getpass.getuser, callback=text, help="Who, for the record.  [default: you]"),
         "version": click.option("--version", "number", help="Which version.  [default: the staged one]"),
         "stage": click.option(
             "--stage",
@@ -53,6 +84,7 @@ def options(*names: str) -> Callable[[Any], Any]:
             "--wait",
             "wait_s",
             type=click.FloatRange(0),
+            callback=_seconds,
             default=0,
             show_default=True,
             help="Seconds to wait for somebody else who is promoting the model.",
@@ -82,15 +114,20 @@ def _columns(command: Any) -> Any:
         click.option(
             "--filter", "filter_string", default="", help="MLflow's syntax, e.g. \"tags.role = 'candidate'\"."
         ),
-        click.option("--tag", "tags", multiple=True, help="Tag to show, may be repeated."),
+        click.option("--tag", "tags", multiple=True, callback=_names, help="Tag to show, may be repeated."),
         click.option(
-            "--param", "params", multiple=True, help="Param of the run to show, e.g. trainer.lr; may be repeated."
+            "--param",
+            "params",
+            multiple=True,
+            callback=_names,
+            help="Param to show, e.g. trainer.lr; may be repeated.",
         ),
         click.option(
             "--metric",
             "metrics",
             multiple=True,
             default=SHOWN,
+            callback=_names,
             help="Metric to show, may be repeated.  [default: the evaluation's]",
         ),
     ):

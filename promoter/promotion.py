@@ -1,21 +1,25 @@
 """What a promoting command does: fetch the evidence, let the gate decide, act on it, leave a record."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from contract import names
 from contract.errors import InputError
 from contract.names import PRODUCTION
-from promoter import evidence, records, registry, stages
-from promoter.gate import Decision, Stage, decide
+from promoter import evidence, ledger, records, registry, stages
+from promoter.decision import Decision, Stage
+from promoter.gate import best_of, decide, with_files
 from promoter.lock import Claim
 from promoter.policy import Policy
 from promoter.records import NOTHING, Entry
 from promoter.stages import Move
 
-NOTHING_TO_DO = "nothing to do"
+NOTHING_TO_DO, REFUSED_BEFORE = "nothing to do", "refused before"
 
 
 @dataclass(frozen=True)
@@ -44,35 +48,73 @@ class Outcome:
     def refused(self) -> bool:
         return self.entry.outcome == records.REFUSED
 
+    @property
+    def refused_before(self) -> bool:
+        return self.entry.outcome == REFUSED_BEFORE
+
 
 def run(
-    client: MlflowClient, claim: Claim | None, version: ModelVersion, together: Iterable[str], request: Request
+    client: MlflowClient,
+    claim: Claim | None,
+    version: ModelVersion,
+    request: Request,
+    unless_refused: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
-    """Judge a version, chosen from those tried `together` (numbers), and move it where the gate, or force, lets it.
+    """Judge a version, and move it where the gate, or force, lets it.
 
-    Without a claim nothing is written: the outcome is what would happen. Raises InputError.
+    Without a claim nothing is written: the outcome is what would happen. What was refused on the very same evidence
+    (`unless_refused`: records by its key) is not judged again. Raises InputError.
     """
     name, number, stage = version.name, str(version.version), request.stage
     by_alias = registry.aliases(client, name)
-    if not request.only_judge and by_alias.get(stage.lower()) == number:
+    failed = version.tags.get(names.VALIDATION) == "failed"  # a staged one stands in nobody's way
+    if not request.only_judge and by_alias.get(stage.lower()) == number and not failed:
         return nothing(version, stage, request.action, request.by, f"version {number} of {name} is in {stage} already")
     if by_alias.get(PRODUCTION) == number:
         raise InputError(
             f"Version {number} is in production. Expected another: `promoter compare-versions` lists them."
         )
-    incumbent = registry.incumbent_of(client, version)
+    try:
+        incumbent = registry.incumbent_of(client, version)
+    except registry.NothingToCompare:
+        if not request.force:
+            raise
+        incumbent = None
     policy = request.policy
-    candidate = evidence.fetch(client, version, policy, files=True)
+    candidate = evidence.fetch(client, version, policy)
     other = evidence.fetch(client, incumbent, policy, like=candidate) if incumbent is not None else None
-    tried = sorted({number, *together})
-    tags, share = {"tried": records.to_ranges(tried)}, 1.0
-    if other is not None and policy.significance.correction == "alpha_spending":
-        digest, metric = candidate.dataset_digest or "unknown", policy.primary.metric
-        share = records.share(client, name, number, tried, other.version, digest, metric)
+    model_tags = client.get_registered_model(name).tags
+    best = ledger.best_on(model_tags, candidate.dataset_digest)
+    tags = {"policy": records.digest(policy)}
+    tags[records.EVIDENCE_KEY] = evidence.key(candidate, other, tags["policy"], stage, best)
+    if (before := unless_refused.get(tags[records.EVIDENCE_KEY])) is not None:
+        why = f"version {number} of {name} was refused on the same evidence before (run {before})"
+        return Outcome(Entry(name, number, stage, NOTHING, NOTHING, request.action, REFUSED_BEFORE, request.by, why))
+    share = 1.0
+    if other is not None and incumbent is not None:
+        # Judged once more in another way, a version is tried once more.
+        ground = names.evaluation_key({name: getattr(candidate, name) or "" for name in names.GROUND}) or "unknown"
+        judged = registry.judged_since(client, incumbent, version, candidate.dataset_digest or "unknown")
+        entries = ledger.read(model_tags, other.version)
+        found = ledger.share(entries, number, judged, ground, policy.primary.metric)
+        if found.entry is not None and claim is not None:
+            ledger.write(claim, other.version, found.entry)
+        if policy.significance.correction == "alpha_spending":  # else it was a try all the same
+            share = found.of_alpha
         tags["alpha_share"] = repr(share)
-    decision = decide(policy, candidate, other, stage, share * policy.significance.alpha)
+    alpha = share * policy.significance.alpha
+    decision = decide(policy, candidate, other, stage, alpha, best)
+    if decision.passed or request.force or request.only_judge:  # all files are fetched for it, so not before
+        candidate = evidence.with_files(candidate, version, policy)
+        decision = with_files(decision, candidate)
     outcome = _outcome(decision, request)
-    tags["policy"] = records.digest(policy)
+    if candidate.dataset_digest:
+        tags[records.BEST] = json.dumps(best_of(decision, best))
+        if len(tags[records.BEST]) > ledger.LONGEST:
+            raise InputError(
+                f"The policy names {len(policy.guards)} guards, whose best values take {len(tags[records.BEST])} "
+                f"characters. Expected {ledger.LONGEST} at most: fewer guards."
+            )
     if outcome == records.AWAITING and records.awaits(client, name, number, stage, tags["policy"]):
         return nothing(
             version, stage, request.action, request.by, f"version {number} of {name} awaits approval already"

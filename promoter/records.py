@@ -6,9 +6,10 @@ the alias moved. Its tags are what `history` shows and what the next gate has to
 
 import hashlib
 import json
+import math
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +19,8 @@ from mlflow.entities import Metric, Run, RunTag
 from mlflow.store.entities import PagedList
 
 from contract.errors import InputError
-from contract.names import DATASET_DIGEST, PROMOTIONS
-from promoter import statistics
-from promoter.gate import Decision
+from contract.names import DATASET_DIGEST, PRODUCTION, PROMOTIONS, STAGES
+from promoter.decision import Decision
 from promoter.lock import Claim
 from promoter.policy import Policy
 
@@ -30,6 +30,9 @@ PROMOTED, REFUSED, AWAITING = "promoted", "refused", "awaiting approval"
 ARCHIVED, ROLLED_BACK, JUDGED = "archived", "rolled back", "passed the gate"
 APPROVED, WITHDRAWN = "approved", "withdrawn"  # of a decision that awaited approval
 MOVES = (PROMOTED, ARCHIVED, ROLLED_BACK)
+# Tags of a record: what the gate saw, as a key; as JSON the best of each guard once this is in production, and the
+# sha256 of the tables.
+EVIDENCE_KEY, BEST, TABLES = "evidence_key", "best_guards", "evidence_sha256"
 LONGEST = 7000  # characters of a tag; MLflow takes 8,000
 
 
@@ -65,10 +68,12 @@ def write(
             DATASET_DIGEST: decision.candidate.dataset_digest or "unknown",
             "primary_metric": decision.policy.primary.metric,
         }
+        values[TABLES] = json.dumps(dict(decision.candidate.sha256))
         now = int(time.time() * 1000)
         for item in decision.comparisons:
-            for name in ("candidate", "incumbent", "improvement", "low", "high"):
-                figures.append(Metric(f"{item.metric}/{name}", getattr(item, name), now, 0))
+            for name in ("candidate", "incumbent", "improvement", "low", "high", "p_value"):
+                if math.isfinite(value := getattr(item, name)):
+                    figures.append(Metric(f"{item.metric}/{name}", value, now, 0))
     client.log_batch(run_id, figures, tags=[RunTag(key, value[:LONGEST]) for key, value in values.items()])
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
@@ -142,49 +147,27 @@ def policy_of(client: MlflowClient, run: Run) -> Policy:
             ) from error
 
 
-def share(
-    client: MlflowClient, model: str, version: str, together: list[str], incumbent: str, digest: str, metric: str
-) -> float:
-    """The share of alpha for a candidate, chosen from those tried `together`, against an incumbent on some data.
+def evidence_of(client: MlflowClient, model: str, version: str, digest: str) -> dict[str, str]:
+    """The sha256 of each table by which a version came into production on these data; empty: by others."""
+    for run in of_version(client, model, version):
+        tags = run.data.tags
+        if (tags["outcome"], tags["stage"], tags.get(DATASET_DIGEST)) == (PROMOTED, STAGES[PRODUCTION], digest):
+            return {str(path): str(sha256) for path, sha256 in json.loads(tags.get(TABLES, "{}")).items()}
+    return {}
 
-    The one that it was given before, on the same data by the same primary metric; else by how many others were tried
-    against that incumbent. A version tried once more on other data, or by another metric, is another try.
-    """
-    tried: set[tuple[str, str, str]] = set()
+
+def refused_by(client: MlflowClient, model: str, policy: str, stage: str) -> dict[str, str]:
+    """The record by which each version was refused for a stage, last, by the key of its evidence (evidence.key)."""
+    found: dict[str, str] = {}
     token = None
     while True:
-        found = _search(
-            client, model, f"tags.incumbent = '{incumbent}' and attributes.status = 'FINISHED'", 1000, token
-        )
-        for run in found:
-            tags = run.data.tags
-            ground = (tags[DATASET_DIGEST], tags["primary_metric"])
-            others = from_ranges(tags["tried"])
-            if version in others and ground == (digest, metric) and "alpha_share" in tags:
-                return float(tags["alpha_share"])
-            tried |= {(other, *ground) for other in others}
-        if not (token := found.token):
-            break
-    new = {(other, digest, metric) for other in (version, *together)} - tried
-    return statistics.spend(1.0, len(tried), max(1, len(new)))
-
-
-def to_ranges(numbers: Iterable[str]) -> str:
-    """Version numbers in a tag's few characters: 1,2,3,7 is 1-3,7."""
-    parts: list[list[int]] = []
-    for number in sorted({int(number) for number in numbers}):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
-    return text if len(text) <= LONGEST else f"{parts[0][0]}-{parts[-1][1]}"  # rather too many tries than too few
-
-
-def from_ranges(text: str) -> set[str]:
-    """What to_ranges was given."""
-    pairs = [part.split("-") for part in text.split(",")]
-    return {str(number) for pair in pairs for number in range(int(pair[0]), int(pair[-1]) + 1)}
+        terms = f"attributes.status = 'FINISHED' and tags.outcome = '{REFUSED}' and tags.policy = '{policy}'"
+        page = _search(client, model, terms, 1000, token)
+        for run in page:
+            if run.data.tags.get("stage") == stage and (known := run.data.tags.get(EVIDENCE_KEY)):
+                found.setdefault(known, run.info.run_id)
+        if not (token := page.token):
+            return found
 
 
 def _search(client: MlflowClient, model: str, terms: str, limit: int, token: str | None = None) -> PagedList[Run]:

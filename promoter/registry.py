@@ -1,11 +1,14 @@
 """Reading the registry: versions and their aliases, the incumbent, the candidates, the best of them."""
 
+import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 
+import click
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -13,13 +16,29 @@ from contract import names, tracking
 from contract.errors import InputError
 from contract.metrics import Direction
 from contract.names import ARCHIVED, PREVIOUS, PRODUCTION, STAGING
+from promoter.ledger import Judged
 
 AT_ONCE = 500  # runs or versions of one request
+INFINITY = "1.7e308"  # MLflow stores ±inf as ±1.8e308; as its filters spell numbers
 
 
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server. Raises InputError for what is not a URL, Unreachable where no server answers."""
+    os.environ.setdefault(tracking.RETRIES, "3")  # MLflow's seven, each after twice as long a pause, take minutes
+    logger = logging.getLogger("urllib3.util.retry")
+    if not any(isinstance(handler, _Retries) for handler in logger.handlers):
+        logger.addHandler(_Retries())
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
     return tracking.connect(uri, "--tracking-uri", "--tracking-uri")
+
+
+class _Retries(logging.Handler):
+    """Tells people why they wait: a request that failed is sent again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("Incremented Retry"):
+            click.echo("The tracking server did not answer a request properly; asking again …", err=True)
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
@@ -67,7 +86,7 @@ def versions(client: MlflowClient, name: str, filter_string: str = "", limit: in
 
 def version(client: MlflowClient, name: str, number: str) -> ModelVersion:
     """The version with a number. Raises InputError where there is none."""
-    if re.fullmatch(r"[1-9][0-9]*", number):
+    if re.fullmatch(r"[1-9][0-9]{0,8}", number):
         try:
             found = client.get_model_version(name, number)
             found.aliases = [alias for alias, named in aliases(client, name).items() if named == number]
@@ -94,16 +113,108 @@ def staged(client: MlflowClient, name: str) -> list[ModelVersion]:
     return list(found.values())
 
 
+class NothingToCompare(InputError):
+    """There was an incumbent, and it is gone."""
+
+
 def incumbent_of(client: MlflowClient, candidate: ModelVersion) -> ModelVersion | None:
-    """What a candidate has to beat: the version in production, else the base model that it was tuned from."""
-    production = with_alias(client, candidate.name, PRODUCTION)
-    if production is not None:
-        return production if production.version != candidate.version else None
+    """What a candidate has to beat: the version in production, else the one that was there last, else its base model.
+
+    So production that somebody has emptied by hand is no way round the gate.
+    """
+    number = last_production(client, candidate.name)
+    gone = client.get_registered_model(candidate.name).tags.get(names.LAST_PRODUCTION)
+    if number is None and gone is not None:
+        raise NothingToCompare(
+            f"Version {gone} of {candidate.name} was in production last, and is deleted: nobody can say whether "
+            f"version {candidate.version} is better. `promoter promote --stage Production --version "
+            f"{candidate.version} --force --reason …` puts it there all the same."
+        )
+    if number == str(candidate.version) and PRODUCTION in candidate.aliases:
+        return None
+    if number is not None and number != str(candidate.version):
+        return version(client, candidate.name, number)
     if not (base_model := candidate.tags.get(names.BASE_MODEL)) or candidate.tags.get(names.ROLE) == names.BASE:
         return None
     # The value goes into no filter: it may hold any character.
     bases = versions(client, candidate.name, f"tags.{names.ROLE} = '{names.BASE}'")
     return next((base for base in bases if base.tags.get(names.BASE_MODEL) == base_model), None)
+
+
+def last_production(client: MlflowClient, name: str) -> str | None:
+    """The number of the version in production; where it is empty, of the one that was there last and still exists."""
+    model = client.get_registered_model(name)
+    found = {alias: str(number) for alias, number in model.aliases.items()}
+    if PRODUCTION in found:
+        return found[PRODUCTION]
+    for number in (model.tags.get(names.LAST_PRODUCTION), found.get(PREVIOUS)):
+        if number is not None and _exists(client, name, number):
+            return number
+    return None
+
+
+def _exists(client: MlflowClient, name: str, number: str) -> bool:
+    try:
+        client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return False
+    return True
+
+
+def judged_since(client: MlflowClient, incumbent: ModelVersion, candidate: ModelVersion, digest: str) -> Judged:
+    """What was judged on some data since the incumbent came, whether or not it is still there.
+
+    Versions newer than the incumbent, those that were deleted among them; runs that have judged, deleted ones too.
+    Where the candidate is an older one, it was chosen from all that there are.
+    """
+    since, first = incumbent.creation_timestamp or 0, int(incumbent.version)
+    if int(candidate.version) < first:
+        since, first = 0, 0
+    there = versions(client, candidate.name, f"version_number > {first}")
+    known = [item for item in there if item.version != incumbent.version and item.tags.get(names.ROLE) != names.BASE]
+    on_these = {str(item.version) for item in known if item.tags.get(names.DATASET_DIGEST) == digest}
+    on_these |= {str(candidate.version)}
+    runs = _runs_that_judged(client, candidate, digest)
+    prefix = f"{candidate.name}/"
+    on_these |= {
+        run.data.tags[names.EVALUATES].removeprefix(prefix)
+        for run in runs
+        if run.data.tags.get(names.EVALUATES, "").startswith(prefix)
+    } - {str(incumbent.version)}
+    numbers = {int(item.version) for item in there}
+    deleted = set(range(first + 1, max(numbers, default=first))) - numbers  # on what, nobody knows any more
+    trained = [
+        run
+        for run in runs
+        if run.data.tags.get(names.ROLE) == names.CANDIDATE
+        and run.info.start_time >= since
+        and run.info.run_id != incumbent.run_id
+    ]
+    return Judged(frozenset(on_these), frozenset(map(str, deleted)), len({run.info.run_id for run in trained}))
+
+
+def _runs_that_judged(client: MlflowClient, candidate: ModelVersion, digest: str) -> list[Run]:
+    """Runs with an evaluation on these data, in the experiment of the candidate's run; deleted ones too."""
+    if not candidate.run_id:
+        return []
+    experiment = client.get_run(candidate.run_id).info.experiment_id
+    if "'" in digest:
+        return []
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment],
+            f"tags.{names.DATASET_DIGEST} = '{digest}'",
+            run_view_type=ViewType.ALL,
+            max_results=1000,
+            page_token=token,
+        )
+        found += page
+        if not (token := page.token):
+            return found
 
 
 def candidates(client: MlflowClient, name: str) -> list[ModelVersion]:
@@ -138,7 +249,8 @@ def best(client: MlflowClient, among: Sequence[ModelVersion], metric: str, direc
     """
     ascending = direction == "lower_is_better"
     order = [f"metrics.`{metric}` {'ASC' if ascending else 'DESC'}", "attributes.start_time DESC"]
-    first = [page[0] for page in _runs(client, among, order, 1) if page]
+    finite = f" and metrics.`{metric}` < {INFINITY} and metrics.`{metric}` > -{INFINITY}"
+    first = [page[0] for page in _runs(client, among, order, 1, finite) if page]
     judged = [run for run in first if math.isfinite(run.data.metrics.get(metric, math.nan))]
     if not judged:
         return among[0] if among else None
@@ -152,9 +264,13 @@ def runs_of(client: MlflowClient, among: Sequence[ModelVersion]) -> dict[str, Ru
     return {run.info.run_id: run for page in _runs(client, among, [], AT_ONCE) for run in page}
 
 
-def _runs(client: MlflowClient, among: Sequence[ModelVersion], order: list[str], limit: int) -> Iterator[list[Run]]:
+def _runs(
+    client: MlflowClient, among: Sequence[ModelVersion], order: list[str], limit: int, terms: str = ""
+) -> Iterator[list[Run]]:
     ids = [str(item.run_id) for item in among if item.run_id]
     experiments = [experiment.experiment_id for experiment in client.search_experiments()] if ids else []
     for start in range(0, len(ids), AT_ONCE):
         listed = ", ".join(f"'{run_id}'" for run_id in ids[start : start + AT_ONCE])
-        yield client.search_runs(experiments, f"attributes.run_id IN ({listed})", order_by=order, max_results=limit)
+        yield client.search_runs(
+            experiments, f"attributes.run_id IN ({listed}){terms}", order_by=order, max_results=limit
+        )

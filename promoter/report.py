@@ -1,6 +1,7 @@
 """The report on a decision: JSON, Markdown, and HTML in one file with its plot and its examples (decision.html is the
 template)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,14 +10,15 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from contract import metrics
+from contract import metrics, names
 from promoter import tables
-from promoter.gate import Comparison, Decision, Reason, differences
+from promoter.decision import Comparison, Decision, Reason
+from promoter.gate import differences
 from promoter.records import Entry
 from promoter.statistics import Floats
 
 EXAMPLES = 5  # shown that got better most, and as many that got worse
-BARS = 400  # of the plot; with more examples each stands for several
+BARS = 400  # of the plot; with more files each stands for several
 WIDTH, HEIGHT, MARGIN = 760, 220, 52  # of the plot, in its own units
 GROUPS = {
     "improvement": "Is it better?",
@@ -64,12 +66,12 @@ def markdown(entry: Entry, decision: Decision | None) -> str:
     if decision is not None and decision.comparisons:
         lines += [
             "",
-            "| metric | incumbent | candidate | better by | interval | pairs |",
-            "|---|---:|---:|---:|---|---:|",
+            "| metric | incumbent | candidate | better by | interval | examples | files |",
+            "|---|---:|---:|---:|---|---:|---:|",
         ]
         lines += [
             f"| {item.metric} | {item.incumbent:.4f} | {item.candidate:.4f} | {item.improvement:+.4f} | "
-            f"{item.low:+.4f} … {item.high:+.4f} | {item.pairs} |"
+            f"{item.low:+.4f} … {item.high:+.4f} | {item.pairs} | {item.groups} |"
             for item in decision.comparisons
         ]
     return "\n".join(lines) + "\n"
@@ -89,9 +91,10 @@ def html(entry: Entry, decision: Decision | None) -> str:
         groups = [(title, by_group[key]) for key, title in GROUPS.items() if by_group[key]]
         primary = next((item for item in decision.comparisons if item.role == "primary"), None)
         if primary is not None and decision.incumbent is not None:
-            pairs = differences(primary.metric, primary.direction, decision.candidate, decision.incumbent)
+            pairs = differences(primary.metric, decision.candidate, decision.incumbent)
             changes = pairs["improvement"] / pairs["weight"]
-            plot = _plot(changes.to_numpy(), primary)
+            of_files = pairs.groupby([names.REPOSITORY, names.GROUP])[["improvement", "weight"]].sum()
+            plot = _plot((of_files["improvement"] / of_files["weight"]).to_numpy(), primary)
             better, worse = _examples(decision, changes)
     return environment.get_template("decision.html").render(
         entry=entry,
@@ -111,10 +114,10 @@ def _other_metrics(decision: Decision | None) -> list[tuple[str, float | None, f
         return []
     compared = {item.metric for item in decision.comparisons}
     ours, theirs = decision.candidate.metrics, decision.incumbent.metrics if decision.incumbent else {}
-    names = sorted(
+    logged = sorted(
         name for name in ours if name.split("/")[0] not in ("run", "train", "system") and name not in compared
     )
-    return [(name, theirs.get(name), ours[name]) for name in names]
+    return [(name, theirs.get(name), ours[name]) for name in logged]
 
 
 def _examples(decision: Decision, changes: "pd.Series[float]") -> tuple[list[Example], list[Example]]:
@@ -123,7 +126,8 @@ def _examples(decision: Decision, changes: "pd.Series[float]") -> tuple[list[Exa
     parsed = metrics.parse(decision.policy.primary.metric)
     assert parsed is not None
     ours, theirs = (
-        evidence.tables[parsed.table].set_index("example_id") for evidence in (decision.candidate, decision.incumbent)
+        evidence.tables[parsed.table].astype({"example_id": str}).set_index("example_id")
+        for evidence in (decision.candidate, decision.incumbent)
     )
     if not all({"prompt", "reference", "completion"} <= set(table) for table in (ours, theirs)):
         return [], []
@@ -143,13 +147,14 @@ def _examples(decision: Decision, changes: "pd.Series[float]") -> tuple[list[Exa
 
 
 def _plot(changes: Floats, primary: Comparison) -> str:
-    """An SVG: a bar for each example, from the most worsened to the most improved; the mean with its interval."""
+    """An SVG: a bar for each file, from the most worsened to the most improved; the mean with its interval."""
     ordered = np.sort(changes)
     if len(ordered) > BARS:
         ordered = np.array([part.mean() for part in np.array_split(ordered, BARS)])
     # What is far out would flatten all else: the bars end at the first and last percentile's scale.
     low, high = min(0.0, float(np.quantile(ordered, 0.01))), max(0.0, float(np.quantile(ordered, 0.99)))
-    low, high = min(low, primary.low), max(high, primary.high)
+    band = [bound if math.isfinite(bound) else primary.improvement for bound in (primary.low, primary.high)]
+    low, high = min(low, band[0]), max(high, band[1])
     scale = (HEIGHT - 20) / ((high - low) or 1.0)
 
     def y(value: float) -> float:
@@ -157,7 +162,7 @@ def _plot(changes: Floats, primary: Comparison) -> str:
 
     step = (WIDTH - MARGIN) / len(ordered)
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Change of each example in {primary.metric}" '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Change of each file in {primary.metric}" '
         'xmlns="http://www.w3.org/2000/svg">'
     ]
     for number, value in enumerate(ordered):
@@ -166,7 +171,7 @@ def _plot(changes: Floats, primary: Comparison) -> str:
             f'<rect x="{MARGIN + number * step:.2f}" y="{top:.2f}" width="{max(step * 0.9, 0.5):.2f}" '
             f'height="{max(bottom - top, 0.5):.2f}" class="{"up" if value > 0 else "down"}"/>'
         )
-    top, bottom = y(primary.high), y(primary.low)
+    top, bottom = y(band[1]), y(band[0])
     parts.append(
         f'<rect x="{MARGIN}" y="{top:.2f}" width="{WIDTH - MARGIN}" height="{max(bottom - top, 1):.2f}" class="band"/>'
     )

@@ -20,9 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from contract import names
 from contract.errors import Busy, InputError
-from contract.names import ARCHIVED, PREVIOUS, PRODUCTION, REPLACED_BY, STAGE, STAGES, STAGING
-from promoter import lock, records, registry, report
-from promoter.gate import Decision
+from contract.names import ARCHIVED, DATASET_DIGEST, PREVIOUS, PRODUCTION, REPLACED_BY, STAGE, STAGES, STAGING
+from promoter import ledger, lock, records, registry, report
+from promoter.decision import Decision
 from promoter.lock import Claim
 from promoter.records import NOTHING, ROLLBACK, Entry
 
@@ -86,15 +86,24 @@ def record(claim: Claim, move: Move, decision: Decision, outcome: str) -> Entry:
 
 
 def rollback(claim: Claim | None, client: MlflowClient, name: str, reason: str, by: str) -> Entry:
-    """Put the previous version back into production; without a claim only say so. Raises InputError where none is."""
+    """Put the previous version back into production; without a claim only say so. Raises InputError without one.
+
+    Where somebody has emptied production by hand and nothing is `previous`, the version that was there last.
+    """
     found = registry.aliases(client, name)
-    if PRODUCTION not in found or found.get(PREVIOUS, found[PRODUCTION]) == found[PRODUCTION]:
+    target = found.get(PREVIOUS)
+    if PRODUCTION not in found and target is None:  # somebody has emptied it by hand
+        target = registry.last_production(client, name)
+        decisions = records.of_version(client, name, target) if target is not None else []
+        if decisions and decisions[0].data.tags["outcome"] == records.ARCHIVED:
+            target = None
+    if target is None or target == found.get(PRODUCTION):
         raise InputError(
             f"{name} has no version to roll back to: production is {found.get(PRODUCTION, 'empty')}, previous is "
             f"{found.get(PREVIOUS, 'empty')}. `promoter promote --stage Production --version N --force --reason …` "
             "puts any version there."
         )
-    move = Move(registry.version(client, name, found[PREVIOUS]), "Production", ROLLBACK, by, reason, found)
+    move = Move(registry.version(client, name, target), "Production", ROLLBACK, by, reason, found)
     if claim is None:
         return move.entry(records.ROLLED_BACK)
     return promote(claim, move, None, records.ROLLED_BACK)
@@ -130,6 +139,9 @@ def settle(claim: Claim) -> list[Run]:
             with _where_it_exists():  # one that only slept may withdraw its claim just now
                 _take_back(claim, run)
     by_alias = registry.aliases(client, name)
+    number, model_tags = by_alias.get(PRODUCTION), client.get_registered_model(name).tags
+    if number is not None and model_tags.get(names.LAST_PRODUCTION) != number:
+        _write(claim, client.set_registered_model_tag, name, names.LAST_PRODUCTION, number)
     for alias in (STAGING, PREVIOUS):
         if alias in by_alias and by_alias[alias] == by_alias.get(PRODUCTION):
             _move_alias(claim, client.delete_registered_model_alias, name, alias)
@@ -164,6 +176,14 @@ def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
         return False
     with _where_it_exists():
         _tell_who_follows(claim, tags)
+    if tags["action"] == ROLLBACK:  # what turned out bad is no best
+        model_tags = client.get_registered_model(name).tags
+        for key in [key for key in model_tags if key.startswith(names.BEST_GUARDS)]:
+            kept = ledger.without(model_tags, key, tags["replaces"])
+            if kept != model_tags[key]:
+                _write(claim, client.set_registered_model_tag, name, key, kept)
+    elif tags["stage"] == STAGES[PRODUCTION] and records.BEST in tags:
+        _write(claim, client.set_registered_model_tag, name, ledger.best_key(tags[DATASET_DIGEST]), tags[records.BEST])
     # After a rollback `previous` names what is in production: `settle` takes it away, there is none before it.
     if tags["action"] != ROLLBACK and tags["stage"] == "Production" and tags["replaces"] not in (NOTHING, number):
         with _where_it_exists():  # somebody may have deleted the version that was replaced

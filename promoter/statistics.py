@@ -1,108 +1,232 @@
-"""The gate's statistics: bootstrap interval of a paired difference, McNemar's test, alpha spent on several tries.
+"""The gate's statistics: what a paired difference says when whole groups (files) were drawn, and not examples.
 
-Pure functions of arrays. docs/promotion.md says in plain words what they answer.
+Pure functions of arrays. docs/promotion.md says in plain words what they answer; tests/bench/gate.py simulates how
+often they are wrong, and is where the constants come from.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtr, ndtri, stdtrit
+from scipy.optimize import brentq
+from scipy.special import bdtr, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
-DRAWN_AT_ONCE = 1 << 17  # indices: 1 MB, which stays in the cache
-FEW_KINDS = 16
-BLOCK = 250  # resamples from one seed
+POWER = 0.8
+ROUNDING = 1e-12  # a sum of floats that is smaller than this share of its terms is zero
+# Student's t is made less sure where it is known to be too sure: where losses are rare and large, and far out.
+FEW = 20  # groups at which that counts most; fewer show no skewness to speak of, and more have seen their losses
+FAR_OUT = 0.07
+# Flips.
+ALL_FLIPS = 16  # groups up to which every pattern of signs is tried: 65,536
+MOST_BLOCKS = 256  # more groups are merged at random
+MOST_FLIPS = 1_000_000
+BEYOND = 10  # flips that shall lie beyond a bound that decides
+AT_ONCE = 1 << 14  # flips
+# Alpha over many tries.
+QUICK, SLOW = 2 / 3, 500  # the share that is spent on the first tries; the tries over which half of the rest goes
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Two bounds; below `low` lies a share of alpha, and above `high` another."""
+class Compared:
+    """An improvement, and how sure it is."""
 
-    low: float
+    estimate: float  # Σ values / Σ weights
+    low: float  # bounds of the estimate, each one-sided at alpha; low > -margin if and only if p_value <= alpha
     high: float
+    p_value: float  # one-sided, of "no better than -margin"
+    groups: int
+    better: int  # groups whose sum speaks for the candidate
+    worse: int
+    detectable: float  # the smallest true improvement that data of this spread show at alpha with 80% power
 
 
-def bca_interval(values: Floats, weights: Floats, alpha: float, resamples: int, seed: int) -> Interval:
-    """The BCa bootstrap interval of Σ values / Σ weights over examples; each bound one-sided at alpha.
+def compare(
+    values: Floats,
+    weights: Floats,
+    groups: NDArray[np.int64],
+    alpha: float,
+    resamples: int,
+    seed: int,
+    margin: float = 0.0,
+    worst: float = math.inf,
+) -> Compared:
+    """Whether Σ values / Σ weights is above -margin, judged by the sums of each group.
 
-    values, weights: (n,), of the examples; n of them are drawn with replacement, `resamples` times. Efron (1987):
-    bias-corrected and accelerated, so that it also fits where the differences are skewed. Expanded for few examples
-    as by Hesterberg (2015): Student's quantiles instead of the normal's, and √(n/(n-1)), since resampling shrinks the
-    spread.
+    values, weights, groups: (n,), of the examples: the improvement times the weight, the weight, the group's number.
+    worst: the most that an example can lose per weight: all that the incumbent has, of a metric that ends at 0. With a
+    margin, one more group counts as seen whose √(examples per group) examples lost that much; else twenty examples
+    without a loss would be proof that there are none.
+
+    The p-value is the larger of two: of a sign-flip permutation test, exact for differences that are symmetric
+    around zero, however few and however far apart; and of a damped Student's t, which also holds for skewed ones.
+    Where groups differ in their sums' sign alone (single examples that pass or fail), it is McNemar's exact test.
     """
-    n = len(values)
-    estimate = values.sum() / weights.sum()
-    if np.ptp(values - estimate * weights) == 0:  # all differences are the same: nothing to draw
-        return Interval(float(estimate), float(estimate))
-    drawn = _bootstrap(values, weights, resamples, seed)  # (resamples,)
-    drawn.sort()
-    below = (np.searchsorted(drawn, estimate, "left") + np.searchsorted(drawn, estimate, "right")) / 2
-    bias = ndtri(np.clip(below / resamples, 0.5 / resamples, 1 - 0.5 / resamples))
-    without = (values.sum() - values) / (weights.sum() - weights)  # (n,), each example left out once
-    deviations = without.mean() - without
-    acceleration = (deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5)
-    wide = np.sqrt(n / (n - 1))
-    levels = []
-    for z in (wide * stdtrit(n - 1, alpha), wide * stdtrit(n - 1, 1 - alpha)):
-        stretch = 1 - acceleration * (bias + z)
-        # Far out in a skewed distribution the correction has a pole; behind it, it would turn round.
-        levels.append(ndtr(bias + (bias + z) / stretch) if stretch > 0 else float(z > 0))
-    return Interval(float(np.quantile(drawn, levels[0])), float(np.quantile(drawn, levels[1])))
+    sums, sizes = _by_group(values, weights, groups)
+    n, estimate = len(sums), float(sums.sum() / sizes.sum())
+    better, worse = int((sums > 0).sum()), int((sums < 0).sum())
+    shifted = _without_rounding(sums + margin * sizes, np.abs(sums).max(initial=0.0))
+    if np.count_nonzero(shifted) < 2 or len(values) < 3:
+        return Compared(estimate, -math.inf, math.inf, 1.0, n, better, worse, math.inf)
+    bounded = margin > 0 and math.isfinite(worst)
+    if bounded:
+        one_more = weights.mean() * math.sqrt(len(values) / n)
+        shifted, sizes = np.append(shifted, (margin - worst) * one_more), np.append(sizes, one_more)
+    exact = _mcnemar(shifted)
+    spread = _Spread.of(shifted, sizes, symmetric=bounded or exact is not None)
+    p_value = spread.p_value if exact is None else exact
+    # Where that says no, flips only make the figures complete.
+    flips = max(resamples, math.ceil(BEYOND / alpha)) if p_value <= alpha else resamples
+    flipped, low, high = _flip(shifted, sizes, alpha, min(flips, MOST_FLIPS), seed)
+    p_value = max(p_value, flipped) if exact is None else exact
+    low = min(low, spread.center - spread.reach(alpha, -1)) - margin
+    high = max(high, spread.center + spread.reach(alpha, 1)) - margin
+    # Rounding, or flips that are all tried for the p-value and drawn for the bound, must not make the two disagree.
+    low = max(low, math.nextafter(-margin, math.inf)) if p_value <= alpha else min(low, -margin)
+    found = spread.reach(alpha, -1) + float(stdtrit(len(sizes) - 1, POWER)) * spread.error - margin
+    return Compared(estimate, low, high, p_value, n, better, worse, found if n >= least_groups(alpha) else math.inf)
 
 
-def _bootstrap(values: Floats, weights: Floats, resamples: int, seed: int) -> Floats:
-    """The ratio in each resample: (resamples,). Same seed, same result, however many cores there are."""
-    n = len(values)
-    kinds, counts = np.unique(np.stack([values, weights]), axis=1, return_counts=True)  # (2, kinds), (kinds,)
-    if len(counts) <= FEW_KINDS:  # pass or fail: how often each kind is drawn says it all
-        drawn = np.random.default_rng(seed).multinomial(n, counts / n, resamples)  # (resamples, kinds)
-        return np.asarray(drawn @ kinds[0] / (drawn @ kinds[1]), float)
-    center = values.mean()
-    # Both in one array, so that each draw is one look-up; centred, so that single precision does for the sums.
-    pairs = ((values - center) + 1j * weights).astype(np.complex64)  # (n,)
-    rows = max(1, DRAWN_AT_ONCE // n)
-    sizes = [min(BLOCK, resamples - start) for start in range(0, resamples, BLOCK)]
-    seeds = np.random.SeedSequence(seed).spawn(len(sizes))
-
-    def draw(size: int, own: np.random.SeedSequence) -> Floats:
-        generator = np.random.Generator(np.random.SFC64(own))
-        sums = []
-        for start in range(0, size, rows):
-            chosen = _indices(generator, n, min(rows, size - start) * n).reshape(-1, n)
-            sums.append(pairs.take(chosen, mode="wrap").sum(axis=1))  # "wrap" is the quickest; all are in range
-        found = np.concatenate(sums)
-        return np.asarray((found.real.astype(float) + n * center) / found.imag.astype(float), float)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter while it draws and adds
-        return np.concatenate(list(pool.map(draw, sizes, seeds)))
+def _mcnemar(sums: Floats) -> float | None:
+    """The chance of so few against the candidate, where groups speak for or against it, but none louder."""
+    discordant = sums[sums != 0]
+    if np.ptp(np.abs(discordant)) > ROUNDING * np.abs(discordant).max():
+        return None
+    return float(bdtr((discordant < 0).sum(), len(discordant), 0.5))
 
 
-def _indices(generator: np.random.Generator, n: int, count: int) -> NDArray[np.int64]:
-    """`count` numbers below n, of 32 random bits each; `integers(n)` takes twice as long. Uneven by n/2³² at most."""
-    words = generator.integers(0, 2**64 - 1, (count + 1) // 2, np.uint64, endpoint=True)
-    numbers = words.view(np.uint32).astype(np.uint64)
-    numbers *= np.uint64(n)
-    numbers >>= np.uint64(32)
-    return numbers.view(np.int64)[:count]
+def least_groups(alpha: float) -> int:
+    """Groups below which nothing is sure enough: that all speak for the candidate has a chance of 1 in 2ⁿ."""
+    return math.ceil(-math.log2(alpha) - 1e-9)
 
 
-def mcnemar(only_candidate: int, only_incumbent: int) -> float:
-    """McNemar's exact test, one-sided: the chance of so many wins or more if both were equally good.
+def _by_group(values: Floats, weights: Floats, groups: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Σ values and Σ weights of each group, in an order that neither rows nor numbers of groups decide."""
+    rows = np.lexsort((values, weights, groups))  # a sum of floats depends on the order
+    _, member = np.unique(groups[rows], return_inverse=True)
+    sums = np.bincount(member, values[rows]).astype(float)
+    sizes = np.bincount(member, weights[rows]).astype(float)
+    order = np.lexsort((sums, sizes, np.abs(sums)))
+    return sums[order], sizes[order]
 
-    only_candidate, only_incumbent: examples that one passes and the other fails. Without any, 1.
+
+def _without_rounding(sums: Floats, scale: float) -> Floats:
+    return np.where(np.abs(sums) <= ROUNDING * scale, 0.0, sums)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """The estimate and its standard error by groups (CR2), and how sure a Student's t of it is."""
+
+    center: float
+    error: float
+    skewness: float  # 0: not to be damped for
+    groups: int
+
+    @classmethod
+    def of(cls, sums: Floats, sizes: Floats, symmetric: bool) -> "_Spread":
+        total = float(sizes.sum())
+        center = float(sums.sum()) / total
+        rest = _without_rounding(sums - center * sizes, np.abs(sums).max())
+        error = math.sqrt(float((rest**2 / (1 - sizes / total)).sum())) / total
+        skewness = 0.0 if symmetric or not error else (rest**3).mean() / (rest**2).mean() ** 1.5
+        return cls(center, error, float(skewness), len(sums))
+
+    @property
+    def p_value(self) -> float:
+        if not self.error:
+            return 0.0 if self.center > 0 else 1.0
+        t = self.center / self.error
+        return float(stdtr(self.groups - 1, -self._damped(t, -1) if t > 0 else -t))
+
+    def reach(self, alpha: float, side: int) -> float:
+        """How far the bound lies from the estimate, below (-1) or above (1): the damping turned round."""
+        if not self.error:
+            return 0.0
+        wanted = -float(stdtrit(self.groups - 1, alpha))
+        if wanted <= 0:
+            return wanted * self.error
+        skewed, far = self._damping(side)
+        most = wanted + wanted**2 * math.sqrt(skewed) + wanted**4 * far
+        return float(brentq(lambda t: self._damped(t, side) - wanted, wanted / 2, 2 * most, maxiter=1000)) * self.error
+
+    def _damped(self, t: float, side: int) -> float:
+        skewed, far = self._damping(side)
+        return float(t / (1 + skewed * t**2 + far * t**3) ** 0.25)
+
+    def _damping(self, side: int) -> tuple[float, float]:
+        """Rare and large deviations on that side make the sample look better than it is."""
+        much = min(FEW / self.groups, self.groups / FEW)
+        return (much * max(0.0, side * self.skewness) ** 2) ** 2, FAR_OUT * much**2
+
+
+def _flip(sums: Floats, sizes: Floats, alpha: float, flips: int, seed: int) -> tuple[float, float, float]:
+    """The sign-flip test's p-value of Σ sums > 0, and bounds of Σ sums / Σ sizes that come out of the same flips.
+
+    To flip a set of groups reaches the sum if and only if their own sum is not above 0; and their own ratio is a
+    "typical value" of the estimate (Hartigan 1969), so that quantiles of these ratios are bounds.
     """
-    n = only_candidate + only_incumbent
-    return float(bdtr(only_incumbent, n, 0.5)) if n else 1.0
+    if len(sums) > MOST_BLOCKS:
+        block = np.random.default_rng(seed).permutation(len(sums)) % MOST_BLOCKS
+        merged = _without_rounding(np.bincount(block, sums).astype(float), np.abs(sums).max())
+        told, told_sizes = merged, np.bincount(block, sizes).astype(float)
+    else:
+        told, told_sizes = sums, sizes
+    typical, own = _typical(told, told_sizes, flips, seed)
+    tried = len(typical) + own
+    discordant = sums[sums != 0]
+    few = len(discordant) <= ALL_FLIPS < len(sums)
+    exact, one = _typical(discordant, np.ones_like(discordant), flips, seed) if few else (typical, own)
+    reached = int((exact <= 0).sum()) + one
+    p_value = reached / (len(exact) + one)
+    if one and reached == one and p_value > alpha:
+        p_value = 0.5 ** len(discordant)  # no flip can tell more; Student's t has to
+    # The pattern that flips nothing is among all patterns, and has to be added to those that were drawn.
+    k = math.floor(alpha * tried * (1 + ROUNDING)) - own
+    if k < 0:
+        return p_value, math.inf, -math.inf  # too few flips to say anything on a bound
+    k = min(k, len(typical) - 1)
+    mirrored = np.where(np.isneginf(typical), np.inf, typical)
+    return p_value, float(np.partition(typical, k)[k]), float(-np.partition(-mirrored, k)[k])
+
+
+def _typical(sums: Floats, sizes: Floats, flips: int, seed: int) -> tuple[Floats, int]:
+    """Σ sums / Σ sizes of the flipped in each pattern, -∞ if none is; 1 if the patterns were drawn, 0 if all."""
+    n = len(sums)
+    every = n <= ALL_FLIPS
+    count = 2**n if every else flips
+    # A byte says of eight groups which are flipped; what each byte adds up to is known beforehand.
+    eights = -(-n // 8)
+    pairs = np.zeros((eights, 8), complex)
+    pairs.flat[:n] = sums + 1j * sizes
+    added = pairs @ ((np.arange(256)[:, None] >> np.arange(8)) & 1).T  # (eights, 256)
+    scale, generator = np.abs(sums).sum(), np.random.default_rng((seed, n))
+    found = []
+    for start in range(0, count, AT_ONCE):
+        size = min(AT_ONCE, count - start)
+        if every:
+            patterns = np.arange(start, start + size, dtype="<u2").view(np.uint8).reshape(size, 2)
+        else:
+            patterns = np.frombuffer(generator.bytes(size * eights), np.uint8).reshape(size, eights)
+        total = np.zeros(size, complex)
+        for eight in range(eights):
+            total += added[eight].take(patterns[:, eight])
+        top = _without_rounding(total.real, scale)
+        found.append(np.divide(top, total.imag, out=np.full(size, -np.inf), where=total.imag > 0))
+    return np.concatenate(found), int(not every)
 
 
 def spend(alpha: float, earlier: int, at_once: int = 1) -> float:
     """The alpha for each of `at_once` candidates, after `earlier` others were tried against the same incumbent.
 
-    The k-th try gets alpha/(k(k+1)); over all tries there will ever be, that adds up to alpha. Several tried together
-    share theirs in equal parts.
+    Over all tries there will ever be, that adds up to alpha: the chance of any false promotion against this
+    incumbent stays below it, however the tries depend on each other (Bonferroni). Each promotion starts anew, as
+    LORD does after each discovery. Two thirds go to the first tries, as 1/(k(k+1)), and one third slowly, as
+    500/((k+499)(k+500)), so that round 300 still has a share. Several tried together share theirs in equal parts.
     """
-    first, after = earlier + 1, earlier + 1 + at_once
-    return alpha * (1 / first - 1 / after) / at_once
+    return alpha * (_spent(earlier + at_once) - _spent(earlier)) / at_once
+
+
+def _spent(tries: int) -> float:
+    return QUICK * tries / (tries + 1) + (1 - QUICK) * tries / (tries + SLOW)

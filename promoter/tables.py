@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from contract import names
 from contract.metrics import SHOWN
-from promoter.gate import Decision
+from promoter.decision import Decision
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,43 @@ What our server adds to MLflow's rules: services.tracking.authorization.
 
 import configparser
 import os
+from functools import cache
 
+from contract.errors import InputError
+from services.tracking.rights import PARTS
 from services.tracking.settings import TrackingSettings
 
-USERS = "RATCHET_ALIAS_USERS"  # from `environment` to services.tracking.authorization, in MLflow's workers
+ROLES = "RATCHET_ROLES"  # from `environment` to services.tracking.authorization, in MLflow's workers
 # PBKDF2 or scrypt at each check would be most of a request's time. A password that was changed counts after this long
 # (s) at the latest.
 REMEMBERED_S = 30
 
 
+@cache
+def roles(text: str) -> dict[str, str]:
+    """The role of each user who has one: of the parts' own, and of those that `text` (TRACKING_ROLES) names.
+
+    Raises InputError for a text that is not USER=ROLE, separated by commas.
+    """
+    found = {part: part for part in PARTS}
+    for pair in filter(None, (item.strip() for item in text.split(","))):
+        user, _, role = (word.strip() for word in pair.partition("="))
+        if not user or role not in PARTS:
+            raise InputError(
+                f"TRACKING_ROLES has {pair!r}. Expected USER=ROLE, separated by commas, with a ROLE of "
+                f"{', '.join(PARTS)}, such as ada=promoter."
+            )
+        found[user] = role
+    return found
+
+
 def environment(settings: TrackingSettings) -> dict[str, str]:
     """Write MLflow's authentication settings to RATCHET_HOME; returns the variables that `mlflow server` needs.
 
-    The file holds the database URI, which may hold a password: it is its owner's alone.
+    The file holds the database URI, which may hold a password: it is its owner's alone. Raises InputError for roles
+    that are none.
     """
+    roles(settings.tracking_roles)
     config = configparser.ConfigParser()
     config["mlflow"] = {
         "default_permission": "NO_PERMISSIONS",
@@ -35,7 +58,7 @@ def environment(settings: TrackingSettings) -> dict[str, str]:
         "MLFLOW_AUTH_CONFIG_PATH": str(path),
         "MLFLOW_AUTH_ADMIN_PASSWORD": settings.mlflow_admin_password.get_secret_value(),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": settings.mlflow_secret_key.get_secret_value(),
-        USERS: settings.tracking_alias_users,
+        ROLES: settings.tracking_roles,
     }
 
 

@@ -1,115 +1,307 @@
 """What runs in MLflow's workers where TRACKING_AUTH is on: its `authorization_function`, with rules of our own.
 
-To MLflow a user who may add a version to a registered model may also move the model's aliases, and so could put a model
-into production past the gate; and tracking reads, with its own role, whatever place in S3 a version names as its own.
-Those whom TRACKING_ALIAS_USERS names may do all that MLflow lets them; others may not what RULES refuses.
+To MLflow a user who may add a version to a registered model may also move its aliases, write every tag and grant
+rights, and one who may log to an experiment may change each run in it. So a user has a role here, and may do what
+services.tracking.rights lists for it; everything else is refused, and what is left MLflow's permissions decide.
 """
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from contract.names import MANIFEST_SHA256
-from services.tracking.access import USERS
+from contract import names
+from services.tracking import rights
+from services.tracking.access import ROLES, roles
+from services.tracking.rights import If
 
 if TYPE_CHECKING:
     from flask import Response
     from werkzeug.datastructures import Authorization
 
-SOURCES = ("mlflow-artifacts:", "runs:", "models:")  # those whose owner MLflow looks up
+FILE = re.compile(r"(\d+)/(?:([0-9a-f]{32})|models/([\w-]+)|traces/([\w-]+))/artifacts(?:/.*)?")
+NOTHING_ELSE = (
+    "What each role may do is in services/tracking/rights.py; TRACKING_ROLES gives a user one, an admin may all."
+)
 
 
 def authenticate() -> "Authorization | Response":
-    """Who asks, by user name and password, or the response that refuses. MLflow calls this for every request."""
-    from flask import Response, jsonify, make_response, request
-    from mlflow.server.auth import authenticate_request_basic_auth, make_basic_auth_response
+    """Who asks, by user name and password, or the response that refuses. MLflow calls this several times a request.
 
+    It is decided once: when MLflow asks again afterwards, what the request has done must not count against it.
+    """
+    from flask import Response, g, jsonify, make_response, request
+    from mlflow.server.auth import authenticate_request_basic_auth, make_basic_auth_response, store
+
+    if "ratchet_let_in" in g:
+        let_in: Authorization = g.ratchet_let_in
+        return let_in
     if request.authorization is not None and request.authorization.type != "basic":
         return make_basic_auth_response()  # MLflow would look for a user's name in a bearer token, and answer 500
     found = authenticate_request_basic_auth()
     if isinstance(found, Response):
         return found
-    allowed = [name.strip() for name in os.environ.get(USERS, "").split(",")]
-    if found.username in allowed or not (deed := refused(request.method, request.path)):
-        return found
-    return make_response(
-        jsonify(
-            error_code="PERMISSION_DENIED",
-            message=f"User {found.username!r} may not {deed}. It could change what serves past the gate, or reach what "
-            f"is others'. Expected one of {', '.join(allowed)} (TRACKING_ALIAS_USERS); to promote, use the promoter.",
-        ),
-        403,
-    )
+    user = str(found.username)
+    if not store.get_user(user).is_admin and (why := refused(role_of(user))):
+        message = f"User {user!r} (role {role_of(user)}) may not {why}"
+        return make_response(jsonify(error_code="PERMISSION_DENIED", message=message), 403)
+    g.ratchet_let_in = found
+    return found
 
 
-def refused(method: str, path: str) -> str | None:
-    """What this request does that only TRACKING_ALIAS_USERS may do; None where it is open to others."""
-    rule = RULES.get((method, path.rstrip("/").rpartition("/mlflow/")[2]))
-    return rule() if rule else None
+def role_of(user: str) -> str:
+    """The role of a user, of those in rights.MAY."""
+    return roles(os.environ.get(ROLES, "")).get(user, rights.PERSON)
 
 
-def _alias() -> str:
-    return "move an alias"
+def refused(role: str) -> str | None:
+    """What the role may not do of what is asked, and what would be allowed; None where it may."""
+    from flask import request
 
-
-def _registered_model() -> str:
-    return "delete or rename a registered model, whose aliases would go along"
-
-
-def _version_with_alias() -> str | None:
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.model_registry_pb2 import DeleteModelVersion
-    from mlflow.server.handlers import _get_model_registry_store
-
-    message = _asked(DeleteModelVersion())
-    try:
-        store: Any = _get_model_registry_store()
-        aliases = store.get_model_version(message.name, message.version).aliases
-    except MlflowException:  # there is none: MLflow says so
+    rule = request.url_rule.rule if request.url_rule is not None else None
+    route = rights.name_of(rule) if rule is not None else rights.native(request.path)
+    asked = f"{request.method} {route or request.path}"
+    if asked not in rights.MAY[role]:
+        return f"{asked}. {NOTHING_ELSE}"
+    condition = rights.MAY[role][asked]
+    if condition is None or (why := CONDITIONS[condition]()) is None:
         return None
-    return f"delete a version that has the alias {', '.join(aliases)}" if aliases else None
+    return f"{asked}: {why} Expected {condition.value}. {NOTHING_ELSE}"
 
 
-def _tag() -> str | None:
-    from mlflow.protos.model_registry_pb2 import SetModelVersionTag
-
-    # A request that deletes a tag has the same fields.
-    return f"change a version's tag {MANIFEST_SHA256}" if _asked(SetModelVersionTag()).key == MANIFEST_SHA256 else None
+# --- what is asked ---
 
 
-def _source() -> str | None:
-    from mlflow.protos.model_registry_pb2 import CreateModelVersion
+@cache
+def _messages() -> dict[tuple[str, str], Any]:
+    """The class of the message that MLflow reads from a request, by method and route."""
+    from mlflow.server.handlers import get_endpoints
 
-    source = _asked(CreateModelVersion()).source
-    return (
-        None if source.startswith(SOURCES) else f"make a version of {source!r}, which is none of {', '.join(SOURCES)}"
-    )
+    endpoints: Any = get_endpoints
+    return {
+        (method, rule): kind
+        for rule, kind, methods in endpoints(lambda kind: kind)
+        for method in methods
+        if hasattr(kind, "DESCRIPTOR")  # a protobuf message; the others are handlers
+    }
 
 
-def _location() -> str | None:
-    from mlflow.protos.service_pb2 import CreateExperiment
-
-    return "say where an experiment's artifacts lie" if _asked(CreateExperiment()).artifact_location else None
-
-
-def _asked(message: Any) -> Any:
+def _message() -> Any:
     """The request's body, read exactly as MLflow's handler will read it."""
+    from flask import request
     from mlflow.server import handlers
 
     read: Any = handlers._get_request_message
-    return read(message)
+    assert request.url_rule is not None
+    return read(_messages()[request.method, request.url_rule.rule]())
 
 
-RULES: dict[tuple[str, str], Callable[[], str | None]] = {
-    ("POST", "registered-models/alias"): _alias,
-    ("DELETE", "registered-models/alias"): _alias,
-    ("DELETE", "registered-models/delete"): _registered_model,
-    ("POST", "registered-models/rename"): _registered_model,
-    ("DELETE", "model-versions/delete"): _version_with_alias,
-    ("POST", "model-versions/set-tag"): _tag,
-    ("DELETE", "model-versions/delete-tag"): _tag,
-    ("POST", "model-versions/create"): _source,
-    ("POST", "experiments/create"): _location,
+def _runs() -> list[str]:
+    """The ids of the runs that a request names."""
+    from flask import request
+
+    if request.url_rule is not None and (request.method, request.url_rule.rule) not in _messages():
+        return request.args.getlist("run_uuid")  # upload-artifact
+    message = _message()
+    return [found for name in ("run_id", "run_uuid") if (found := getattr(message, name, ""))]
+
+
+def _tags() -> Iterable[str]:
+    """The keys of the tags that a request writes, or takes away."""
+    message = _message()
+    return [message.key] if hasattr(message, "key") else [tag.key for tag in message.tags]
+
+
+# --- what is there ---
+
+
+def _tracking() -> Any:
+    from mlflow.server.handlers import _get_tracking_store
+
+    return _get_tracking_store()
+
+
+def _registry() -> Any:
+    from mlflow.server.handlers import _get_model_registry_store
+
+    return _get_model_registry_store()
+
+
+def _found(look: Callable[..., Any], *which: str) -> Any:
+    """What MLflow's store finds; None where there is no such thing, which MLflow's handler will say."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return look(*which)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
+def _evidence(run_id: str) -> str | None:
+    """Why nobody is to change a run; None where one may, or where there is no such run."""
+    run = _found(_tracking().get_run, run_id)
+    if run is None:
+        return None
+    versions = _registry().search_model_versions(f"run_id = '{run.info.run_id}'")
+    for version in versions:
+        if version.aliases or rights.OF_PROMOTER & version.tags.keys():
+            return f"version {version.version} of {version.name} was judged by run {run_id}."
+    if run.info.status == "FINISHED" and (versions or {names.ROLE, names.EVALUATES} & run.data.tags.keys()):
+        return f"run {run_id} is FINISHED, and evidence of what it evaluated. Start a new run."
+    return None
+
+
+def _open_run() -> str | None:
+    return next(filter(None, map(_evidence, _runs())), None)
+
+
+def _open_run_or_base() -> str | None:
+    """The trainer notes on the base model's run which version it evaluates, when that is registered: once."""
+    if (why := _open_run()) is None:
+        return None
+    message = _message()
+    run = _found(_tracking().get_run, message.run_id)
+    if run is None or message.key != names.EVALUATES or run.data.tags.get(names.ROLE) != names.BASE:
+        return why
+    name, _, number = message.value.rpartition("/")
+    version = _found(_registry().get_model_version, name, number)
+    wanted = {names.ROLE: names.BASE, names.BASE_MODEL: run.data.tags.get(names.BASE_MODEL)}
+    if version is None or not wanted.items() <= dict(version.tags).items():
+        return f"{why} {message.value!r} is no version of its base model."
+    return why if run.data.tags.get(names.EVALUATES, message.value) != message.value else None
+
+
+def _file() -> tuple[str, str, str, str] | None:
+    """(experiment, run, logged model, trace) that an artifact's path belongs to; None for a path of none of them."""
+    from flask import request
+    from mlflow.utils import uri
+
+    read: Any = uri.validate_path_is_safe  # as MLflow's handler will
+    path = str(read((request.view_args or {})["artifact_path"]))
+    match = FILE.fullmatch(path)
+    if match is None or {"", "."} & set(path.rstrip("/").split("/")):
+        return None
+    experiment, run, model, trace = (text or "" for text in match.groups())
+    return experiment, run, model, trace
+
+
+def _open_file() -> str | None:
+    from flask import request
+
+    experiment, run_id, model_id, trace_id = _file() or ("", "", "", "")
+    if trace_id:
+        return None
+    look = (_tracking().get_run, run_id) if run_id else (_tracking().get_logged_model, model_id)
+    owner = _found(*look) if run_id or model_id else None
+    of = None if owner is None else owner.info.experiment_id if run_id else owner.experiment_id
+    if of != experiment:
+        return f"{request.path} is the place of no run or logged model."
+    return _evidence(run_id) if run_id else _finished(model_id)
+
+
+def _file_of_trace() -> str | None:
+    from flask import request
+
+    found = _file()
+    return None if found is not None and found[3] else f"{request.path} is the place of no trace."
+
+
+def _finished(model_id: str) -> str | None:
+    model = _found(_tracking().get_logged_model, model_id)
+    if model is None or str(model.status) == "PENDING":
+        return None
+    return f"the logged model {model_id} is {model.status}, and versions may be made of it. Log another."
+
+
+def _pending_model() -> str | None:
+    from flask import request
+
+    return _finished((request.view_args or {})["model_id"])
+
+
+def _new_version() -> str | None:
+    message = _message()
+    model_id = message.source.removeprefix("models:/")
+    model = _found(_tracking().get_logged_model, model_id) if re.fullmatch(r"m-\w+", model_id) else None
+    if model is None or str(model.status) != "READY":
+        return f"{message.source!r} is no finished logged model (models:/m-…)."
+    if not message.run_id:
+        return "it names no run."
+    return _others(_tags(), rights.OF_TRAINER) or _evidence(message.run_id)
+
+
+def _plain_version() -> str | None:
+    source = _message().source
+    if not source.startswith(rights.SOURCES):
+        return f"{source!r} is not one of {', '.join(rights.SOURCES)}."
+    return _ours(_tags(), rights.OURS)
+
+
+def _taken_back() -> str | None:
+    message = _message()
+    version = _found(_registry().get_model_version, message.name, message.version)
+    if version is None:
+        return None
+    if version.aliases:
+        return f"version {version.version} has the alias {', '.join(version.aliases)}."
+    return _evidence(version.run_id) if version.run_id else None
+
+
+def _ours(keys: Iterable[str], ours: frozenset[str]) -> str | None:
+    taken = [key for key in keys if key in ours]
+    return f"of a version's tags others write {', '.join(taken)}." if taken else None
+
+
+def _others(keys: Iterable[str], own: frozenset[str]) -> str | None:
+    strange = [key for key in keys if key not in own]
+    return f"of a version's tags others write {', '.join(strange)}." if strange else None
+
+
+def _plain_model_tag() -> str | None:
+    taken = [key for key in _tags() if key.startswith(rights.MODELS_TAGS)]
+    return f"of a model's tags the promoter writes {', '.join(taken)}." if taken else None
+
+
+def _bare_model() -> str | None:
+    tags = list(_tags())
+    return f"it has the tags {', '.join(tags)}." if tags else None
+
+
+def _default_place() -> str | None:
+    place = _message().artifact_location
+    return f"it names the place {place!r}." if place else None
+
+
+def _plain_experiment() -> str | None:
+    found = _found(_tracking().get_experiment, _message().experiment_id)
+    if found is None:
+        return None
+    if found.name in (names.PROMOTIONS, names.TRACES):
+        return f"the parts write into the experiment {found.name}."
+    for run in _tracking().search_runs([found.experiment_id], f"tags.{names.ROLE} LIKE '%'", 3, 1):  # deleted ones too
+        return f"run {run.info.run_id} in it is evidence."
+    return None
+
+
+CONDITIONS: dict[If, Callable[[], str | None]] = {
+    If.OPEN_RUN: _open_run,
+    If.OPEN_RUN_OR_BASE: _open_run_or_base,
+    If.OPEN_FILE: _open_file,
+    If.FILE_OF_TRACE: _file_of_trace,
+    If.PENDING_MODEL: _pending_model,
+    If.NEW_VERSION: _new_version,
+    If.PLAIN_VERSION: _plain_version,
+    If.TAKEN_BACK: _taken_back,
+    If.TAG_OF_PROMOTER: lambda: _ours(_tags(), rights.OF_TRAINER | rights.OF_SERVING),
+    If.TAG_OF_SERVING: lambda: _others(_tags(), rights.OF_SERVING),
+    If.PLAIN_TAG: lambda: _ours(_tags(), rights.OURS),
+    If.PLAIN_MODEL_TAG: _plain_model_tag,
+    If.BARE_MODEL: _bare_model,
+    If.DEFAULT_PLACE: _default_place,
+    If.PLAIN_EXPERIMENT: _plain_experiment,
 }
 
 

@@ -31,7 +31,7 @@ class TrackingSettings(BaseSettings):
     tracking_allowed_hosts: str = ""
     tracking_cors_origins: str = ""
     tracking_auth: bool = False
-    tracking_alias_users: str = "admin,promoter"
+    tracking_roles: str = ""
     tracking_connections: int = Field(default=0, ge=0)
     mlflow_admin_password: SecretStr = SecretStr("")
     mlflow_secret_key: SecretStr = SecretStr("")

@@ -1,7 +1,8 @@
-"""The only public port: MLflow's forms, OpenAI's, and what tells how things are.
+"""The only public port: MLflow's forms, OpenAI's, llama.cpp's, and what tells how things are.
 
     /invocations /ping /health /version                   routes/mlflow.py
     /v1/models /v1/completions /v1/chat/completions       routes/openai.py
+    /infill                                               routes/infill.py
     /status /metrics /feedback /webhook                   routes/operations.py
 
 Run by the supervisor: gunicorn "serving.gateway.app:create()".
@@ -20,7 +21,7 @@ from contract import logs
 from contract.names import SERVING_SUPERVISOR
 from serving.gateway.errors import Refusal, too_large
 from serving.gateway.middleware import Edge
-from serving.gateway.routes import mlflow, openai, operations
+from serving.gateway.routes import infill, mlflow, openai, operations
 from serving.gateway.worker import Gateway
 from serving.settings import RunSettings
 from serving.supervisor.state import end_with
@@ -40,7 +41,7 @@ def create() -> FastAPI:
 
     app = FastAPI(title="Ratchet serving", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.gateway = gateway
-    for routes in (mlflow, openai, operations):
+    for routes in (mlflow, openai, infill, operations):
         app.include_router(routes.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

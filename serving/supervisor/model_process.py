@@ -208,6 +208,42 @@ class ModelProcess:
         return True
 
 
+def start(
+    settings: RunSettings,
+    folder: Path,
+    code: VersionCode,
+    version: str,
+    step: Callable[[str], None],
+    go_on: Callable[[], bool],
+) -> ModelProcess:
+    """Start a version, and have it answer. Raises as `wait_until_ready` and `smoke`."""
+    step("loading")
+    process = ModelProcess(settings, folder, code, version)
+    try:
+        process.wait_until_ready(settings.serving_start_timeout_s, go_on)
+        step("answering a smoke request")
+        process.smoke()
+    except BaseException:
+        process.stop()
+        raise
+    return process
+
+
+def lacks_memory(live: ModelProcess, reserve_mb: int) -> str | None:
+    """Why a second model does not fit beside the live one; None where it does, or nobody can say."""
+    available = available_bytes()
+    if available is None:
+        return None
+    needed = live.memory_bytes()
+    if needed + (reserve_mb << 20) < available:
+        return None
+    return (
+        f"the live version's processes hold {needed >> 20} MiB, and {available >> 20} MiB are left. Both do not "
+        "fit: the live one is stopped first, and requests wait meanwhile. Give serving more memory "
+        "(SERVING_MEMORY in the stack) to swap without a gap."
+    )
+
+
 def _group(leader: int) -> list[int]:
     """The processes of a process group, where /proc tells."""
     found = []

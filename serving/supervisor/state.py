@@ -30,6 +30,7 @@ class Live:
     pid: int
     since: float  # seconds since 1970: when it went live
     models_id: str = ""  # of the logged model
+    instead_of: str = ""  # the version in production, whose files are broken: this one was there before
 
 
 @dataclass(frozen=True)

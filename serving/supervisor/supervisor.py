@@ -3,7 +3,8 @@
 It resolves the alias, starts `mlflow models serve` for exactly that version, and tells the gateway (state.py).
 When the alias moves, a second process is started beside the first. Once its files are found as at training, and it has
 loaded and answered, new requests go to it, and the first ends when it has answered what it had begun. A version that
-fails any of this never goes live: the first serves on.
+fails any of this never goes live: the first serves on. Where none is live and production's files are broken, the
+version with the alias `previous` serves until they are mended.
 """
 
 import contextlib
@@ -15,19 +16,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from contract.errors import InputError, Unreachable
-from contract.names import MANIFEST_SHA256
-from contract.versions import VersionCode
+from contract.errors import InputError, RatchetError, Unreachable
+from contract.names import MANIFEST_SHA256, PREVIOUS, PRODUCTION
 from serving.settings import RunSettings, ServingSettings
 from serving.supervisor import state, versions
 from serving.supervisor.gateway_process import GatewayProcess
-from serving.supervisor.model_process import ModelProcess, available_bytes
+from serving.supervisor.model_process import ModelProcess, lacks_memory, start
 from serving.supervisor.state import Live, Pending, State
-from serving.supervisor.versions import NotYet, Refused, Unavailable
+from serving.supervisor.versions import Broken, NotYet, Refused, Unavailable
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -46,6 +46,16 @@ class Running:
 
     version: "ModelVersion"
     process: ModelProcess
+    instead_of: str = ""  # the version that the alias names, whose files are broken
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the registry says."""
+
+    version: "ModelVersion"  # that the alias names
+    broken: str | None = None  # the number for which `previous` was looked up
+    previous: "ModelVersion | None" = None
 
 
 @dataclass
@@ -70,7 +80,7 @@ class Supervisor:
         # Plain flags: a signal may come while this thread holds the lock of an Event.
         self.stopping = False
         self.nudged = False  # ask for the alias now
-        self.asking: Future[ModelVersion] | None = None  # for the alias, in a thread: it may take long
+        self.asking: Future[Asked] | None = None  # for the alias, in a thread: it may take long
         self.silent_since: float | None = None  # since when the live model has not answered
         self.gateway = GatewayProcess(self.settings)
         self.live: Running | None = None
@@ -79,6 +89,7 @@ class Supervisor:
         self.retiring: list[tuple[str, threading.Thread]] = []
         self.pause, self.not_before = 1.0, 0.0
         self.wanted: tuple[str, float] | None = None  # version and when it was first seen
+        self.broken: str | None = None  # the version that the alias names, where its files are and nothing was live
         self.asked_at = -1e9
         self.ended: int | None = None  # the exit code, where there is nothing to go on for
 
@@ -126,7 +137,7 @@ class Supervisor:
             self.asking = self._in_thread("asking", self._ask)
         self._tell(draining=tuple(version for version, _ in self.retiring))
 
-    def _ask(self) -> "ModelVersion":
+    def _ask(self) -> Asked:
         """Look at the live model, and then for the alias. In a thread of its own; raises what `resolve` does."""
         running = self.live
         if running is None or running.process.responds():
@@ -137,14 +148,18 @@ class Supervisor:
             log.error("Version %s has not answered for %.0f s, and is ended", running.version.version, SILENT_S)
             self.silent_since = None
             running.process.stop()  # `_watch_model` starts it again
-        return versions.resolve(self.settings)
+        version, broken = versions.resolve(self.settings), self.broken
+        if broken != str(version.version) or self.settings.serving_alias != PRODUCTION:
+            return Asked(version, broken)
+        return Asked(version, broken, versions.previous(self.settings))
 
-    def _follow(self, asked: "Future[ModelVersion]") -> None:
+    def _follow(self, asking: "Future[Asked]") -> None:
         """Bring the alias's version on its way, if it is not live, on its way, or refused."""
         try:
-            version = asked.result()
+            asked = asking.result()
         except NotYet as error:
             self.wanted = None
+            self._not_instead()
             if self.live is None and self.preparing is None:
                 self._tell(status=state.WAITING, message=error.message)
             return
@@ -152,21 +167,48 @@ class Supervisor:
             if self.live is None and self.preparing is None and time.monotonic() >= self.not_before:
                 self._without_tracking(error)
             return
+        version = asked.version
         number = str(version.version)
         if self.wanted is None or self.wanted[0] != number:
             self.wanted = (number, time.monotonic())
             self.pause, self.not_before = 1.0, 0.0  # what failed was another version
             self._forget_refusals(number)
+            self._not_instead()
         if self.preparing is not None:
             if number not in (str(self.preparing.version.version), self.preparing.instead_of):
                 self.preparing.abandoned.set()  # the alias has moved on
             return
         if self.live is not None and str(self.live.version.version) == number:
             return
-        if self.live is not None and number in self.state.refused:
+        if self.broken == number and (asked.broken != number or self._fall_back(asked.previous)):
+            return
+        if self.live is not None and number in self.state.refused and self.live.instead_of != number:
             return  # the live one serves on; until the alias moves
         if time.monotonic() >= self.not_before:
             self._prepare(version)
+
+    def _fall_back(self, previous: "ModelVersion | None") -> bool:
+        """Bring the version `previous` on its way, which is to serve while production is broken; whether it is."""
+        broken, live = self.broken, self.live
+        if previous is None or str(previous.version) == broken:
+            if live is None:
+                why = f"version {broken}: {self.state.refused.get(str(broken), '')}"
+                none = f". No other version has the alias '{PREVIOUS}', to serve instead"
+                self._failing(why + (none if self.settings.serving_alias == PRODUCTION else ""))
+            return False
+        number = str(previous.version)
+        if live is not None and (str(live.version.version) == number or number in self.state.refused):
+            return False
+        if time.monotonic() >= self.not_before:
+            self._prepare(previous, instead_of=broken)
+        return True
+
+    def _not_instead(self) -> None:
+        """The alias has left the version that was broken: what is live serves in nobody's place."""
+        self.broken = None
+        if self.live is not None and self.live.instead_of:
+            self.live.instead_of = ""
+            self._tell(message="", live=self.state.live and replace(self.state.live, instead_of=""))
 
     def _forget_refusals(self, number: str) -> None:
         """The alias came to this version: what was refused is tried again when the alias comes to it again."""
@@ -218,25 +260,27 @@ class Supervisor:
 
     def _bring_up(self, task: Preparation) -> ModelProcess:
         """Fetch, check, start and ask a version. In a thread of its own."""
-        version, label = task.version, {"version": task.version.version}
+        version, number = task.version, str(task.version.version)
+        label = {"version": number}
+
+        def go_on() -> bool:
+            return not (task.abandoned.is_set() or self.stopping)
 
         def step(name: str) -> None:
-            if task.abandoned.is_set() or self.stopping:
+            if not go_on():
                 raise InterruptedError
-            self._tell(pending=Pending(str(version.version), name, time.time()))
+            self._tell(pending=Pending(number, name, time.time()))
 
         step("fetching")
         folder = versions.fetch(self.settings, version)
-        step("comparing with its manifest")
-        log.info(versions.verify(folder, version), extra=label)
         code = versions.code_of(folder, version)
-        lacking = self._lacks_memory()
-        if lacking:
+        running = self.live
+        if running is not None and (lacking := lacks_memory(running.process, self.settings.serving_memory_reserve_mb)):
             log.warning(lacking, extra=label)
             step("waiting for the memory of the version before")
             self._make_way()
         try:
-            return self._start(task, folder, code, step)
+            return start(self.settings, folder, code, number, step, go_on)
         except Refused as error:
             # By itself, or by the kernel (SIGKILL).
             starved = "out of memory" in error.message.lower() or "return code = -9" in error.message.lower()
@@ -244,36 +288,7 @@ class Supervisor:
                 raise
             log.warning("no memory beside the live version (%s); once more without it", error.message, extra=label)
             self._make_way()
-            return self._start(task, folder, code, step)
-
-    def _start(self, task: Preparation, folder: Path, code: VersionCode, step: Callable[[str], None]) -> ModelProcess:
-        step("loading")
-        process = ModelProcess(self.settings, folder, code, str(task.version.version))
-        try:
-            process.wait_until_ready(
-                self.settings.serving_start_timeout_s,
-                lambda: not (task.abandoned.is_set() or self.stopping),
-            )
-            step("answering a smoke request")
-            process.smoke()
-        except BaseException:
-            process.stop()
-            raise
-        return process
-
-    def _lacks_memory(self) -> str | None:
-        """Why a second model does not fit beside the live one; None where it does, or nobody can say."""
-        running, available = self.live, available_bytes()
-        if running is None or available is None:
-            return None
-        needed = running.process.memory_bytes()
-        if needed + (self.settings.serving_memory_reserve_mb << 20) < available:
-            return None
-        return (
-            f"the live version's processes hold {needed >> 20} MiB, and {available >> 20} MiB are left. Both do not "
-            "fit: the live one is stopped first, and requests wait meanwhile. Give serving more memory "
-            "(SERVING_MEMORY in the stack) to swap without a gap."
-        )
+            return start(self.settings, folder, code, number, step, go_on)
 
     def _make_way(self) -> None:
         """Stop the live version before the next one is loaded; requests wait at the gateway."""
@@ -294,26 +309,28 @@ class Supervisor:
             self._tell(pending=None)
             return
         except (Refused, Unavailable, InputError) as error:
-            self._not_live(task, error.message, isinstance(error, Refused))
+            self._not_live(task, error)
             return
         except Exception as error:
-            self._not_live(task, f"{type(error).__name__}: {error}", True)
+            self._not_live(task, Refused(f"{type(error).__name__}: {error}"))
             return
-        old, self.live = self.live, Running(task.version, process)
+        if number == (self.wanted and self.wanted[0]):
+            self.broken = None
+        old, self.live = self.live, Running(task.version, process, self.broken or "")
         first = old is None and self.state.swaps == 0 and self.before is None
         self.before, self.pause, self.not_before = None, 1.0, 0.0
         took = time.monotonic() - task.seen
         self._tell(
             status=state.SERVING,
-            message="",
+            message=self._why_instead(number),
             pending=None,
-            live=self._describe(task.version, process),
+            live=self._describe(self.live),
             refused={version: why for version, why in self.state.refused.items() if version != number},
             swaps=self.state.swaps + (not first),
             last_swap_s=took,
         )
         address = f"http://{self.settings.serving_host}:{self.settings.serving_port}"
-        name, alias = task.version.name, self.settings.serving_alias
+        name, alias = task.version.name, PREVIOUS if self.broken else self.settings.serving_alias
         log.info("Serving %s version %s (%s) at %s; ready in %.1f s", name, number, alias, address, took)
         if old is not None:
             self._retire(old)
@@ -323,32 +340,54 @@ class Supervisor:
             kept = [task.version, *([old.version] if old else [])]  # the one before too: a rollback fetches nothing
             versions.keep_only([versions.folder_of(self.settings, version) for version in kept])
 
-    def _not_live(self, task: Preparation, why: str, refused: bool) -> None:
-        number = str(task.version.version)
+    def _why_instead(self, number: str) -> str:
+        """Why a version that goes live is not the one that the alias names; empty where it is."""
+        if self.broken is None:
+            return ""
+        return (
+            f"version {self.broken}, which has the alias '{self.settings.serving_alias}', is broken: "
+            f"{self.state.refused.get(self.broken, '')}. Version {number} serves instead until that is mended"
+        )
+
+    def _not_live(self, task: Preparation, error: RatchetError) -> None:
+        number, why = str(task.version.version), error.message
         serving = self.live.version.version if self.live else None
         rest = f" Version {serving} serves on." if serving else ""
         log.error("Version %s does not go live: %s.%s", number, why, rest)
         self.not_before = time.monotonic() + self.pause
         self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
-        if refused:
+        if isinstance(error, Refused):
             self._tell(
                 pending=None,
                 refused={**self.state.refused, number: why},
                 swaps_failed=self.state.swaps_failed + 1,
             )
+            if self.live is not None and self.live.instead_of == number:
+                self._tell(message=self._why_instead(str(self.live.version.version)))
             self._in_thread("tag", lambda: versions.tell(self.settings, task.version, why))
         else:
             trouble = f"version {number}: {why}" if self.live else self.state.message
             self._tell(pending=None, message=trouble, swaps_failed=self.state.swaps_failed + 1)
-        if self.live is None and self.before is not None and str(self.before.version) != number:
+        if self.live is not None:
+            if isinstance(error, Refused) and not isinstance(error, Broken):
+                self._not_instead()  # mended, and it does not load: to try that again and again would disturb
+        elif self.before is not None and str(self.before.version) != number:
             back, self.before = self.before, None
             self._prepare(back, instead_of=number)  # the one that had made way
-        elif self.live is None:
-            self._tell(status=state.FAILING, message=f"version {number}: {why}")
-            if not self.settings.serving_wait and self.state.swaps == 0 and self.state.restarts == 0:
-                self.ended = 1  # a first start that fails, where nobody asked to wait
+        elif isinstance(error, Broken) and self.wanted is not None and number == self.wanted[0]:
+            self.broken, self.nudged = number, True  # is there a version `previous`? `_follow` goes on
+        else:
+            self.broken = None  # what the alias names has its turn again
+            self._failing(f"version {number}: {why}")
 
-    def _describe(self, version: "ModelVersion", process: ModelProcess) -> Live:
+    def _failing(self, why: str) -> None:
+        """Nothing can be served, and that is said."""
+        self._tell(status=state.FAILING, message=why)
+        if not self.settings.serving_wait and self.state.swaps == 0 and self.state.restarts == 0:
+            self.ended = 1  # a first start that fails, where nobody asked to wait
+
+    def _describe(self, running: Running) -> Live:
+        version, process = running.version, running.process
         return Live(
             version.name,
             str(version.version),
@@ -359,6 +398,7 @@ class Supervisor:
             process.pid,
             time.time(),
             str(version.source).rpartition("/")[2],
+            running.instead_of,
         )
 
     # What is running
@@ -388,10 +428,11 @@ class Supervisor:
             restarts=self.state.restarts + 1,
         )
         process.stop()
-        if self.preparing is not None:
-            self.before = version  # comes back where the one on its way fails
-        elif time.monotonic() >= self.not_before:
-            self._prepare(version)  # without asking tracking, which may be down
+        if self.preparing is None and time.monotonic() >= self.not_before:
+            # Without asking tracking, which may be down; the alias may name one that was refused.
+            self._prepare(version, instead_of=self.wanted[0] if self.wanted else None)
+        else:
+            self.before = version  # comes back where the one that the alias names fails
 
     def _stop(self) -> None:
         """End the gateway, once it has answered what it had begun, and then the models."""

@@ -13,10 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from contract import manifest, versions
+from contract import fetching, manifest, versions
 from contract.errors import InputError, RatchetError, Unreachable
 from contract.files import try_lock, write_whole
-from contract.names import MANIFEST_SHA256, REFUSED
+from contract.manifest import NotAsTrained
+from contract.names import MANIFEST_SHA256, PREVIOUS, REFUSED
 from contract.tracking import RETRIES
 from contract.versions import UnknownVersion, VersionCode
 from serving.settings import ServingSettings
@@ -40,13 +41,29 @@ class Refused(RatchetError):
     """The version itself is at fault."""
 
 
+class Broken(Refused):
+    """Files of the version are gone, or are not those of its training. They may be mended."""
+
+
 def resolve(settings: ServingSettings) -> "ModelVersion":
     """The version that the alias names. Raises NotYet where there is none, Unreachable where nobody can say."""
+    return _named(settings, settings.serving_alias)
+
+
+def previous(settings: ServingSettings) -> "ModelVersion | None":
+    """The version that was in production before; None where there is none. Raises Unreachable."""
+    try:
+        return _named(settings, PREVIOUS)
+    except NotYet:
+        return None
+
+
+def _named(settings: ServingSettings, alias: str) -> "ModelVersion":
     os.environ.setdefault(RETRIES, "1")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    name, alias = settings.serving_model, settings.serving_alias
+    name = settings.serving_model
     try:
         return MlflowClient(settings.mlflow_tracking_uri).get_model_version_by_alias(name, alias)
     except MlflowException as error:
@@ -69,9 +86,10 @@ def folder_of(settings: ServingSettings, version: "ModelVersion") -> Path:
 
 
 def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
-    """A version's files on this machine, fetched once.
+    """A version's files on this machine, as at training: fetched once, and anew where they have changed here since.
 
-    Raises Unavailable where they cannot be fetched, InputError where they cannot be written.
+    Raises Broken where they are not as at training in the store either, Unavailable where they cannot be fetched,
+    InputError where they cannot be written.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -83,7 +101,7 @@ def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.parent):  # replicas share these folders: one fetches, and then it is there for all
             _hold(folder)
-            if folder.is_dir():
+            if folder.is_dir() and _is_as_trained(folder, version):
                 return folder
             for left in folder.parent.glob("fetching-*"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
@@ -92,13 +110,27 @@ def fetch(settings: ServingSettings, version: "ModelVersion") -> Path:
                 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
             # Fetched aside and renamed, so that no one ever loads half a model.
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as aside:
-                uri = f"models:/{version.name}/{version.version}"
-                Path(mlflow.artifacts.download_artifacts(uri, dst_path=aside)).rename(folder)
+                fetching.fetch(version, Path(aside) / "version").rename(folder)
+    except NotAsTrained as error:
+        raise Broken(error.message) from error
     except (MlflowException, RequestException) as error:
         raise Unavailable(f"{version.name} version {version.version} cannot be fetched: {error}") from error
     except OSError as error:
         raise InputError(f"RATCHET_HOME: {settings.models} cannot hold a model: {error}.") from error
+    if MANIFEST_SHA256 not in version.tags:
+        log.warning("Version %s has no tag %s: its files are not checked", version.version, MANIFEST_SHA256)
     return folder
+
+
+def _is_as_trained(folder: Path, version: "ModelVersion") -> bool:
+    """Whether a version's files on this machine are those of its training. They are deleted where not."""
+    try:
+        manifest.check(folder, version.tags)
+    except NotAsTrained as error:
+        log.warning("Version %s on this machine is deleted, and fetched anew: %s", version.version, error.message)
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
 
 
 def keep_only(folders: list[Path]) -> None:
@@ -135,20 +167,6 @@ def _alone(parent: Path) -> Iterator[None]:
     with (parent / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def verify(folder: Path, version: "ModelVersion") -> str:
-    """Compare a version's files with the manifest of its training; returns what was found.
-
-    Raises Refused where one differs. Its folder is deleted then, to be fetched anew at the next try.
-    """
-    expected = version.tags.get(MANIFEST_SHA256)
-    if expected is None:
-        return f"version {version.version} has no tag {MANIFEST_SHA256}: its files are not checked"
-    if wrong := manifest.differences(folder, expected):
-        shutil.rmtree(folder, ignore_errors=True)
-        raise Refused(f"its files are not those of its training: {'; '.join(wrong[:3])}")
-    return f"files as at training ({expected[:12]}…)"
 
 
 def code_of(folder: Path, version: "ModelVersion") -> VersionCode:

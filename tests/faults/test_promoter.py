@@ -14,7 +14,7 @@ from contract.names import STAGES
 from infra.gate_demo import register, table
 from services.tracking.readiness import wait_until
 from tests.support.doses import KILL_EVERY, PROMOTERS
-from tests.support.promoters import assert_settled, assert_sound, start
+from tests.support.promoters import assert_settled, assert_sound, mark_validated, start
 from tests.support.proxy import proxy
 from tests.support.tracking import Stack
 
@@ -33,8 +33,7 @@ def model_with(client: MlflowClient, experiment: str, versions: int) -> str:
     """A registered model with so many versions, each truly better than the one before; the first is in production."""
     model = f"{experiment}_model"
     for number in range(versions):
-        version = register(client, model, table(-0.2 * number, 0.9, seed=number, examples=40))
-        client.set_model_version_tag(model, str(version.version), "validation_status", "passed")
+        mark_validated(client, register(client, model, table(-0.2 * number, 0.9, seed=number, examples=120)))
     return model
 
 

@@ -175,6 +175,39 @@ def test_a_corrupt_artifact_never_goes_live(stack: Stack, service: Serving, fold
     )
 
 
+def test_broken_production_is_served_by_the_version_before_until_it_is_mended(stack: Stack, folders, tmp_path) -> None:
+    numbers = registered(stack, "mended", folders)
+    put(stack, "mended", numbers[1])
+    source = stack.client.get_model_version("mended", numbers[1]).source.rpartition("/")[2]
+    [weights] = (stack.home / "artifacts").rglob(f"{source}/**/model.safetensors")
+    added = requests.put(
+        f"{stack.url}/api/2.0/mlflow-artifacts/artifacts/"
+        + weights.with_name("added.py").relative_to(stack.home / "artifacts").as_posix(),
+        data=b"raise SystemExit",
+        timeout=10,
+    )
+    assert added.ok, added.text
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with serving_process(stack, "mended", tmp_path / "serving") as service:
+        service.wait_for(lambda: "No other version has the alias" in service.status()["message"], "it says so")
+        assert service.ask().status_code == 503
+        stack.client.set_registered_model_alias("mended", "previous", numbers[0])
+        service.wait_for_version(numbers[0])
+        status = service.status()
+        assert (status["status"], status["live"]["instead_of"]) == ("serving", numbers[1])
+        assert "model.safetensors was changed" in status["message"]
+        assert f"Version {numbers[0]} serves instead" in service.log.read_text()
+        with Load(service, 2) as load:
+            content[-1] ^= 1
+            weights.write_bytes(content)
+            service.wait_for_version(numbers[1])  # the added file does not matter
+        assert load.failed() == []
+        assert not list((tmp_path / "serving").rglob("added.py"))
+        assert (service.status()["message"], service.status()["refused"]) == ("", {})
+
+
 def test_without_the_tracking_server_it_serves_on(tiny, folders, tmp_path) -> None:
     own = make_stack(tmp_path)
     with server(own) as tracking:

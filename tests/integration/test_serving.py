@@ -104,7 +104,40 @@ def test_the_openai_client_fills_in_the_middle(client: openai.OpenAI) -> None:
     asked = "<fim_prefix>def f(<fim_suffix>):\n    pass\n<fim_middle>"  # this model has no markers of its own
     assert filled.choices[0].text == client.completions.create(model=MODEL, prompt=asked, max_tokens=8).choices[0].text
     assert filled.usage is not None
-    assert filled.usage.prompt_tokens == len(asked)
+    assert filled.usage.prompt_tokens == len("<fim_suffix>):\n    pass\n<fim_middle>def f(")  # a byte is a token
+
+
+def test_what_an_editor_knows_becomes_a_prompt_as_in_training(client: openai.OpenAI, service: Serving) -> None:
+    """By fields of ours, by llama.cpp's form, and by the neutral text, all the same."""
+    extra = [{"filename": "shop/tax.py", "text": "RATE = 2\n"}]
+    around = {"path": "shop/total.py", "input_extra": extra}
+    asked = {"prompt": "import tax\nx = ", "suffix": " + 1\n"}
+    answer = client.completions.create(model=MODEL, max_tokens=8, extra_body=around, **asked)
+    expected = "# shop/tax.py\nRATE = 2\n<fim_suffix> + 1\n<fim_middle># shop/total.py\nimport tax\nx = "
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(expected)
+    neutral = "<file_sep>shop/tax.py\nRATE = 2\n<file_sep>shop/total.py\n<fim_prefix>import tax\nx = "
+    neutral += "<fim_suffix> + 1\n<fim_middle>"
+    again = client.completions.create(model=MODEL, prompt=neutral, max_tokens=8)
+    assert again.choices[0].text == answer.choices[0].text
+    body = {"input_prefix": "import tax\n", "prompt": "x = ", "input_suffix": " + 1\n", "n_predict": 8, **around}
+    reply = post(service, "/infill", {**body, "samplers": ["top_k"], "cache_prompt": True, "t_max_predict_ms": 500})
+    assert reply.status_code == 200
+    infill = reply.json()
+    assert infill["content"] == answer.choices[0].text
+    assert (infill["tokens_evaluated"], infill["stop"]) == (len(expected), True)
+    assert infill["tokens_predicted"] == answer.usage.completion_tokens
+    refused = post(service, "/infill", {"prompt": "x", "stream": True})
+    assert refused.status_code == 422
+    assert "/v1/completions" in refused.text
+    assert post(service, "/infill", {"input_extra": "x"}).status_code == 422
+
+
+def test_of_a_long_file_the_prompt_has_what_the_model_was_tuned_to_read(client: openai.OpenAI) -> None:
+    before = "".join(f"line_{n} = {n}\n" for n in range(900))
+    answer = client.completions.create(model=MODEL, prompt=before + "x = ", suffix="\ny\n" * 500, max_tokens=4)
+    assert answer.usage is not None
+    assert 270 < answer.usage.prompt_tokens <= 300  # no window is known of this one, but SERVING_MAX_PROMPT_TOKENS
 
 
 def test_several_prompts_and_several_answers(client: openai.OpenAI) -> None:

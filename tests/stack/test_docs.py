@@ -1,5 +1,7 @@
 """README's and docs' blocks for Docker as they stand: the stack on the data and the policy that are shipped with it."""
 
+import dbm
+import html
 import json
 import os
 import shutil
@@ -18,8 +20,15 @@ from tests.support.stack import BUILT_FROM, TAG
 
 pytestmark = pytest.mark.stack
 
-IN_CONTAINERS = ["README.md: With Docker", "docs/serving.md: Serving", "docs/serving.md: Several replicas"]
-EVERYDAY = IN_CONTAINERS if FULL else IN_CONTAINERS[:2]  # test_platform.py has several replicas each time
+IN_CONTAINERS = [
+    "README.md: With Docker",
+    *(f"docs/serving.md: {heading}" for heading in ("Serving", "Editors", "Several replicas")),
+]
+# Else this trains for a quarter of an hour.
+QUICK = (
+    " data.max_train_examples=96 data.max_eval_examples=96 eval.max_new_tokens=24 trainer.lr=1e-3 trainer.batch_size=4"
+)
+EVERYDAY = IN_CONTAINERS if FULL else IN_CONTAINERS[:3]  # test_platform.py has several replicas each time
 
 
 @pytest.fixture
@@ -41,7 +50,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_the_blocks_run_in_their_order(engine, environ, checkout: Path) -> None:
-    """README's trainer on two packages of the standard library, as if they were one's own; at night without its
+    """README's trainer on four packages of the standard library, as if they were one's own; at night without its
     SOURCE_DIR, as the comment behind it allows: on the stack's own default, which takes three times as long."""
     serving_port, balancer_port = free_port(), free_port()
     env = os.environ | {name: environ[name] for name in BUILT_FROM if name in environ}
@@ -56,11 +65,12 @@ def test_the_blocks_run_in_their_order(engine, environ, checkout: Path) -> None:
     serving, balancer = f"http://127.0.0.1:{serving_port}", f"http://127.0.0.1:{balancer_port}"
     replicas = free_port()
     code = checkout.with_name("src")
-    for package in (json, wsgiref):
+    for package in (dbm, html, json, wsgiref):
         folder = Path(str(package.__file__)).parent
         shutil.copytree(folder, code / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
     values = {
         "SOURCE_DIR=path/to/your/repo ": "" if FULL else f"SOURCE_DIR={code} ",
+        "run --rm trainer": "run --rm trainer" + ("" if FULL else QUICK),
         "http://127.0.0.1:8000": serving,
         "SERVING_PORT=8000-8009": f"SERVING_PORT={replicas}-{replicas + 9}",
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -13,13 +14,15 @@ import requests
 from contract.files import free_port
 from tests.support.data import write_tree
 from tests.support.images import ROOT
+from tests.support.promoters import mark_validated
 from tests.support.stack import Platform, docker_json
 
 pytestmark = pytest.mark.stack
 
 MODEL = "code_model_fine_tuning_model"
 TINY = ("model.name=bundled:tiny-random", "trainer.max_length=600", "trainer.lr=1e-2", "data.max_train_examples=40")
-QUICK = ("data.max_eval_examples=24", "data.eval_fraction=0.4", "eval.max_new_tokens=8")
+# Random weights write no code, which the shipped policy wants; so nothing is written.
+QUICK = ("data.max_eval_examples=24", "data.eval_fraction=0.4", "eval.max_new_tokens=8", "eval.max_generated=0")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,8 @@ def trained(platform: Platform) -> Platform:
 @pytest.fixture(scope="module")
 def in_production(trained: Platform) -> Platform:
     """Version 2 has passed the gate and is served."""
-    trained.client.set_model_version_tag(MODEL, "2", "validation_status", "passed")  # random weights may not answer
+    for number in ("1", "2"):  # random weights may not answer
+        mark_validated(trained.client, trained.client.get_model_version(MODEL, number))
     assert "Version 2 of" in trained.run("promoter", "auto-promote", "--stage", "Production")
     trained.wait_for(trained.serves, "serving answers")
     return trained
@@ -117,7 +121,7 @@ def test_data_are_prepared_in_the_container(platform: Platform, tmp_path: Path) 
     arguments = ("prepare", "-o", "/var/lib/ratchet/prepared", "model.name=bundled:tiny-random")
     output = platform.run("trainer", *arguments, "trainer.max_length=600", SOURCE_DIR=str(tmp_path))
     assert "# Data report" in output
-    assert "| examples | 9 | 3 |" in output
+    assert re.search(r"\| examples \| [1-9]\d* \| [1-9]\d* \|", output)
 
 
 def test_compare_and_promote_and_ask(in_production: Platform) -> None:
@@ -214,13 +218,7 @@ def test_validation_says_where_torch_is_and_runs_there(in_production: Platform) 
 
 
 def test_your_source_tree_is_trained_on_and_its_commit_is_logged(trained: Platform, tmp_path: Path) -> None:
-    code = "\n\n".join(
-        f'def scale_{word}(values):\n    """Scale {word} by its {word} factor."""\n    {word} = len(values)\n'
-        f"    return [{word} * value + {number} for value in values if value != '{word}']\n"
-        for number, word in enumerate(("width", "height", "depth", "weight", "colour", "shade", "angle", "speed"))
-    )
-    for number, chunk in enumerate(code.split("\n\n")):
-        (tmp_path / f"module_{number}.py").write_text(chunk)
+    write_tree(tmp_path, files=5)
     git = ("git", "-C", str(tmp_path), "-c", "user.name=Ada", "-c", "user.email=ada@localhost")
     for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "scales")):
         subprocess.run([*git, *command], check=True)

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from promoter.gate import Evidence, Finding
+from promoter.decision import Evidence, Finding
 from promoter.policy import Policy
 
-N = 60
+N, GROUPS = 60, 20  # examples, and the files that they are from
 SIGNATURE = {"inputs": [{"type": "string"}], "outputs": [{"type": "string"}], "params": {"max_new_tokens": "long"}}
 
 
@@ -30,6 +30,7 @@ def table(nll: float = 0.0, ok: float = 0.8, n: int = N, seed: int = 1, noise: f
     return pd.DataFrame(
         {
             "example_id": [f"e{number}" for number in range(n)],
+            "group": [f"file{number % GROUPS}.py" for number in range(n)],
             "kind": "function",
             "reference": "return 1",
             "prompt": "def f():",
@@ -55,6 +56,7 @@ def evidence(version: str, rows: pd.DataFrame | None = None, **changes: Any) -> 
         "eval_settings": "greedy",
         "base_model": "base@1",
         "validation": "passed",
+        "recomputed": True,
         "signature": SIGNATURE,
         "files": {"manifest": Finding(True, "as they were"), "no_pickle": Finding(True, "none")},
     }

@@ -22,6 +22,7 @@ MODEL = f"{EXPERIMENT}_model"
 TRAINING = (
     *("model.name=bundled:tiny-random", "trainer.max_length=600", "trainer.lr=1e-2", "data.max_train_examples=40"),
     *("data.max_eval_examples=24", "data.eval_fraction=0.4", "eval.max_new_tokens=8"),
+    "eval.max_generated=0",  # random weights write no code, which the shipped policy wants
 )
 ONE = "experiments/search?max_results=1"
 

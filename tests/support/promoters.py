@@ -10,8 +10,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 
-from contract.names import STAGES
+from contract.names import EVIDENCE, STAGES, VALIDATED, VALIDATION
 
 CONTEXT = multiprocessing.get_context("forkserver")  # with its imports done: a promoter starts in milliseconds
 CONTEXT.set_forkserver_preload(["promoter.cli", "promoter.report", "mlflow.store.artifact.mlflow_artifacts_repo"])
@@ -52,6 +53,12 @@ def _main(log: str, url: str, arguments: tuple[str, ...], lease_s: float) -> Non
     from promoter.cli import main
 
     main(["--tracking-uri", url, *arguments])
+
+
+def mark_validated(client: MlflowClient, version: ModelVersion) -> None:
+    """Tag a version as `promoter validate` does, where it is no model that could be asked, or may answer nothing."""
+    client.set_model_version_tag(version.name, str(version.version), VALIDATION, "passed")
+    client.set_model_version_tag(version.name, str(version.version), VALIDATED, version.tags[EVIDENCE][:16])
 
 
 def assert_sound(client: MlflowClient, model: str) -> None:

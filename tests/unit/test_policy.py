@@ -3,6 +3,7 @@
 import pytest
 
 from contract.errors import InputError
+from contract.metrics import CURSORS
 from promoter.policy import POLICIES, load
 
 PRIMARY = "primary: {metric: eval/nll_per_token, direction: lower_is_better}"
@@ -13,7 +14,9 @@ def test_shipped_policies_load_and_differ_in_the_last_word() -> None:
     default, approval = load("default"), load("approval")
     assert (default.approval, approval.approval) == ("none", "manual")
     assert default == approval.model_copy(update={"approval": "none"})
-    assert default.metrics == ("eval/nll_per_token", "eval/syntax_ok", "eval/edit_similarity")
+    at_cursors = (f"eval/fim/{cursor}/nll_per_token" for cursor in CURSORS)
+    others = ("eval/syntax_ok", "eval/edit_similarity")
+    assert default.metrics == ("eval/nll_per_token", *others, *at_cursors, "eval/fim/stops")
 
 
 def test_a_policy_of_one_metric_has_sane_defaults(tmp_path) -> None:
@@ -40,6 +43,15 @@ def test_a_policy_of_one_metric_has_sane_defaults(tmp_path) -> None:
         (PRIMARY + "\nsignificance: {min_pairs: 1}", "significance.min_pairs is 1"),
         (PRIMARY + "\nfloors: [{metric: eval/passed}]", "expected min, max or both"),
         (PRIMARY + "\nguards: [{metric: eval/passed, direction: higher_is_better, max_regression: -1}]", "is -1"),
+        (
+            PRIMARY + "\nguards: [{metric: eval/edit_similarity, max_regression: 5}]",
+            "max_regression is 5, expected less",
+        ),
+        (PRIMARY + "\nguards: [{metric: eval/passed, confidence: 1}]", "confidence is 1"),
+        (PRIMARY + "\nfloors: [{metric: eval/edit_similarity, min: 17}]", "min is 17, expected from 0 to 1"),
+        (PRIMARY + "\nfloors: [{metric: eval/nll_per_token, max: -1}]", "max is -1, expected at least 0"),
+        (PRIMARY + "\nfloors: [{metric: eval/passed, min: 0.9, max: 0.1}]", "between which nothing lies"),
+        (PRIMARY + "\nsignificance: {min_groups: 1}", "significance.min_groups is 1"),
         (PRIMARY + "\napproval: maybe", "approval is 'maybe'"),
         (PRIMARY.replace("lower_is", "higher_is"), "expected lower_is_better for eval/nll_per_token"),
     ],
@@ -51,6 +63,14 @@ def test_a_bad_policy_is_refused_by_name(tmp_path, text: str, expected: str) -> 
         load(str(path))
     assert expected in caught.value.message
     assert str(path) in caught.value.message
+
+
+def test_a_direction_follows_from_the_metric(tmp_path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("primary: {metric: eval/passed}\nguards: [{metric: eval/nll_per_token, max_regression: 3}]\n")
+    policy = load(str(path))
+    assert policy.primary.definition.direction == "higher_is_better"
+    assert policy.guards[0].definition.direction == "lower_is_better"
 
 
 def test_a_missing_policy_names_the_shipped_ones() -> None:

@@ -3,9 +3,10 @@
 import re
 
 from promoter import report
-from promoter.gate import Evidence, decide
+from promoter.decision import Evidence
+from promoter.gate import decide
 from promoter.records import Entry
-from tests.support.gate import BETTER, evidence, policy, table
+from tests.support.gate import BETTER, GROUPS, evidence, policy, table
 
 ENTRY = Entry("m", "2", "Staging", "nothing", "1", "gate", "promoted", "ada", "better by far")
 
@@ -17,8 +18,8 @@ def html(candidate: Evidence, incumbent: Evidence | None) -> str:
 def test_the_page_has_verdict_reasons_plot_and_examples() -> None:
     text = html(evidence("2", BETTER), evidence("1"))
     assert "m version 2 → Staging: promoted" in text
-    assert text.index("better by far") < text.index("Is it better?") < text.index("Each example's change")
-    assert text.count("<rect") == 60 + 1  # a bar each, and the interval
+    assert text.index("better by far") < text.index("Is it better?") < text.index("Each file's change")
+    assert text.count("<rect") == GROUPS + 1  # a bar for each file, and the interval
     assert text.count("candidate, version 2") == 5
     assert "Got better most" in text
     assert "Got worse most" not in text  # none did
@@ -41,8 +42,10 @@ def test_the_page_of_a_refusal_without_pairs_and_of_a_rollback() -> None:
     assert "m version 2" in report.html(ENTRY, None)
 
 
-def test_many_examples_make_a_plot_of_a_few_hundred_bars() -> None:
-    text = html(evidence("2", table(-0.3, n=5000, seed=2)), evidence("1", table(n=5000)))
+def test_many_files_make_a_plot_of_a_few_hundred_bars() -> None:
+    files = {"group": [f"{number}.py" for number in range(5000)]}
+    versions = [table(change, n=5000, seed=seed).assign(**files) for change, seed in ((-0.3, 2), (0.0, 1))]
+    text = html(evidence("2", versions[0]), evidence("1", versions[1]))
     assert text.count("<rect") == report.BARS + 1
     assert len(text) < 150_000
 

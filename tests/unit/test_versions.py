@@ -13,15 +13,14 @@ from contract import manifest
 from serving.settings import ServingSettings
 from serving.supervisor import versions
 from serving.supervisor.versions import (
+    Broken,
     InputError,
     NotYet,
-    Refused,
     Unavailable,
     Unreachable,
     fetch,
     folder_of,
     resolve,
-    verify,
 )
 
 
@@ -49,7 +48,7 @@ def settings(tmp_path: Path, monkeypatch) -> ServingSettings:
         if uri.endswith("/4"):
             raise OSError(28, "No space left on device")
         folder = Path(dst_path) / "model"
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "MLmodel").write_text(uri)
         return str(folder)
 
@@ -105,36 +104,54 @@ def test_what_another_replica_serves_is_not_deleted(settings: ServingSettings) -
     assert folders(served.parent) == [second]
 
 
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch) -> Path:
+    """The folder of a version's artifacts."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "weights").write_text("as trained")
+    monkeypatch.setattr("mlflow.MlflowClient.get_model_version_download_uri", lambda *_: folder.as_uri())
+    return folder
+
+
 @pytest.mark.parametrize(
     ("harm", "found"),
     [
-        (lambda folder: (folder / "weights").write_text("other"), "weights was changed"),
+        (lambda folder: (folder / "weights").write_text("as mended "), "weights was changed"),
         (lambda folder: (folder / "weights").unlink(), "weights is gone"),
         (lambda folder: (folder / "more.py").write_text("x"), "more.py was not there at training"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json was changed"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is gone"),
     ],
 )
-def test_files_that_are_not_those_of_training_are_refused_and_fetched_anew(tmp_path: Path, harm, found: str) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "weights").write_text("as trained")
-    trained = version("1", manifest_sha256=manifest.write(folder))
-    (folder / "registered_model_meta").write_text("MLflow adds this")
-    assert "files as at training" in verify(folder, trained)
+def test_what_has_changed_on_this_machine_is_fetched_anew(settings, store: Path, caplog, harm, found: str) -> None:
+    trained = version("1", manifest_sha256=manifest.write(store))
+    folder = fetch(settings, trained)
     harm(folder)
-    with pytest.raises(Refused, match=found):
-        verify(folder, trained)
-    assert not folder.exists()
+    assert fetch(settings, trained) == folder
+    assert found in caplog.text
+    assert manifest.differences(folder, trained.tags["manifest_sha256"]) == []
 
 
-def test_a_version_without_a_manifest_is_served_unchecked(tmp_path: Path) -> None:
-    assert "are not checked" in verify(tmp_path, version("1"))
+def test_what_has_changed_in_the_store_is_broken_until_it_is_mended(settings, store: Path) -> None:
+    trained = version("1", manifest_sha256=manifest.write(store))
+    (store / "added").write_text("x")
+    (store / "weights").write_text("as mended ")
+    with pytest.raises(Broken, match="not those of its training: weights was changed"):
+        fetch(settings, trained)
+    assert not folder_of(settings, trained).exists()
+    (store / "weights").write_text("as trained")
+    assert sorted(path.name for path in fetch(settings, trained).iterdir()) == ["manifest.json", "weights"]
+
+
+def test_a_version_without_a_manifest_is_served_unchecked(settings, caplog) -> None:
+    fetch(settings, version("1"))
+    assert "are not checked" in caplog.text
 
 
 def test_what_was_live_last_is_remembered_while_its_files_are_here(settings: ServingSettings) -> None:
     assert versions.remembered(settings) is None
-    live = version("1", manifest_sha256="abc")
+    live = version("1", role="candidate")
     fetch(settings, live)
     versions.remember(settings, live)
     found = versions.remembered(settings)

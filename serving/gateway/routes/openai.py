@@ -13,13 +13,14 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
-from contract.messages import CompletionEnd, CompletionPiece, CompletionRequest
+from contract.messages import CompletionEnd, CompletionPiece, CompletionRequest, Piece
 from serving.gateway.errors import Refusal
 from serving.gateway.worker import Gateway, gateway_of, until_gone
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1")
 MOST_COMPLETIONS = 64  # of one request
+MOST_SNIPPETS = 256
 
 
 class StreamOptions(BaseModel):
@@ -76,11 +77,31 @@ class OpenAIRequest(BaseModel):
             raise Refusal(422, "response_format is not text. Nothing else is supported.", param="response_format")
 
 
+class Snippet(BaseModel):
+    """A piece of another file, as llama.cpp's `input_extra` has it."""
+
+    filename: str = ""
+    text: str
+
+
 class CompletionsRequest(OpenAIRequest):
-    """The body of /v1/completions."""
+    """The body of /v1/completions. Besides OpenAI's fields what an editor knows around the cursor."""
 
     prompt: str | list[str]
     suffix: str | None = None
+    path: str = ""
+    input_extra: list[Snippet] = Field(default=[], max_length=MOST_SNIPPETS)
+
+    def inputs(self) -> list[CompletionRequest]:
+        """What is asked of the engine. Raises Refusal where that is nothing."""
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not prompts:
+            raise Refusal(422, "prompt is an empty list. Expected a text, or texts.", param="prompt")
+        extra = [Piece(path=item.filename, text=item.text) for item in self.input_extra]
+        return [
+            CompletionRequest(prompt=prompt, suffix=self.suffix or "", path=self.path, extra=extra)
+            for prompt in prompts
+        ]
 
 
 class Message(BaseModel):
@@ -127,11 +148,7 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 @router.post("/completions")
 async def completions(request: Request, body: CompletionsRequest) -> Response:
     """Continue a prompt, or fill what stands between it and `suffix`."""
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if not prompts:
-        raise Refusal(422, "prompt is an empty list. Expected a text, or texts.", param="prompt")
-    inputs = [CompletionRequest(prompt=prompt, suffix=body.suffix or "") for prompt in prompts]
-    return await _answer(request, body, inputs, body.max_tokens, "text_completion")
+    return await _answer(request, body, body.inputs(), body.max_tokens, "text_completion")
 
 
 @router.post("/chat/completions")
@@ -154,7 +171,7 @@ async def _answer(
         raise Refusal(
             422, f"{len(inputs)} prompts, {body.n} times each. Expected {MOST_COMPLETIONS} completions at most."
         )
-    work = _Answer(request, gateway, body, inputs, body.params(tokens), kind)
+    work = Answer(request, gateway, body, inputs, body.params(tokens), kind)
     try:
         if body.stream:
             await until_gone(request, work.begin())
@@ -167,7 +184,7 @@ async def _answer(
         raise
 
 
-class _Answer:
+class Answer:
     """One request: each of its completions comes from the engine by itself."""
 
     def __init__(

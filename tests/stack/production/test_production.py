@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 
+from contract.names import EVIDENCE, VALIDATED, VALIDATION
 from services.tracking import connections
 from tests.support.doses import LARGE_FILE_MB
 from tests.support.production import EXPERIMENT, MODEL, ONE, TRAINING, Production, ask, load
@@ -22,13 +23,12 @@ pytestmark = pytest.mark.stack
 def served(production: Production) -> Production:
     """Version 2 was trained, has passed the gate and is served."""
     assert f"{MODEL} version 2" in production.run("trainer", *TRAINING)
-    tag = {
-        "name": MODEL,
-        "version": "2",
-        "key": "validation_status",
-        "value": "passed",
-    }  # random weights may not answer
-    assert production.api("admin", "POST", "model-versions/set-tag", json=tag).ok
+    for number in ("1", "2"):  # random weights may not answer
+        version = production.api("admin", "GET", "model-versions/get", params={"name": MODEL, "version": number}).json()
+        sha256 = {tag["key"]: tag["value"] for tag in version["model_version"]["tags"]}[EVIDENCE]
+        for key, value in ((VALIDATION, "passed"), (VALIDATED, sha256[:16])):
+            tag = {"name": MODEL, "version": number, "key": key, "value": value}
+            assert production.api("admin", "POST", "model-versions/set-tag", json=tag).ok
     assert "Version 2 of" in production.run("promoter", "auto-promote", "--stage", "Production")
     production.wait_for(lambda: ask(production).status_code == 200, "serving answers")
     return production
@@ -157,7 +157,7 @@ def test_each_account_may_do_its_part_and_no_more(served: Production) -> None:
         assert refused.status_code == 403, user
         taken = served.api(user, "DELETE", "registered-models/alias", json={"name": MODEL, "alias": "production"})
         assert taken.status_code == 403, user
-        assert "TRACKING_ALIAS_USERS" in refused.text
+        assert "TRACKING_ROLES" in refused.text
     assert served.api("promoter", "POST", "registered-models/alias", json=alias | {"version": "2"}).ok
 
     for method, path, body in (
@@ -170,9 +170,12 @@ def test_each_account_may_do_its_part_and_no_more(served: Production) -> None:
     ):
         refused = served.api("trainer", method, path, json=body)
         assert refused.status_code == 403, path
-        assert "past the gate" in refused.text, path
-    note = {"name": MODEL, "version": "2", "key": "note", "value": "mine"}
-    assert served.api("trainer", "POST", "model-versions/set-tag", json=note).ok
+        assert "User 'trainer' (role trainer) may not" in refused.text, path
+    tag = {"name": MODEL, "version": "2", "key": "serving_refused", "value": "by a test"}
+    assert served.api("trainer", "POST", "model-versions/set-tag", json=tag).status_code == 403
+    assert served.api("serving", "POST", "model-versions/set-tag", json=tag).ok
+    assert served.api("serving", "DELETE", "model-versions/delete-tag", json=tag).ok
+    assert served.api("serving", "POST", "model-versions/set-tag", json=tag | {"key": "stage"}).status_code == 403
 
     experiment = served.api("admin", "GET", f"experiments/get-by-name?experiment_name={EXPERIMENT}")
     number = experiment.json()["experiment"]["experiment_id"]
