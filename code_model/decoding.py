@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from code_model.healing import Rest
+
 GROWTH = 256  # columns: the buffer's length is a multiple of it
 
 
@@ -31,7 +33,14 @@ class Completion:
     prompt: list[int]
     sampling: Sampling = Sampling()
     generator: torch.Generator | None = None  # of its own, so that a seed gives the same whatever runs beside it
+    rest: Rest | None = None  # what its next tokens have to spell out
     new: list[int] = field(default_factory=list)
+
+    def add(self, token: int) -> None:
+        """Take in the next token."""
+        self.new.append(token)
+        if self.rest is not None:
+            self.rest = self.rest.after(token)
 
     @property
     def length(self) -> int:
@@ -186,13 +195,16 @@ class Decoder:
 
     def _choose(self, logits: torch.Tensor, sequences: Sequence[Completion]) -> None:
         """Append to each sequence the token that its sampling takes from its logits, (B, vocabulary)."""
+        for row, item in enumerate(sequences):
+            if item.rest is not None:
+                logits[row] = item.rest.mask(logits[row])
         plain = all(item.sampling == Sampling() for item in sequences)
         if plain:
             for item, token in zip(sequences, logits.argmax(-1).tolist(), strict=True):
-                item.new.append(token)
+                item.add(token)
             return
         for item, row in zip(sequences, logits, strict=True):
-            item.new.append(choose(row.float(), item))
+            item.add(choose(row.float(), item))
 
 
 def choose(logits: torch.Tensor, sequence: Completion) -> int:

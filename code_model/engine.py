@@ -24,6 +24,7 @@ from mlflow.protos.databricks_pb2 import (
 
 from code_model import memory
 from code_model.decoding import Completion, Decoder, Sampling, pack_linear_layers, works
+from code_model.healing import Rest, take_back, vocabulary
 from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishReason
 from code_model.params import GenerationParams, invalid
 from code_model.text import TextStream, encode_completions, encode_prompt
@@ -52,7 +53,7 @@ class Usage:
     """What one completion took."""
 
     prompt_tokens: int
-    completion_tokens: int
+    completion_tokens: int  # those that spell out what was taken back from the prompt too
     queue_s: float  # from submission to the start of its generation
     first_token_s: float  # from submission
     batch: int  # completions that were under way when it began, itself too
@@ -84,6 +85,8 @@ class Request:
     submitted: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     # From its start on:
+    prompt_tokens: int = 0  # those taken back for healing too
+    held: str = ""  # their text
     completion: Completion | None = None
     text: TextStream | None = None
     started: float = 0.0
@@ -107,6 +110,7 @@ class Engine:
         self.ends = end_tokens(model)
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else next(iter(self.ends), 0))
+        vocabulary(tokenizer)  # made now, and not while the first prompt waits
         self.whole = None if works(model, self.decoder.pad) else whole
         self._news = threading.Condition()
         self._inbox: deque[Request] = deque()
@@ -240,6 +244,8 @@ class Engine:
         wanted = request.params.max_new_tokens
         try:
             ids = encode_prompt(self.tokenizer, request.prompt)
+            start = take_back(self.tokenizer, ids, request.prompt)
+            rest = Rest.of(self.tokenizer, start.held)
         except Exception as error:
             self._fail(request, _failure(error))
             return
@@ -277,8 +283,9 @@ class Engine:
             if params.temperature > 0:
                 generator = torch.Generator(device=self.model.device)
                 generator.manual_seed(params.seed) if params.seed >= 0 else generator.seed()
-            request.completion = Completion(ids, sampling, generator)
-            request.text = TextStream(self.tokenizer, ids, params.stop)
+            request.prompt_tokens, request.held = len(ids), start.held
+            request.completion = Completion(start.ids, sampling, generator, rest)
+            request.text = TextStream(self.tokenizer, start.ids, params.stop, start.held)
 
     def _joining(self) -> list[Request]:
         """Those waiting that join now: as many as have room, and as belong into one batch of prompts."""
@@ -359,7 +366,8 @@ class Engine:
             if request.cancelled or time.monotonic() > request.deadline:
                 continue  # found out in the next turn
             assert request.completion is not None
-            tokens = len(encode_completions(self.tokenizer, [request.completion.prompt], [text])[0])
+            [ids] = encode_completions(self.tokenizer, [request.completion.prompt], [request.held + text])
+            tokens = len(ids)
             if request.on_text and text:
                 request.on_text(text)
             self._tokens_done += tokens
@@ -368,7 +376,7 @@ class Engine:
     def _finish(self, request: Request, text: str, reason: FinishReason, tokens: int) -> None:
         assert request.completion is not None
         usage = Usage(
-            len(request.completion.prompt),
+            request.prompt_tokens,
             tokens,
             request.started - request.submitted,
             request.first_token - request.submitted,
@@ -409,7 +417,7 @@ class _Stopping:
 
 
 def _length(request: Request) -> int:
-    """Tokens of a request's prompt."""
+    """Tokens of a request's prompt that are read."""
     assert request.completion is not None
     return len(request.completion.prompt)
 

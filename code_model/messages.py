@@ -7,12 +7,24 @@ PROTOCOL = 1
 FinishReason = Literal["stop", "length"]
 
 
+class Piece(TypedDict):
+    """A piece of another file, for the prompt."""
+
+    path: str
+    text: str
+
+
 class CompletionRequest(TypedDict, total=False):
-    """POST /completions: one completion, by `prompt` (with `suffix` the text after a gap) or by chat `messages`."""
+    """POST /completions: one completion, by `prompt` or by chat `messages`.
+
+    Of a prompt in a file: `suffix` is the text after the gap, `path` that of the file, `extra` are pieces of others.
+    """
 
     id: str
     prompt: str
     suffix: str
+    path: str
+    extra: list[Piece]
     messages: list[dict[str, str]]
     params: dict[str, Any]  # generation parameters; the others are the model's defaults
     stream: bool

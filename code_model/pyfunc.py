@@ -20,11 +20,12 @@ from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from code_model import fim
+from code_model.context import WINDOW, budget_of, prompt
 from code_model.inputs import parse_input
 from code_model.messages import CompletionRequest
 from code_model.params import PARAM_NAMES, REQUEST_ID, GenerationParams, invalid, refuse_unknown
 from code_model.weights import choose_device, choose_dtype, load_causal_lm, read_defaults, with_adapter
-from code_model.whole_batch import generate
+from code_model.whole_batch import generate, positions
 
 # The path of the Unix socket to answer on, where the model is served (contract.names.SERVING_CHANNEL).
 SOCKET = "SERVING_CHANNEL"
@@ -86,7 +87,6 @@ class CodeGenerationModel(PythonModel):
         self.model = model.to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.defaults = read_defaults(folder)
-        self.fim = fim.tokens(self.tokenizer)
         self.engine = Engine(
             self.model,
             self.tokenizer,
@@ -126,10 +126,23 @@ class CodeGenerationModel(PythonModel):
         """
         return self._prompt_of(request), self.defaults.updated(request.get("params") or {})
 
+    def _around(self, request: CompletionRequest) -> str:
+        """The prompt of what an editor knows around its cursor: as in training, and as much of it as then."""
+        text = str(request["prompt"])
+        known = fim.read(text)
+        suffix, path = str(request.get("suffix") or ""), str(request.get("path") or "")
+        extra = request.get("extra") or []
+        if not (suffix or path or extra or known.path or known.suffix is not None):
+            return text
+        others = (*known.others, *(fim.File(item["path"], item["text"]) for item in extra))
+        asked = fim.Context(known.prefix, suffix or known.suffix, path or known.path, others)
+        tokens = (request.get("params") or {}).get("max_new_tokens") or self.defaults.max_new_tokens
+        budget = budget_of(getattr(self.model.config, WINDOW, None), positions(self.model.config), int(tokens))
+        return prompt(asked, self.tokenizer, min(budget, self.engine.limits.max_prompt_tokens or budget))
+
     def _prompt_of(self, request: CompletionRequest) -> str:
         if "messages" not in request:
-            prompt, suffix = str(request["prompt"]), str(request.get("suffix") or "")
-            return fim.fill(prompt, suffix, self.fim or fim.NEUTRAL) if suffix else prompt
+            return self._around(request)
         if not self.tokenizer.chat_template:
             raise invalid("The model has no chat template. Expected a prompt, by /v1/completions.")
         try:

@@ -15,8 +15,8 @@ MOST_CONTEXT = 128  # where those begin in the middle of a character
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of a prompt, after what the tokenizer itself puts before a text (a BOS token, where it does).
 
-    A prompt that begins with that token already, as many chat templates make it, gets no second one. Completions are
-    tokenised apart, here as in training.
+    A prompt that begins with that token already, as many chat templates make it, gets no second one. Behind which of
+    these a completion begins: healing.py.
     """
     return encode_prompts(tokenizer, [prompt])[0]
 
@@ -28,8 +28,10 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     for prompt, ids in zip(prompts, _ids(tokenizer, prompts), strict=True):
         if prompt.startswith(" ") and _neutral(tokenizer) is not None:
             ids = _beginning(tokenizer, prompt)
-        if own is not None and (parts := fim.parts(prompt, own)) is not None:
-            ids = _gap(tokenizer, own, *parts)
+        if own is not None:
+            others, marker, rest = prompt.partition(own[0])  # pieces of other files stand before the gap
+            if (parts := fim.parts(marker + rest, own)) is not None:
+                ids = _ids(tokenizer, [others])[0] + _gap(tokenizer, own, *parts)
         if ids[: len(before)] != before:
             ids = before + ids
         if not ids:
@@ -138,17 +140,19 @@ def cut(text: str, stop: Sequence[str]) -> str:
 class TextStream:
     """The text of a completion, token by token, up to the first of some stop texts.
 
-    What may turn out to be the beginning of a stop text, or of a character, is held back until it is known.
+    Where tokens were taken back from the prompt (healing.py), the first ones spell out their text, `held`, which is no
+    part of it. What may turn out to be the beginning of a stop text, or of a character, is held back until it is known.
     """
 
-    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str], held: str = "") -> None:
         self.tokenizer, self.stop = tokenizer, stop
         self.ids = list(prompt_ids[-MOST_CONTEXT:])
         self.known = len(self.ids)  # tokens whose text is in `all`
         self.all = ""
         self.stopped = False
         self._taken = 0
-        self._held = max((len(item) for item in stop), default=1) - 1
+        self._repeated = len(held)  # characters to come that stand in the prompt already
+        self._unsure = max((len(item) for item in stop), default=1) - 1
         self._done = False
 
     def add(self, token: int) -> None:
@@ -162,7 +166,7 @@ class TextStream:
 
     def take(self) -> str:
         """The text that is certain and has not been taken before."""
-        end = len(self.all) if self._done or self.stopped else len(self.all) - self._held
+        end = len(self.all) if self._done or self.stopped else len(self.all) - self._unsure
         piece = self.all[self._taken : max(end, self._taken)]
         self._taken += len(piece)
         return piece
@@ -180,8 +184,10 @@ class TextStream:
         after = decode(self.tokenizer, self.ids[start:])
         if after.endswith("�") and not last and len(self.ids) - self.known < CONTEXT:
             return  # in the middle of a character
-        seen = max(0, len(self.all) - self._held)
-        self.all += after[len(before) :]
+        seen = max(0, len(self.all) - self._unsure)
+        piece = after[len(before) :]
+        self.all += piece[self._repeated :]
+        self._repeated = max(0, self._repeated - len(piece))
         self.known = len(self.ids)
         tail = self.all[seen:]
         if any(item in tail for item in self.stop):

@@ -8,8 +8,9 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from code_model.healing import Rest, Start, starts
 from code_model.params import GenerationParams, invalid
-from code_model.text import TextStream, cut, encode_prompt
+from code_model.text import TextStream
 
 
 def generate(
@@ -21,13 +22,13 @@ def generate(
 
     `stopping`: a transformers.StoppingCriteria that ends some of them early, of one batch alone.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    lengths = sorted({len(ids) for ids in encoded})
+    encoded = starts(tokenizer, prompts)
+    lengths = sorted({len(start.ids) for start in encoded})
     if len(lengths) == 1 or masks_padding(model):
         return _generate(model, tokenizer, encoded, params, stopping)
     found = [""] * len(prompts)
     for length in lengths:
-        places = [place for place, ids in enumerate(encoded) if len(ids) == length]
+        places = [place for place, start in enumerate(encoded) if len(start.ids) == length]
         texts = _generate(model, tokenizer, [encoded[place] for place in places], params, None)
         for place, text in zip(places, texts, strict=True):
             found[place] = text
@@ -91,12 +92,12 @@ def _try_padding(model: Any) -> bool:
 
 
 def _generate(
-    model: Any, tokenizer: Any, encoded: Sequence[list[int]], params: GenerationParams, stopping: Any
+    model: Any, tokenizer: Any, encoded: Sequence[Start], params: GenerationParams, stopping: Any
 ) -> list[str]:
-    """The completions of some prompts, as token ids, as one batch."""
+    """The completions of some prompts, encoded, as one batch."""
     import torch
 
-    longest = max(len(ids) for ids in encoded)
+    longest = max(len(start.ids) for start in encoded)
     limit = positions(model.config)
     if limit is not None and longest + params.max_new_tokens > limit:
         raise invalid(
@@ -104,8 +105,8 @@ def _generate(
             f"{limit} positions. Expected a shorter prompt or fewer new tokens."
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    padded = [[pad] * (longest - len(ids)) + ids for ids in encoded]
-    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded]
+    padded = [[pad] * (longest - len(start.ids)) + start.ids for start in encoded]
+    mask = [[0] * (longest - len(start.ids)) + [1] * len(start.ids) for start in encoded]
     sampling: dict[str, Any] = {"do_sample": False}
     if params.temperature > 0:
         sampling = {
@@ -115,10 +116,11 @@ def _generate(
             "top_k": params.top_k,
         }
         torch.manual_seed(params.seed) if params.seed >= 0 else torch.seed()
-    if params.stop:
-        sampling |= {"stop_strings": list(params.stop), "tokenizer": tokenizer}
+    criteria = [_Stopped(tokenizer, encoded, params.stop)] if params.stop else []
     if stopping is not None:
-        sampling["stopping_criteria"] = [stopping]
+        criteria.append(stopping)
+    if any(start.held for start in encoded):
+        sampling["logits_processor"] = [_Healing(tokenizer, encoded)]
     with torch.inference_mode():
         output = model.generate(
             input_ids=torch.tensor(padded, device=model.device),  # (B, T)
@@ -126,11 +128,48 @@ def _generate(
             max_new_tokens=params.max_new_tokens,
             repetition_penalty=params.repetition_penalty,
             pad_token_id=pad,
+            stopping_criteria=criteria,
             **sampling,
         )  # (B, T + new)
     ends = end_tokens(model)
     new = [list(itertools.takewhile(lambda token: token not in ends, row[longest:].tolist())) for row in output]
-    return [cut(_text(tokenizer, ids, tokens), params.stop) for ids, tokens in zip(encoded, new, strict=True)]
+    return [_text(tokenizer, start, tokens, params.stop) for start, tokens in zip(encoded, new, strict=True)]
+
+
+class _Healing:
+    """Has each row begin with the text taken back from its prompt; a transformers.LogitsProcessor by shape."""
+
+    def __init__(self, tokenizer: Any, encoded: Sequence[Start]) -> None:
+        self.rests = [Rest.of(tokenizer, start.held) for start in encoded]
+        self.first = True
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:  # (B, T), (B, vocabulary) → (B, vocabulary)
+        if not self.first and any(self.rests):
+            rows = zip(self.rests, input_ids[:, -1].tolist(), strict=True)
+            self.rests = [rest.after(token) if rest is not None else None for rest, token in rows]
+        self.first = False
+        if not any(self.rests):
+            return scores
+        scores = scores.clone()
+        for row, rest in enumerate(self.rests):
+            if rest is not None:
+                scores[row] = rest.mask(scores[row])
+        return scores
+
+
+class _Stopped:
+    """Ends each row at a stop text behind its prompt; a transformers.StoppingCriteria by shape."""
+
+    def __init__(self, tokenizer: Any, encoded: Sequence[Start], stop: Sequence[str]) -> None:
+        self.texts = [TextStream(tokenizer, start.ids, stop, start.held) for start in encoded]
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:  # (B, T) → (B,)
+        import torch
+
+        for text, token in zip(self.texts, input_ids[:, -1].tolist(), strict=True):
+            if not text.stopped:
+                text.add(token)
+        return torch.tensor([text.stopped for text in self.texts], device=input_ids.device)
 
 
 def positions(config: Any) -> int | None:
@@ -145,9 +184,9 @@ def end_tokens(model: Any) -> frozenset[int]:
     return frozenset([ends] if isinstance(ends, int) else ends or [])
 
 
-def _text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
+def _text(tokenizer: Any, start: Start, new: Sequence[int], stop: Sequence[str]) -> str:
     """The text of new tokens, piece by piece as serving streams it: what is no character may come out otherwise."""
-    stream = TextStream(tokenizer, prompt, ())
+    stream = TextStream(tokenizer, start.ids, stop, start.held)
     for token in new:
         stream.add(token)
     stream.finish()

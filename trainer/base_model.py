@@ -19,7 +19,7 @@ from typing import Any
 from code_model import whole_batch
 from code_model.text import decode, encode_completions, encode_prompt, gives_back
 from code_model.weights import causal_config, choose_device, choose_dtype, first_line, load_causal_lm
-from contract.errors import InputError
+from contract.errors import InputError, json_type
 from trainer.config import ModelConfig
 
 SMOLLM2 = "bundled:smollm2-135m"
@@ -29,6 +29,7 @@ LFS = b"version https://git-lfs"
 # A prompt, and what goes on with it.
 SAMPLE = ("def add(a, B):\n", '    if a:\n\t\treturn "X  y"\n\n    return a + B\n')
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
+TRAIN_DIGESTS = "ratchet_train_digests"  # in config.json: of the data that a model was tuned on here
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what weights are trained in
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -46,6 +47,17 @@ class BaseModel:
     def identity(self) -> str:
         """Equal where the weights are: the digest of a local folder, else name and revision."""
         return self.revision if self.revision.startswith("sha256:") else f"{self.name}@{self.revision}"
+
+    @property
+    def train_digests(self) -> list[str]:
+        """Digests of the data that it was tuned on here, where it is an exported version; from its config.json."""
+        given = json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get(TRAIN_DIGESTS, [])
+        if not (isinstance(given, list) and all(isinstance(item, str) for item in given)):
+            raise InputError(
+                f"model.name: '{self.folder / 'config.json'}' has the {TRAIN_DIGESTS} {given!r}. Expected a list of "
+                "digests, as `trainer export` writes it."
+            )
+        return given
 
     @property
     def short_name(self) -> str:
@@ -162,7 +174,7 @@ def _own_generation_config(base: BaseModel) -> dict[str, Any]:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(given, dict):
-            raise ValueError(f"it holds a JSON {type(given).__name__}")
+            raise ValueError(f"it holds a JSON {json_type(given)}")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"model.name: '{path}' cannot be read: {error}. Expected a JSON object, as save_pretrained writes it, or "
@@ -253,18 +265,18 @@ def positions(base: BaseModel) -> int | None:
         raise InputError(_about(base, error.message)) from error
 
 
-def chat_template(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def chat_template(tokenizer: Any, messages: list[dict[str, Any]], model: str = "the base model") -> str:
     """Messages as the text before the assistant's answer.
 
     A tokenizer without a template gets one of plain paragraphs, which is saved with it: who trained on chats so, serves
-    them so. Raises InputError for messages that the template refuses.
+    them so. Raises InputError for messages that the template refuses, with its words and the name of the `model`.
     """
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = PARAGRAPHS
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # whatever the template's own code raises
-        raise InputError(f"the base model's chat template refuses the messages: {first_line(error)}") from error
+        raise InputError(f"the chat template of {model} says: {first_line(error).rstrip('.')}") from error
 
 
 def _bundled(config: ModelConfig) -> BaseModel:

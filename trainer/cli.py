@@ -1,12 +1,14 @@
-"""The command line: `trainer [train|prepare|evaluate|export] [--config FILE] [section.key=value …]`."""
+"""The command line: `trainer [train|prepare|evaluate|export|try] [--config FILE] [section.key=value …]`."""
 
 import json
 import os
+import re
 import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import click
 
 from code_model import threads
 from contract.errors import InputError
-from contract.names import EVALUATOR_DIR, GOMP_SPINCOUNT
+from contract.names import EVALUATOR_DIR, GOMP_SPINCOUNT, PRODUCTION, pyfunc_model
 from contract.tracking import as_ours
 from trainer.config import CONFIGS, Config, load_config, to_yaml, with_source
 from trainer.options import walk
@@ -55,6 +57,10 @@ class _PrepareHelp(_ConfigHelp):
 
 class _ExportHelp(_ConfigHelp):
     sections = ("tracking",)
+
+
+class _TryHelp(_ConfigHelp):
+    sections = ("model", "tracking")
 
 
 class _EvaluateHelp(_ConfigHelp):
@@ -118,22 +124,43 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
     just that: trainer train data.source=prepared/train.jsonl data.eval_source=prepared/held_out.jsonl
     """
     config = with_source(load_config(config_path, overrides))
+    _check_output(output, [config.data.source, config.data.eval_source])
+    existed = output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise click.UsageError(f"--output is '{output}', where nothing can be written: {error}.") from error
-    with _interruptible("Nothing was written."):
-        from trainer import base_model
-        from trainer.data.prepare import OUTPUTS
-        from trainer.preparation import prepare_data
+    try:
+        with _interruptible("Nothing was written."):
+            from trainer import base_model
+            from trainer.data.prepare import OUTPUTS
+            from trainer.preparation import prepare_data
 
-        base_model.quiet()
-        base = base_model.resolve(config.model)
-        positions = base_model.positions(base)
-        tokenizer = base_model.load_tokenizer(base)
-        data = prepare_data(config, tokenizer, output, positions)
-        click.echo(f"\n{data.report.to_markdown()}\nWritten to {output}: {', '.join(OUTPUTS)}")
+            base_model.quiet()
+            base = base_model.resolve(config.model)
+            positions = base_model.positions(base)
+            tokenizer = base_model.load_tokenizer(base)
+            data = prepare_data(config, tokenizer, output, positions)
+            click.echo(f"\n{data.report.to_markdown()}\nWritten to {output}: {', '.join(OUTPUTS)}")
+    finally:
+        if not existed:
+            with suppress(OSError):
+                output.rmdir()  # where nothing was written
+
+
+def _check_output(folder: Path, sources: list[Any]) -> None:
+    """Raise click.UsageError where preparing data would write over what they are made from."""
+    from trainer.data.prepare import OUTPUTS, source_names
+    from trainer.data.sources import folders
+
+    outputs = {os.path.realpath(folder / name): name for name in OUTPUTS}
+    for source in chain.from_iterable(map(source_names, sources)):
+        path = folders.path_of(source, f"The source is '{source}'")
+        if folders.exists(path) and (name := outputs.get(os.path.realpath(path))):
+            raise click.UsageError(
+                f"--output is '{folder}', where {name} is the source '{source}' itself. Expected another folder."
+            )
 
 
 @main.command(cls=_EvaluateHelp, short_help="Judge a registered version on any data set.")
@@ -210,6 +237,56 @@ def export(
         from trainer.export import export as write
 
         write(config, model_uri, form, output, gguf_type or "f16")
+
+
+@main.command("try", cls=_TryHelp, short_help="See a version and its base model side by side on code of yours.")
+@click.option(
+    "--model-uri",
+    help="Which version: models:/NAME/NUMBER or models:/NAME@ALIAS; or the folder of a model.  [default: the one in "
+    "production of tracking.experiment_name]",
+)
+@click.option("--base/--no-base", default=True, help="Beside it the base model, as it was.  [default: base]")
+@click.option("--max-new-tokens", type=int, default=64, show_default=True, help="Longest completion.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: always the likeliest token.")
+@click.option("--page", is_flag=True, help="As a page in your browser: on this machine alone, with a token.")
+@click.option("--port", type=int, help="Of the page.  [default: a free one]")
+@click.option("--config", "-c", "config_path", metavar="FILE", help="YAML file, or the name of a shipped one.")
+@click.argument("arguments", nargs=-1, metavar="[FILE:LINE:COLUMN | -] [section.key=value]...")
+def try_(
+    model_uri: str | None,
+    base: bool,
+    max_new_tokens: int,
+    temperature: float,
+    page: bool,
+    port: int | None,
+    config_path: str | None,
+    arguments: tuple[str, ...],
+) -> None:
+    """Complete code at a cursor, by a version and by the base model that it was tuned from.
+
+    \b
+    trainer try                          type or paste code, as often as you like
+    trainer try src/add.py:12:5          at a place in a file: line and column, from 1, as editors show them
+    echo 'def add(a, b):' | trainer try  a text, at its end or where <|cursor|> stands in it
+    trainer try --page                   in your browser
+    """
+    places = [item for item in arguments if "=" not in item or re.search(r":\d+:\d+$", item)]
+    if len(places) + page > 1:
+        raise click.UsageError(f"There are {' '.join(places)}{' and --page' * page}. Expected one of them.")
+    if port is not None and not page:
+        raise click.UsageError(f"--port is {port}, and there is no --page. Expected both.")
+    config = load_config(config_path, [item for item in arguments if item not in places])
+    if model_uri is None:
+        model_uri = f"models:/{pyfunc_model(config.tracking.experiment_name)}@{PRODUCTION}"
+    with _interruptible("Nothing was written."):
+        from code_model.params import GenerationParams
+        from trainer.playground import command
+
+        params = GenerationParams(max_new_tokens, temperature)
+        if page:
+            command.serve(config, model_uri, base, params, port or 0)
+        else:
+            command.run(config, model_uri, base, places[0] if places else None, params)
 
 
 @contextmanager

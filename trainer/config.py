@@ -6,6 +6,7 @@ Later wins: the defaults below, the YAML file (`--config`), then `section.key=va
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from contract.errors import InputError
 from contract.names import DEFAULT_EXPERIMENT
 from trainer.data import benchmarks
 from trainer.data.settings import DataConfig
+from trainer.data.sources import EXPECTED as EXPECTED_SOURCE
 from trainer.options import option, walk
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -100,6 +102,11 @@ class TrainerConfig:
         "padded: one a row. auto: padding-free where the model gives the same results so.",
         choices=("auto", "padding_free", "padded"),
     )
+    completion_only_loss: bool = option(
+        False,
+        "Learn the completions of code alone (kinds function, fim, next_block), and not its prompts, which are most of "
+        "an example. Prompts of other rows are never learned.",
+    )
     group_by_length: bool = option(True, "Put examples of like length into one batch.")
     gradient_checkpointing: bool = option(
         False, "Compute activations anew in the backward pass: less memory, a third slower."
@@ -173,6 +180,13 @@ class EvalConfig:
     """Parameters that control the evaluation on held-out examples."""
 
     max_new_tokens: int = option(64, "Longest generated completion in tokens.", at_least=1)
+    max_generated: int | None = option(
+        64,
+        "Generate completions for at most this many held-out examples (some of each file, chosen by hash), and for all "
+        "that have a test; null: for all, 0: for no other. Likelihoods, which are cheap, are of all.",
+        at_least=0,
+        optional=True,
+    )
     batch_size: int = option(16, "Examples per forward pass and per generation.", at_least=1)
     benchmark: str | None = option(
         None, "Judge by this public benchmark too; its completions are run against its tests.", choices=benchmarks.NAMES
@@ -281,8 +295,8 @@ def with_source(config: Config) -> Config:
     fallback = os.environ.get("DATA_SOURCE_FALLBACK")
     if not fallback:
         raise InputError(
-            "data.source is not set: what is your code? Expected, for example, data.source=path/to/your/src or "
-            "data.source=package:NAME (docs/data.md lists all kinds). `--config demo` trains on Python's asyncio."
+            "data.source is not set: what is your code? Expected, for example, data.source=path/to/your/src: "
+            f"{EXPECTED_SOURCE} (docs/data.md). `--config demo` trains on Python's asyncio."
         )
     click.echo(
         f"No SOURCE_DIR and no data.source: this takes {fallback}, to try things. For your own code: "
@@ -319,13 +333,21 @@ def _load_yaml(path: Path) -> Any:
 
 
 def _parse_override(override: str) -> DictConfig:
+    if (shown := os.fsencode(override).decode("utf-8", "backslashreplace")) != override:
+        raise InputError(
+            f"'{shown}' is not UTF-8. Expected a setting, and in it names, in UTF-8: rename what it names."
+        )
+    key, _, value = override.partition("=")
+    if re.fullmatch(r"\w+:", value):  # a text such as package:, which YAML takes for a mapping
+        override = f"{key}='{value}'"
     try:
         return OmegaConf.from_dotlist([override])
     except yaml.YAMLError as error:
         key, _, value = override.partition("=")
-        raise InputError(
-            f"'{override}': the value is read as YAML and is none. Quote it for YAML: {key}='\"{value}\"'"
-        ) from error
+        quoted = f'"{value}"'
+        if re.fullmatch(r"\[.+\]", value):  # a list, whose items are apart by commas outside of brackets
+            quoted = "[" + ",".join(f'"{item.strip()}"' for item in re.split(r",(?![^(]*\))", value[1:-1])) + "]"
+        raise InputError(f"'{override}': the value is not valid YAML. Quote it: {key}='{quoted}'") from error
 
 
 def _merge(config: DictConfig, update: Any, where: str) -> DictConfig:
@@ -358,7 +380,9 @@ def _check_values(config: Config) -> None:
     for key, sources in (("data.source", config.data.source), ("data.eval_source", config.data.eval_source)):
         as_list = sources if isinstance(sources, list) else [sources]
         if not all(isinstance(item, str) and item.strip() for item in as_list) and sources is not None:
-            raise InputError(f"{key} is {sources!r}. Expected a folder, file or other source, or a list of them.")
+            number = any(isinstance(item, bool | int | float) for item in as_list)
+            path = " YAML reads a number here: a folder of such a name is ./NAME." if number else ""
+            raise InputError(f"{key} is {sources!r}. Expected {EXPECTED_SOURCE}, or a list of them.{path}")
     if not config.data.function_weight + config.data.fim_weight + config.data.next_block_weight:
         raise InputError("data.function_weight, fim_weight and next_block_weight are all 0. Expected one above 0.")
     for key, value, field_of in walk(config):

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from contract import manifest
 from contract.errors import InputError, RatchetError
-from contract.names import MANIFEST_SHA256
+from contract.fetching import fetch
+from contract.manifest import NotAsTrained
 from trainer import tracking
 from trainer.config import Config
 from trainer.evaluation.registered_version import find_version
@@ -91,10 +90,10 @@ def _merged(version: ModelVersion, folder: Path) -> Path:
     """The version's weights and tokenizer, as `save_pretrained` writes them; its files are those of its training."""
     uri = f"models:/{version.name}/{version.version}"
     say(f"Fetching {version.name} version {version.version}")
-    found = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
-    expected = version.tags.get(MANIFEST_SHA256)
-    if expected is not None and (wrong := manifest.differences(found, expected)):
-        raise InputError(f"{uri}: its files are not those of its training: {'; '.join(wrong[:3])}.")
+    try:
+        found = fetch(version, folder)
+    except NotAsTrained as error:
+        raise InputError(f"{uri}: {error.message}.") from error
     models = [path.parent for path in found.glob("artifacts/*/config.json")]
     if not models:
         raise InputError(f"{uri} holds no model of `trainer train`. Expected a version that it has registered.")

@@ -1,39 +1,28 @@
 """One training job from start to end: base model, data, baseline, fine-tuning, evaluation, registration."""
 
-import gc
 import importlib.util
 import json
-import os
 import signal
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
-import torch
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from torch.nn import Linear
 from transformers.pytorch_utils import Conv1D
 
 from code_model import whole_batch
 from contract import names
 from contract.errors import InputError, Unreachable
-from contract.names import EVALUATES, EVALUATION_TABLE, PRODUCTION
-from contract.tracking import read_table
-from trainer import base_model, git, plots, register, tracking
+from trainer import base_model, evidence, plots, register, tracking
 from trainer.base_model import BaseModel
-from trainer.config import Config, to_yaml
-from trainer.data.logged import log_dataset
+from trainer.checked_job import Job, commit
+from trainer.config import Config
 from trainer.data.prepare import Dataset, check_sources
-from trainer.evaluation import runs
-from trainer.evaluation.models import LoadedModel
 from trainer.evaluation.runs import Evaluation
-from trainer.evaluation.version_process import open_version
 from trainer.preparation import prepare_data
 from trainer.tracking import say
 from trainer.training import checkpoints, distributed
@@ -44,37 +33,6 @@ from trainer.training.loop import RESULT, chooses_padding_free, train
 from trainer.training.recorder import LOSS, Recorder
 from trainer.training.spool import Spool
 from trainer.trial import try_out
-
-
-@dataclass
-class Job:
-    """A checked job: everything that can be wrong with the input has been found by now."""
-
-    config: Config
-    client: MlflowClient
-    base: BaseModel
-    tokenizer: Any
-    model: Any  # None while somebody else needs its memory
-    dtype: str
-    data: Dataset
-    evaluation: Evaluation
-    root: Path  # of checkpoints
-
-    @property
-    def key(self) -> str:
-        """The same for two commands that would train the same model on the same data in the same way."""
-        return checkpoints.job_key(self.config, self.base.identity, self.data.train_digest, self.data.held_out_digest)
-
-    def tags(self, role: str) -> dict[str, str]:
-        """The tags of a run."""
-        return self.evaluation.tags(role, self.base.identity, self.dtype, self.tokenizer)
-
-    def release_model(self) -> None:
-        """Free the memory that the model takes."""
-        self.model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def prepare(config: Config, folder: Path) -> Job:
@@ -108,6 +66,7 @@ def prepare(config: Config, folder: Path) -> Job:
             f"data.eval_source is {config.data.eval_source!r}, whose rows have tests and no completions. Expected some "
             "with one: a candidate has to be better by its likelihood."
         )
+    _check_unseen(base, data)
     evaluation = Evaluation.of(config.eval, config.seed, data.held_out, data.held_out_digest)
     evaluation.check(tokenizer, positions)
     split(_training_data(data), config.trainer.validation_fraction, config.seed)
@@ -129,20 +88,22 @@ def run(job: Job) -> register.Registered | None:
         for dead in mark_dead(job.client, experiment_id, job.root):
             say(f"Run {dead.info.run_name} was left RUNNING by a trainer that died: marked KILLED")
         earlier = unfinished(job.client, experiment_id, job.key, job.root) if job.config.checkpoint.resume else None
-        base_run_id, base_table, base_metrics = _evaluate_base(job, experiment_id)
-        _evaluate_incumbent(job, experiment_id)
+        base_run_id, base_table, base_metrics = evidence.evaluate_base(job, experiment_id)
+        evidence.evaluate_incumbent(job, experiment_id)
         resume = earlier.info.run_id if earlier is not None else None
-        tags = {**job.tags(names.CANDIDATE), "job": job.key}
+        tags = {**job.tags(names.CANDIDATE), **job.digest_tags(names.CANDIDATE), "job": job.key}
         name = job.config.tracking.run_name
         with tracking.run(job.client, experiment_id, name, tags, job.root, resume) as active:
             run_id = active.info.run_id
             checkpoints.belongs_to(folder, run_id)
             if earlier is not None:
                 resumes = int(earlier.data.tags.get("resumes", "0")) + 1
-                mlflow.set_tags({"resumes": resumes, f"resume_{resumes}/git_commit": _commit() or "unknown"})
+                mlflow.set_tags({"resumes": resumes, f"resume_{resumes}/git_commit": commit() or "unknown"})
                 _fetch_checkpoint(job, run_id, folder)
             if "config.yaml" not in [item.path for item in job.client.list_artifacts(run_id)]:
-                _log_inputs(job)
+                if (twins := job.data.report.held_out_twins) is not None:
+                    mlflow.log_metric(names.HELD_OUT_TWINS, twins)
+                job.log_inputs()
             mlflow.set_tag("base_run_id", base_run_id)
             word = "Going on with" if earlier is not None else "Fine-tuning"
             say(f"{word} {job.base.short_name} ({job.config.method_in_words}), run {active.info.run_name}")
@@ -194,16 +155,22 @@ def _finish(
     totals = checkpoints.facts_of(folder / RESULT)["totals"]
     losses = {item.step: item.value for item in job.client.get_metric_history(run_id, LOSS)}
     mlflow.log_metrics({**totals, "run/mean_loss": sum(losses.values()) / len(losses)})
-    model = _tuned(job, folder / RESULT)
-    table, metrics = job.evaluation.run(LoadedModel(model, job.tokenizer), "the fine-tuned model")
-    with tempfile.TemporaryDirectory() as temporary:
-        plots.loss_curve(sorted(losses.items()), Path(temporary, "loss.png"))
-        plots.base_against_candidate(base_table, table, Path(temporary, "base_against_candidate.png"))
-        mlflow.log_artifacts(temporary, "plots")
-    if job.config.trainer.method == "lora":
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            mlflow.log_artifact(str(folder / RESULT / name), "adapter")
-    return _register(job, run_id, model, names.CANDIDATE, metrics, base_metrics), metrics
+    before = evidence.logged_before(job, job.client.get_run(run_id))
+    if before is not None:
+        logged, judged = before
+    else:
+        job.model = _tuned(job, folder / RESULT)
+        with evidence.saved(job, names.CANDIDATE, run_id) as (saved, model):
+            judged = job.evaluation.run(model, "the fine-tuned model", base_table)
+            with tempfile.TemporaryDirectory() as temporary:
+                plots.loss_curve(sorted(losses.items()), Path(temporary, "loss.png"))
+                plots.base_against_candidate(base_table, judged.table, Path(temporary, "base_against_candidate.png"))
+                mlflow.log_artifacts(temporary, "plots")
+            if job.config.trainer.method == "lora":
+                for name in ("adapter_config.json", "adapter_model.safetensors"):
+                    mlflow.log_artifact(str(folder / RESULT / name), "adapter")
+            logged = evidence.log(job, model, saved, names.CANDIDATE, judged.metrics, base_metrics)
+    return evidence.register_version(job, run_id, names.CANDIDATE, logged, judged), judged.metrics
 
 
 def _deliver_metrics(job: Job, folder: Path, run_id: str) -> None:
@@ -235,7 +202,7 @@ def _tuned(job: Job, result: Path) -> Any:
     if job.config.lora.load_in_4bit:
         job.release_model()  # merged in 4 bits, what was learnt would be rounded away
     if job.model is None:
-        job.model = base_model.load_model(job.base, job.config.model, job.tokenizer)
+        job.load_base()
     model = PeftModel.from_pretrained(job.model, result, torch_device=str(job.model.device))
     return model.merge_and_unload().eval()
 
@@ -261,6 +228,20 @@ def _fetch_checkpoint(job: Job, run_id: str, folder: Path) -> None:
 
 def _training_data(data: Dataset) -> TrainingData:
     return TrainingData(data.train, data.train_lengths.tolist())
+
+
+def _check_unseen(base: BaseModel, data: Dataset) -> None:
+    """Raise InputError where the examples to judge by are those that somebody is trained on."""
+    if data.train_digest == data.held_out_digest:
+        raise InputError(
+            f"The examples to train on and to judge by are the same (digest {data.train_digest}). Expected others in "
+            "data.eval_source than in data.source."
+        )
+    if data.held_out_digest in base.train_digests:
+        raise InputError(
+            f"model.name is '{base.name}', which was itself tuned on the examples to judge by (digest "
+            f"{data.held_out_digest}). Expected examples in data.eval_source that it has not seen, or another model."
+        )
 
 
 def _check_fit(config: Config, model: Any) -> None:
@@ -297,110 +278,6 @@ def _check_fit(config: Config, model: Any) -> None:
                     f"lora.target_modules names '{name}', which {config.model.name} {why}. "
                     f"Expected all-linear, or some of {', '.join(sorted(linear))}."
                 )
-
-
-def _evaluate_base(job: Job, experiment_id: str) -> tuple[str, pd.DataFrame, dict[str, float]]:
-    """(run id, table, metrics) of the base model on this data; the first such run also registers it."""
-    tags = job.tags(names.BASE)
-    version = _registered_base(job)
-    earlier = runs.find(job.client, experiment_id, tags)
-    if earlier is not None:
-        run_id, table = earlier.info.run_id, read_table(job.client, earlier.info.run_id, EVALUATION_TABLE)
-        metrics = dict(earlier.data.metrics)
-    else:
-        with tracking.run(job.client, experiment_id, f"base-{job.base.short_name}", tags, job.root) as active:
-            run_id = active.info.run_id
-            _log_inputs(job)
-            table, metrics = job.evaluation.run(LoadedModel(job.model, job.tokenizer), "the base model")
-            if version is None:
-                version = _register(job, run_id, job.model, names.BASE, metrics, {}).pyfunc
-    if version is not None:
-        job.client.set_tag(run_id, EVALUATES, f"{version.name}/{version.version}")
-    return run_id, table, metrics
-
-
-def _evaluate_incumbent(job: Job, experiment_id: str) -> None:
-    """Evaluate the version in production on this data, where its own run did not: the gate compares like with like."""
-    name, _ = register.model_names(job.config)
-    version = _in_production(job, name)
-    if version is None or (version.tags.get(names.ROLE), version.tags.get(names.BASE_MODEL)) == (
-        names.BASE,
-        job.base.identity,
-    ):
-        return
-    if names.evaluation_key(version.tags) == names.evaluation_key(job.tags(names.EVALUATION)):
-        return
-    with open_version(version, job.config.model.device, job.config.model.dtype) as model:
-        job.evaluation.check(model.tokenizer, model.positions)
-        base = version.tags.get(names.BASE_MODEL, "unknown")
-        tags = job.evaluation.tags(names.EVALUATION, base, model.dtype, model.tokenizer)  # its own tokenizer's
-        tags[EVALUATES] = f"{name}/{version.version}"
-        if runs.find(job.client, experiment_id, tags) is not None:
-            return
-        with tracking.run(job.client, experiment_id, f"incumbent-version-{version.version}", tags, job.root):
-            _log_inputs(job)
-            job.evaluation.run(model, f"version {version.version}, which is in production,")
-
-
-def _in_production(job: Job, name: str) -> ModelVersion | None:
-    try:
-        return job.client.get_model_version_by_alias(name, PRODUCTION)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, no alias
-            return None
-        raise
-
-
-def _registered_base(job: Job) -> ModelVersion | None:
-    name, _ = register.model_names(job.config)
-    versions = job.client.search_model_versions(f"name = '{name}'")
-    wanted = {names.ROLE: names.BASE, names.BASE_MODEL: job.base.identity}.items()
-    return next((version for version in versions if wanted <= version.tags.items()), None)
-
-
-def _register(
-    job: Job, run_id: str, model: Any, role: str, metrics: dict[str, float], base_metrics: dict[str, float]
-) -> register.Registered:
-    say("Logging and registering the model")
-    card = register.model_card(
-        job.config,
-        job.base.name,
-        {"train": len(job.data.train), "held out": len(job.data.held_out), "digest": job.data.held_out_digest},
-        metrics,
-        base_metrics,
-    )
-    mlflow.log_text(card, "model_card.md")
-    judged = job.tags(role)
-    tags = {name: judged[name] for name in (names.ROLE, names.BASE_MODEL, names.DATASET_DIGEST)}
-    tags[names.EVALUATION_KEY] = names.evaluation_key(judged) or ""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, "model")  # its name in the store
-        register.save_model(model, job.tokenizer, job.config, card, folder)
-        nll = metrics["eval/nll_per_token"]
-        # A base model is registered once, whichever run does it; a fine-tuned one once by its run.
-        key = f"base {job.base.identity}" if role == names.BASE else run_id
-        what = "unchanged" if role == names.BASE else f"fine-tuned on {job.config.data.source}"
-        description = f"{job.base.name}, {what}; held-out nll {nll:.4f} per token"
-        registered = register.log_and_register(
-            job.client, run_id, job.config, model, job.tokenizer, folder, description, tags, key
-        )
-    for version in (registered.pyfunc, registered.pytorch):
-        say(f"  {version.name} version {version.version}")
-    return registered
-
-
-def _log_inputs(job: Job) -> None:
-    """Config, data sets, their report, and commits of the active run."""
-    config, data = job.config, job.data
-    tracking.log_config(config)
-    log_dataset(data)
-    commit = _commit()
-    mlflow.set_tags({"git_commit": commit} if commit else {})
-    mlflow.log_text(to_yaml(config), "config.yaml")  # last: with it, all of this is there
-
-
-def _commit() -> str | None:
-    return git.commit(Path.cwd()) or os.environ.get("GIT_COMMIT")  # an image knows its own
 
 
 def _comparison(base: dict[str, float], candidate: dict[str, float]) -> str:

@@ -1,15 +1,19 @@
 """The data set for a model, as every command makes it."""
 
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from code_model.context import counter, sizer
 from contract.errors import InputError
 from trainer import base_model, tracking
 from trainer.config import Config
-from trainer.data.prepare import Dataset, Limits, prepare, source_names
+from trainer.data.limits import Limits
+from trainer.data.prepare import Dataset, prepare, source_names
 from trainer.tracking import say
 from trainer.training.collator import token_counts
 
@@ -27,8 +31,10 @@ def prepare_data(
             f"eval.max_new_tokens is {config.eval.max_new_tokens}. Expected less than {positions} positions."
         )
     limits = Limits(
-        chat_template=lambda messages: base_model.chat_template(tokenizer, messages),
+        chat_template=lambda messages: base_model.chat_template(tokenizer, messages, config.model.name),
         token_counts=lambda examples: token_counts(tokenizer, examples, embeddings),
+        count=counter(tokenizer),
+        size=sizer(tokenizer),
         max_length=config.trainer.max_length,
         max_eval_length=most,
     )
@@ -36,7 +42,16 @@ def prepare_data(
         say(f"Data: {source}")
         if source.startswith("runs:/"):
             tracking.connect(config.tracking.uri)
-    with tqdm(desc="reading", unit="example", leave=False, disable=not sys.stderr.isatty()) as bar:
-        data = prepare(config.data, limits, folder, bar.update)
+    hidden = not sys.stderr.isatty()
+    with ExitStack() as bars:
+        reading = bars.enter_context(tqdm(desc="reading", unit="place", leave=False, disable=hidden))
+
+        def writing(total: int) -> Callable[[int], object]:
+            reading.close()
+            bar = tqdm(desc="writing", unit="example", total=total, leave=False, disable=hidden)
+            return bars.enter_context(bar).update
+
+        data = prepare(config.data, limits, folder, reading.update, writing)
     say("  " + data.report.in_words())
+    say("  " + data.report.held_out_in_words())
     return data

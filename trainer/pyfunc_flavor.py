@@ -17,11 +17,13 @@ class PyfuncWithManifest:
 
     def __init__(self) -> None:
         self.sha256 = ""  # of the manifest last written
+        self.files: dict[str, str] = {}  # the sha256 of each file that it lists
 
     def save_model(self, path: str, mlflow_model: Model, **options: Any) -> None:
         mlflow.pyfunc.save_model(path=path, mlflow_model=mlflow_model, **options)
         self.add_flavors(Path(path), mlflow_model)
         self.sha256 = manifest.write(Path(path))
+        self.files = manifest.listed(Path(path))
 
     def add_flavors(self, folder: Path, mlflow_model: Model) -> None:
         """Nothing more."""

@@ -1,8 +1,9 @@
-"""Logs a model once, in two flavors, PyFunc and Transformers, and registers both as versions, or neither."""
+"""Saves and logs a model once, in two flavors, PyFunc and Transformers, and registers both as versions, or neither."""
 
 import importlib.metadata
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +16,16 @@ from mlflow.models import Model
 
 import code_model
 import code_model.pyfunc
+from code_model.context import WINDOW
 from code_model.weights import read_defaults
+from contract.errors import RatchetError
+from contract.files import sha256_of
 from contract.messages import PROTOCOL
 from contract.names import IDEMPOTENCY_KEY, MANIFEST_SHA256, PROTOCOL_TAG, pyfunc_model, pytorch_model
 from contract.tracking import create_once
 from contract.versions import metadata_of_release
 from trainer import tracking
-from trainer.base_model import greedy
+from trainer.base_model import TRAIN_DIGESTS, greedy
 from trainer.config import Config
 from trainer.pyfunc_flavor import BothFlavors
 
@@ -40,8 +44,16 @@ def model_names(config: Config) -> tuple[str, str]:
     return pyfunc_model(experiment), pytorch_model(experiment)
 
 
-def save_model(model: Any, tokenizer: Any, config: Config, card: str, folder: Path) -> None:
-    """Write weights (safetensors), tokenizer, generation defaults and model card to a folder."""
+def save_model(
+    model: Any, tokenizer: Any, config: Config, card: str, train_digests: Sequence[str], folder: Path
+) -> None:
+    """Write weights (safetensors), tokenizer, generation defaults and model card to a folder.
+
+    `train_digests`, of what the model was tuned on, stand in its config.json, and go wherever the model goes.
+    """
+    setattr(model.config, WINDOW, config.trainer.max_length)
+    if train_digests:
+        setattr(model.config, TRAIN_DIGESTS, list(train_digests))
     model.generation_config = greedy(model.generation_config, tokenizer)
     model.generation_config.max_new_tokens = config.eval.max_new_tokens
     model.save_pretrained(folder)
@@ -49,58 +61,21 @@ def save_model(model: Any, tokenizer: Any, config: Config, card: str, folder: Pa
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def log_and_register(
-    client: MlflowClient,
-    run_id: str,
-    config: Config,
-    model: Any,
-    tokenizer: Any,
-    folder: Path,
-    description: str,
-    tags: dict[str, str],
-    key: str,
-) -> Registered:
-    """Log a model, saved in a folder, to the active run, once, and register it under both names, or neither.
-
-    Interrupted or failed half-way, it takes back the version that it had made; killed, the next call with the same
-    `key` finds it, and makes no second one. The run ends with it.
-    """
-    # No input example: MLflow would load the model once more to try it, 4 s of a laptop; `promoter validate` does.
-    warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
-    mlflow.log_artifact(str(folder / "generation_config.json"))
-
-    names = model_names(config)
-    # The PyFunc comes last: it is the version that the promoter looks at.
-    forms = [(name, f"{key}/{name}") for name in (names[1], names[0])]
-    earlier = [version for name, own in forms if (version := find_version(client, name, own)) is not None]
-    logged = next(filter(None, map(_Logged.of, earlier)), None) or _log(model, tokenizer, folder)
-    try:
-        with tracking.deferred_interrupts():
-            versions = [_create_version(client, name, own, logged, run_id, description, tags) for name, own in forms]
-            mlflow.end_run("FINISHED")
-    except BaseException:
-        with tracking.deferred_interrupts():
-            if mlflow.active_run() is not None:  # else only a held-back Ctrl-C came through: all is done
-                _take_back(client, names, run_id)
-        raise
-    return Registered(pyfunc=versions[1], pytorch=versions[0])
-
-
-class _Logged(NamedTuple):
+class Logged(NamedTuple):
     """A model in the store."""
 
     source: str
     model_id: str | None
     tags: dict[str, str]  # that each of its versions has
 
-    @classmethod
-    def of(cls, version: ModelVersion) -> "_Logged | None":
-        """That of which an earlier try has made a version; None for one without the PyFunc, as 0.1.0 made them."""
-        tags = {name: version.tags[name] for name in (MANIFEST_SHA256, PROTOCOL_TAG) if name in version.tags}
-        return cls(str(version.source), version.model_id, tags) if MANIFEST_SHA256 in tags else None
 
+def log_model(model: Any, tokenizer: Any, folder: Path) -> Logged:
+    """Log a model that loads from a folder, and that folder, to the active run.
 
-def _log(model: Any, tokenizer: Any, folder: Path) -> _Logged:
+    Raises RatchetError where what is logged is not what lies in the folder, which is what was judged.
+    """
+    # No input example: MLflow would load the model once more to try it, 4 s of a laptop; `promoter validate` does.
+    warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
     flavors = BothFlavors(model, tokenizer)
     info = Model.log(
         artifact_path=None,
@@ -114,7 +89,42 @@ def _log(model: Any, tokenizer: Any, folder: Path) -> _Logged:
         pip_requirements=_requirements("mlflow", "torch", "transformers", "peft", "accelerate"),
         signature=code_model.pyfunc.signature(read_defaults(folder)),
     )
-    return _Logged(info.model_uri, info.model_id, {MANIFEST_SHA256: flavors.sha256, PROTOCOL_TAG: str(PROTOCOL)})
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = f"artifacts/{folder.name}/{path.relative_to(folder).as_posix()}"
+        if flavors.files.get(name) != sha256_of(path):
+            raise RatchetError(
+                f"{name} of the logged model is not the file that was judged. Run the same command again."
+            )
+    return Logged(info.model_uri, info.model_id, {MANIFEST_SHA256: flavors.sha256, PROTOCOL_TAG: str(PROTOCOL)})
+
+
+def register(
+    client: MlflowClient,
+    run_id: str,
+    config: Config,
+    logged: Logged,
+    description: str,
+    tags: dict[str, str],
+    key: str,
+) -> Registered:
+    """Register a model that the active run has logged under both names, or neither.
+
+    Interrupted or failed half-way, it takes back the version that it had made; killed, the next call with the same
+    `key` finds it, and makes no second one. The run ends with it.
+    """
+    names = model_names(config)
+    # The PyFunc comes last: it is the version that the promoter looks at.
+    forms = [(name, f"{key}/{name}") for name in (names[1], names[0])]
+    try:
+        with tracking.deferred_interrupts():
+            versions = [_create_version(client, name, own, logged, run_id, description, tags) for name, own in forms]
+            mlflow.end_run("FINISHED")
+    except BaseException:
+        with tracking.deferred_interrupts():
+            if mlflow.active_run() is not None:  # else only a held-back Ctrl-C came through: all is done
+                _take_back(client, names, run_id)
+        raise
+    return Registered(pyfunc=versions[1], pytorch=versions[0])
 
 
 def find_version(client: MlflowClient, name: str, key: str) -> ModelVersion | None:
@@ -126,7 +136,7 @@ def _create_version(
     client: MlflowClient,
     name: str,
     key: str,
-    logged: _Logged,
+    logged: Logged,
     run_id: str,
     description: str,
     tags: dict[str, str],
@@ -167,21 +177,22 @@ def _requirements(*packages: str) -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in packages]
 
 
-def model_card(
-    config: Config,
-    base_name: str,
-    data: dict[str, Any],
-    metrics: dict[str, float],
-    base_metrics: dict[str, float],
-) -> str:
-    """The model card in Markdown, with the Hub's front matter."""
-    tuned = bool(base_metrics)
+def figures(metrics: dict[str, float], base_metrics: dict[str, float]) -> str:
+    """What came of judging a model, as a table in Markdown; beside the base model's where it was tuned."""
     rows = "\n".join(
-        f"| {name} | " + (f"{base_metrics[name]:.4f} | " if tuned else "") + f"{value:.4f} |"
+        f"| {name} | " + (f"{base_metrics[name]:.4f} | " if base_metrics else "") + f"{value:.4f} |"
         for name, value in sorted(metrics.items())
-        if name.startswith("eval/") and (not tuned or name in base_metrics)
+        if name.startswith("eval/") and (not base_metrics or name in base_metrics)
     )
-    header = "| metric | base | this model |\n|---|---|---|" if tuned else "| metric | value |\n|---|---|"
+    header = "| metric | base | this model |\n|---|---|---|" if base_metrics else "| metric | value |\n|---|---|"
+    return f"{header}\n{rows}"
+
+
+def model_card(config: Config, base_name: str, data: dict[str, Any], tuned: bool, judged: str) -> str:
+    """The model card in Markdown, with the Hub's front matter.
+
+    `judged`: its figures. The card in a version's folder says where they are: it is judged with the folder's files.
+    """
     what = (
         f"`{base_name}`, fine-tuned ({config.method_in_words}) on {data['train']} examples."
         if tuned
@@ -198,8 +209,7 @@ base_model: {json.dumps(base_name)}
 
 Data: `{config.data.source}`; held out: {data["held out"]} examples (digest `{data["digest"]}`).
 
-{header}
-{rows}
+{judged}
 
 It continues code: give it a prompt such as a signature with its docstring. What it writes is a guess to be
 read and tested, not to be run unseen.

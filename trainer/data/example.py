@@ -11,6 +11,9 @@ from typing import IO, Any, overload
 
 import numpy as np
 
+from code_model import fim
+from contract.metrics import INDENTED, LINE_START, MIDLINE, MIDTOKEN
+
 # What an example of source code may be: the body of a function, a gap in the code, the code that comes next.
 KINDS = ("function", "fim", "next_block")
 ROW = "row"  # a prompt and its completion, as somebody's JSONL has them
@@ -20,9 +23,10 @@ ROW = "row"  # a prompt and its completion, as somebody's JSONL has them
 class Example:
     """A prompt and the completion wanted of it.
 
-    `group` is the file that it came from: all of a group are on one side of the split. A `fim` prompt is written
-    in neutral markers, which `fim.render` turns into those of a model. `test` is Python that fails where prompt and
-    completion together are wrong. `function` is the whole function of which a gap or block is a part.
+    The prompt of source code is written in neutral markers (`code_model.fim`), which `fim.render` turns into those of a
+    model. `group` is the file that it came from: all of a group are on one side of the split. `repository` is the
+    source that the file is from. `test` is Python that fails where prompt and completion together are wrong.
+    `function` is the whole function, or the statements, of which the completion is a part.
     """
 
     prompt: str
@@ -32,12 +36,21 @@ class Example:
     language: str = "text"
     test: str | None = None
     function: str | None = None
+    repository: str = ""
 
     @property
     def number(self) -> int:
         """Stable 64-bit hash of prompt, completion and test."""
         test = f"\0{self.test}" if self.test is not None else ""
         return hash64(f"{self.prompt}\0{self.completion}{test}")
+
+    @property
+    def cursor(self) -> str:
+        """Which of CURSORS the completion begins at; empty for a row."""
+        if self.kind not in KINDS:
+            return ""
+        prefix = fim.read(self.prompt).prefix
+        return cursor_of(prefix + self.completion, len(prefix))
 
     @property
     def compared(self) -> str:
@@ -48,6 +61,20 @@ class Example:
     def example_id(self) -> str:
         """The same as 16 hex digits: the evaluation table's key."""
         return f"{self.number:016x}"
+
+
+def cursor_of(text: str, start: int) -> str:
+    """Which of CURSORS a place in a text is."""
+    before = text[text.rfind("\n", 0, start) + 1 : start]
+    if not before.strip():
+        return INDENTED if before else LINE_START
+    inside = is_word(text[start - 1]) and start < len(text) and is_word(text[start])
+    return MIDTOKEN if inside else MIDLINE
+
+
+def is_word(character: str) -> bool:
+    """Whether a character may stand in a name or number."""
+    return character.isalnum() or character == "_"
 
 
 def hash64(text: str) -> int:

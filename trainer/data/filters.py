@@ -39,6 +39,24 @@ def by_name(path: str) -> str | None:
     return "generated" if GENERATED_NAMES.search(name) else None
 
 
+# By the conventions of pytest and unittest, Go, Jest and Mocha, JUnit, NUnit and xUnit, RSpec, PHPUnit, googletest.
+# Not `testing`: that is what libraries call what they offer to those who test.
+TEST_FOLDERS = re.compile(
+    r"(.*[._-])?(unit|integration|functional|android)?tests?|(.*[._-])?specs?|__(tests?|mocks)__|e2e", re.IGNORECASE
+)
+TEST_NAMES = re.compile(
+    r"(test_.*|.*_tests?|tests?|conftest)\.pyi?|.*_(test|spec)\.(go|rs|rb|dart|exs?|c|cc|cpp|cxx|lua)|tests?\.rs"
+    r"|test_.*\.(c|cc|cpp|cxx|rb|lua)|.+[._-](test|tests|spec|e2e|cy)\.[cm]?[jt]sx?|(test|tests|spec)\.[cm]?[jt]sx?"
+    r"|(.*[a-z0-9_])?(Test|Tests|TestCase|Spec|IT)\.(java|kt|kts|scala|groovy|cs|fs|vb|php|swift)|Test[A-Z].*\.(java|kt)"
+)
+
+
+def is_test(path: str) -> bool:
+    """Whether a file of code is a test, by its path inside its source and what testing tools expect."""
+    *folders, name = PurePosixPath(path).parts
+    return any(map(TEST_FOLDERS.fullmatch, folders)) or TEST_NAMES.fullmatch(name) is not None
+
+
 def by_content(text: str) -> str | None:
     """Why a file of code is left out by what is in it, or None."""
     top = text[:4000].split("\n", NOTE_LINES)[:NOTE_LINES]
@@ -53,6 +71,11 @@ def by_content(text: str) -> str | None:
 
 
 TOO_LARGE = f"more than {MAX_BYTES // 1_000_000} MB"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half a surrogate, which JSON and terminals may hold, cannot."""
+    return text.encode(errors="replace").decode() == text
 
 
 def decode(content: bytes) -> str | None:

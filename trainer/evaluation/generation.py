@@ -38,10 +38,12 @@ def completions(
 
 def _function_has_ended(tokenizer: Any, examples: Sequence[Example], encoded: Sequence[EncodedExample]) -> Ended:
     """Stops a completion that writes on behind its function, which would be cut off; chat models do."""
-    prompts = [item.input_ids[: item.prompt_length] for item in encoded]
 
     def ended(new: Sequence[Sequence[int]]) -> list[bool]:
-        texts = [decode_completion(tokenizer, prompt, list(ids)) for prompt, ids in zip(prompts, new, strict=True)]
+        texts = [
+            decode_completion(tokenizer, item.input_ids[: item.prompt_length], list(ids))[len(item.held) :]
+            for item, ids in zip(encoded, new, strict=True)
+        ]
         return [cut(example, text) != text for example, text in zip(examples, texts, strict=True)]
 
     return ended

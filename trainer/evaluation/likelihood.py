@@ -1,9 +1,8 @@
 """How likely a model finds the references: batches of like length, and their negative log-likelihoods."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
-from trainer.evaluation.models import JudgedModel
+from trainer.evaluation.models import JudgedModel, Likelihood
 from trainer.training.collator import EncodedExample
 
 MAX_BATCH_TOKENS = 8192  # of a forward pass, padding included: long examples go in smaller batches
@@ -11,14 +10,14 @@ MAX_BATCH_TOKENS = 8192  # of a forward pass, padding included: long examples go
 
 def likelihoods(
     model: JudgedModel, encoded: Sequence[EncodedExample], batch_size: int, progress: Callable[[int], object]
-) -> list[float]:
-    """Negative log-likelihood of each example's completion in nats, summed over its tokens."""
-    found = [math.nan] * len(encoded)
+) -> list[Likelihood]:
+    """How likely the model finds each example's completion."""
+    found: dict[int, Likelihood] = {}
     for batch in batches(encoded, batch_size):
         for number, value in zip(batch, model.likelihoods([encoded[n] for n in batch]), strict=True):
             found[number] = value
         progress(len(batch))
-    return found
+    return [found[number] for number in range(len(encoded))]
 
 
 def batches(encoded: Sequence[EncodedExample], size: int, room: int = 0) -> Iterator[list[int]]:

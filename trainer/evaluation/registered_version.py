@@ -55,7 +55,7 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
         evaluation.check(model.tokenizer, model.positions)
         base = version.tags.get(names.BASE_MODEL, "unknown")
         tags = evaluation.tags(names.EVALUATION, base, model.dtype, model.tokenizer)
-        tags[EVALUATES] = f"{version.name}/{version.version}"
+        tags |= {EVALUATES: f"{version.name}/{version.version}", **runs.manifest_tag(version)}
         experiment_id = _experiment_of(client, version, config)
         if not again and (earlier := runs.find(client, experiment_id, tags)) is not None:
             return dict(earlier.data.metrics)
@@ -65,7 +65,7 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
             tracking.log_config(config)
             mlflow.log_text(to_yaml(config), "config.yaml")
             log_dataset(data)
-            _, metrics = evaluation.run(model, name)
+            metrics = evaluation.run(model, name).metrics
             say(f"Run {active.info.run_name}: {active.info.run_id}")
     return metrics
 
@@ -91,9 +91,10 @@ def settings_of(uri: str, run_id: str) -> list[str]:
         params = client.get_run(run_id).data.params
     except MlflowException as error:
         raise InputError(f"--data is 'runs:/{run_id}', which is no run: {error.message}") from error
+    as_before = {"eval.max_generated": "None"}  # Ratchet 0.1.0 completed all
     return [
         f"{key}={'null' if value == 'None' else value}"
-        for key, value in params.items()
+        for key, value in (as_before | params).items()
         if key.startswith("eval.") or key in ALSO_AS_IN_RUN
     ]
 

@@ -7,29 +7,40 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 from tqdm import tqdm
 
 from code_model import fim
 from code_model.text import encode_prompt, start
 from contract import names
 from contract.errors import InputError
+from contract.files import sha256_of
 from contract.names import EVALUATION_TABLE
 from trainer.config import EvalConfig
 from trainer.data import benchmarks
-from trainer.data.example import Example
+from trainer.data.example import KINDS, Example, digest
 from trainer.data.rows import parse
 from trainer.evaluation.models import JudgedModel
+from trainer.evaluation.page import page
 from trainer.evaluation.sandbox import Sandbox
 from trainer.evaluation.summary import in_words, summarise
-from trainer.evaluation.table import evaluate, steps
+from trainer.evaluation.table import evaluate, steps, to_generate
 from trainer.tracking import say
 from trainer.training.collator import prompt_of
+
+
+class Judged(NamedTuple):
+    """What came of judging one model."""
+
+    table: pd.DataFrame  # of the held-out examples
+    metrics: dict[str, float]  # of them and of the benchmark
+    evidence: str  # sha256 of the table's file
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,12 @@ class Evaluation:
         """The tags of a run that make two evaluations of one model the same."""
         config = self.config
         settings = ["greedy", f"max_new_tokens={config.max_new_tokens}", dtype.removeprefix("torch.")]
+        settings.append("healed")  # prompts end before tokens that may go on: see code_model.healing
         settings.append("+".join(sorted({example.language for example in self.examples})))
+        generated = to_generate(self.examples, config)
+        if len(generated) < len(self.examples):
+            which = digest([self.examples[number].number for number in generated])
+            settings.append(f"completions of {len(generated)} ({which[:8]})")
         # A token of one tokenizer is not one of another, and so is no figure that counts by tokens.
         vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
         settings.append(f"tokenizer {hashlib.sha256(vocabulary).hexdigest()[:8]}")
@@ -97,17 +113,25 @@ class Evaluation:
         """How prompts are made of examples. A chat's are made with the data already, and in their digest."""
         first = "".join(tokenizer.convert_ids_to_tokens(start(tokenizer)))
         template = f"after {first}" if first else "as they are"
-        if all(example.kind != "fim" for example in (*self.examples, *self.benchmark)):
+        if all(example.kind not in KINDS for example in (*self.examples, *self.benchmark)):
             return template
-        gaps = f"gaps as {' '.join(fim.tokens(tokenizer) or fim.NEUTRAL)}"
-        return f"{template}, {gaps}" if first else gaps
+        gap = fim.rendered(fim.Context("PREFIX", "SUFFIX", "PATH"), tokenizer).replace("\n", "\\n")
+        return f"{template}, gaps as {gap}" if first else f"gaps as {gap}"
 
-    def run(self, model: JudgedModel, what: str) -> tuple[pd.DataFrame, dict[str, float]]:
-        """Judge a model, log to the active run; returns (table of the examples, metrics of them and the benchmark)."""
+    def run(self, model: JudgedModel, what: str, base: pd.DataFrame | None = None) -> Judged:
+        """Judge a model, and log table, metrics and the table's sha256 to the active run.
+
+        The table's page shows it beside the base model's table, where that is given.
+        """
         on_benchmark = dataclasses.replace(self.config, max_new_tokens=self.config.benchmark_max_new_tokens)
-        table = self._judge(model, self.examples, self.config, f"{what} on {len(self.examples)} held-out examples")
+        generated = len(to_generate(self.examples, self.config))
+        on = f"{len(self.examples)} held-out examples"
+        on += f", completing {generated}" if generated < len(self.examples) else ""
+        table = self._judge(model, self.examples, self.config, f"{what} on {on}")
         metrics = summarise(table, self.config)
-        _log(table, metrics, EVALUATION_TABLE)
+        evidence = _log(table, metrics, EVALUATION_TABLE)
+        mlflow.log_text(page(table, base, what), EVALUATION_TABLE.replace(".parquet", ".html"))
+        mlflow.set_tag(names.EVIDENCE, evidence)
         say("  " + in_words(metrics, "eval"))
         if self.benchmark:
             name = str(self.config.benchmark)
@@ -116,7 +140,7 @@ class Evaluation:
             _log(tasks, found, f"eval/{name}.parquet")
             say("  " + in_words(found, name))
             metrics |= found
-        return table, metrics
+        return Judged(table, metrics, evidence)
 
     def _judge(self, model: JudgedModel, examples: list[Example], config: EvalConfig, what: str) -> pd.DataFrame:
         say(f"Evaluating {what}")
@@ -126,18 +150,30 @@ class Evaluation:
 
 
 def find(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> Run | None:
-    """An earlier run with these tags: it evaluated the same model on the same data in the same way."""
+    """An earlier run with these tags: it evaluated the same model on the same data in the same way.
+
+    One of an earlier release, which does not name its table's sha256, is no evidence any more.
+    """
     same = " and ".join(f"tags.{name} = '{tags[name]}'" for name in (names.ROLE, names.DATASET_DIGEST))
     runs = client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'")
-    run = next((run for run in runs if tags.items() <= run.data.tags.items()), None)
+    same_run = (run for run in runs if tags.items() <= run.data.tags.items() and names.EVIDENCE in run.data.tags)
+    run = next(same_run, None)
     if run is not None:
         say(f"Evaluated on this data before: {run.info.run_name}")
     return run
 
 
-def _log(table: pd.DataFrame, metrics: dict[str, float], path: str) -> None:
+def manifest_tag(version: ModelVersion) -> dict[str, str]:
+    """The tag of a run that judges a registered version: which files those were. Ratchet 0.1.0 had no manifest."""
+    manifest = version.tags.get(names.MANIFEST_SHA256)
+    return {names.EVALUATED_MANIFEST: manifest} if manifest is not None else {}
+
+
+def _log(table: pd.DataFrame, metrics: dict[str, float], path: str) -> str:
+    """Log a table and its metrics; returns the sha256 of the table's file."""
     mlflow.log_metrics(metrics)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Path(path).name
         table.to_parquet(file)
         mlflow.log_artifact(str(file), str(Path(path).parent))
+        return sha256_of(file)

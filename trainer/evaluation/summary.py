@@ -11,11 +11,13 @@ from trainer.config import EvalConfig
 
 
 def summarise(table: pd.DataFrame, config: EvalConfig, prefix: str = "eval") -> dict[str, float]:
-    """Metrics of an evaluation table: over all, and by kind where there are several kinds of examples."""
+    """Metrics of an evaluation table: over all, by kind where there are several, and of gaps by where the cursor is."""
     ks = sorted({int(word) for word in config.pass_at.split(",") if int(word) <= config.samples})
     parts = [(prefix, table)]
     if table["kind"].nunique() > 1:
         parts += [(f"{prefix}/{kind}", rows) for kind, rows in table.groupby("kind")]
+    gaps = table[table["kind"] == "fim"] if "cursor" in table else table[:0]
+    parts += [(f"{prefix}/fim/{cursor}", rows) for cursor, rows in gaps.groupby("cursor")] if len(gaps) else []
     found: dict[str, float] = {}
     for name, rows in parts:
         found[f"{name}/examples"] = float(len(rows))

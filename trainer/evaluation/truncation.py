@@ -2,7 +2,8 @@
 
 import re
 
-from trainer.data.example import Example
+from code_model import fim
+from trainer.data.example import KINDS, Example
 from trainer.data.languages import LANGUAGES
 
 # Triple quotes; else what may hold some that are none: a string of one line, a comment.
@@ -10,10 +11,14 @@ STRINGS_AND_COMMENTS = re.compile(r'"""|\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'
 
 
 def first_function(completion: str, language: str, prompt: str = "\n") -> str:
-    """A function body up to where the function has ended: at the left margin, outside strings and comments."""
+    """A function body up to where the function has ended, as its language tells at the left margin.
+
+    In Python that is where something else begins there, outside strings and comments.
+    """
     lines = completion.split("\n")
-    if LANGUAGES[language].braces:
-        end = next((number + 1 for number, line in enumerate(lines) if line.startswith("}")), len(lines))
+    ends = LANGUAGES[language].ends
+    if ends is not None:
+        end = next((number + 1 for number, line in enumerate(lines) if ends.match(line)), len(lines))
         return "\n".join(lines[:end]) + "\n" * (end < len(lines))
     open_string = _open_string(prompt, "")
     for number, line in enumerate(lines):
@@ -49,9 +54,29 @@ def cut(example: Example, completion: str) -> str:
     """
     if example.language == "text":
         return completion
+    prompt = fim.read(example.prompt).prefix if example.kind in KINDS else example.prompt
+    line = (example.function or "").lstrip("\n")
+    margin = line[: len(line) - len(line.lstrip())]
     if example.completion:
-        in_function = first_function(example.completion, example.language, example.prompt) == example.completion
+        in_function = _function_at(margin, example.completion, example.language, prompt) == example.completion
     else:
-        last_line = example.prompt.rstrip().rpartition("\n")[2]
+        last_line = prompt.rstrip().rpartition("\n")[2]
         in_function = last_line[:1].isspace() or last_line.endswith((":", '"""', "'''"))
-    return first_function(completion, example.language, example.prompt) if in_function else completion
+    return _function_at(margin, completion, example.language, prompt) if in_function else completion
+
+
+def _function_at(margin: str, completion: str, language: str, prompt: str) -> str:
+    """`first_function` of one that is indented by `margin`."""
+    lines = completion.split("\n")
+    moved: list[str] = []
+    for number, line in enumerate(lines):
+        begins = number > 0 or prompt.endswith("\n")
+        if begins and line.strip() and not line.startswith(margin):
+            break
+        moved.append(line.removeprefix(margin) if begins else line)
+    whole = len(moved) == len(lines)
+    text = "\n".join(moved) + ("" if whole else "\n")
+    kept = first_function(text, language, prompt)
+    if whole and kept == text:
+        return completion
+    return "".join(f"{line}\n" for line in lines[: kept.count("\n")])

@@ -20,15 +20,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
+from code_model import healing
 from code_model.params import GenerationParams
 from contract import manifest, versions
 from contract.errors import InputError, RatchetError
-from contract.names import MANIFEST_SHA256
+from contract.fetching import fetch
 from contract.versions import UnknownVersion
-from trainer.evaluation.models import LOOK_EVERY, Ended
+from trainer.evaluation.models import LOOK_EVERY, Ended, Likelihood, summed
 from trainer.training.collator import EncodedExample, collate
 
 START_TIMEOUT_S = 600  # as long as serving waits (SERVING_START_TIMEOUT_S)
@@ -42,10 +42,7 @@ class VersionProcess:
         """Raises InputError for files that are not those of training, and where the version does not load."""
         from transformers import AutoTokenizer
 
-        # Before any of its code runs: what serving refuses gives no evidence either.
-        expected = tags.get(MANIFEST_SHA256)
-        if expected is not None and (wrong := manifest.differences(folder, expected)):
-            raise InputError(f"its files are not those of its training: {'; '.join(wrong[:3])}")
+        manifest.check(folder, tags)  # before any of its code runs: what serving refuses gives no evidence either
         try:
             code = versions.code_of(folder, tags)
         except UnknownVersion as error:
@@ -79,17 +76,27 @@ class VersionProcess:
                 raise InputError(ready["error"])
             self.dtype: str = ready["dtype"]
             self.positions: int | None = ready["positions"]
+            self.window: int | None = ready["window"]
             self.embeddings: int = ready["embeddings"]
             self.tokenizer: Any = AutoTokenizer.from_pretrained(ready["folder"], trust_remote_code=False)
         except BaseException:
             self.close()
             raise
 
-    def likelihoods(self, batch: Sequence[EncodedExample]) -> list[float]:
+    def likelihoods(self, batch: Sequence[EncodedExample]) -> list[Likelihood]:
         """As JudgedModel says."""
         inputs = {name: tensor.tolist() for name, tensor in collate(batch, self.tokenizer.pad_token_id).items()}
         del inputs["labels"]
-        return [float(value) for value in self._ask({"likelihoods": inputs})["likelihoods"]]
+        # By our healing and not the version's: an old one that has none is judged like a new one.
+        words = healing.vocabulary(self.tokenizer)
+        allowed = [
+            [ids.tolist() for ids in words.steps(item.held, item.input_ids[item.prompt_length :])] for item in batch
+        ]
+        answer = self._ask({"likelihoods": inputs, "allowed": allowed})
+        return [
+            summed(self.tokenizer, item, [float(value) for value in losses], bool(ends))
+            for item, losses, ends in zip(batch, answer["likelihoods"], answer["ends"], strict=True)
+        ]
 
     def complete(self, prompts: Sequence[str], params: GenerationParams, ended: Ended) -> list[str]:
         """As JudgedModel says."""
@@ -141,9 +148,8 @@ class VersionProcess:
 def open_version(version: ModelVersion, device: str, dtype: str) -> Iterator[VersionProcess]:
     """A registered version, loaded as serving loads it. Raises InputError where it does not load."""
     with tempfile.TemporaryDirectory(prefix="ratchet-version-") as temporary:
-        uri = f"models:/{version.name}/{version.version}"
-        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
         try:
+            folder = fetch(version, Path(temporary))
             process = VersionProcess(folder, version.tags, device, dtype)
         except InputError as error:
             why = error.message.rstrip(".")

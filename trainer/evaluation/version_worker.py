@@ -3,9 +3,12 @@
     python -P version_worker.py SOCKET_FD FOLDER GENERATE PARAMS DEVICE DTYPE PARENT     (started by version_process.py)
 
 JSON lines over the socket. First it says what it has loaded, or why not:
-    {"dtype", "positions", "embeddings", "folder"} or {"error"}
+    {"dtype", "positions", "window", "embeddings", "folder"} or {"error"}
 Then it answers:
-    {"likelihoods": collated batch}                     → {"likelihoods": [nats, one a row]}
+    {"likelihoods": collated batch, "allowed": [[token ids, one a step], one a row]}
+                                                        → {"likelihoods": [[nats, one a token], one a row],
+                                                           "ends": [bool, one a row]}
+                                                          of the first steps among those that are allowed
     {"complete": prompts, "params": …, "look_every": n} → {"new": [[ids], one a row]} every n tokens, to be answered
                                                           with {"ended": [bool, one a row]}; at last {"texts": […]}
 Whatever fails is {"error"}. Imports nothing of ours: `code_model` here is the version's.
@@ -48,6 +51,7 @@ def main(stream: IO[bytes], folder: str, generate_module: str, params_module: st
             {
                 "dtype": str(model.dtype),
                 "positions": positions if positions is not None and positions > 0 else None,
+                "window": getattr(model.config, "ratchet_window", None),
                 "embeddings": int(model.get_input_embeddings().weight.shape[0]),
                 "folder": tokenizer.name_or_path,
             }
@@ -70,19 +74,28 @@ def main(stream: IO[bytes], folder: str, generate_module: str, params_module: st
                 self.ended = json.loads(stream.readline())["ended"]
             return torch.tensor(self.ended or [False] * len(input_ids), device=input_ids.device)
 
-    def likelihoods(inputs: dict[str, Any]) -> list[float]:
+    def likelihoods(inputs: dict[str, Any], allowed: list[Any]) -> dict[str, Any]:
         tensors = {name: torch.tensor(values, device=model.device) for name, values in inputs.items()}
         targets = tensors.pop("shift_labels")  # (B, kept places), -100 on prompt and padding
         with torch.inference_mode():
             logits = model(**tensors).logits.float()  # (B, kept places, vocab)
             losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
-        return [float(value) for value in losses.sum(dim=1)]  # (B,)
+            likeliest = logits.argmax(-1)
+        found: dict[str, Any] = {"likelihoods": [], "ends": []}
+        for row in range(len(targets)):
+            places = (targets[row] != -100).nonzero()[:, 0]
+            for place, tokens in zip(places, allowed[row], strict=False):
+                among = logits[row, place, torch.tensor(tokens, device=model.device)].logsumexp(-1)
+                losses[row, place] = among - logits[row, place, targets[row, place]]
+            found["likelihoods"].append(losses[row, places].tolist())
+            found["ends"].append(bool(likeliest[row, places[-1]] == targets[row, places[-1]]))
+        return found
 
     while line := stream.readline():
         message = json.loads(line)
         try:
             if "likelihoods" in message:
-                send({"likelihoods": likelihoods(message["likelihoods"])})
+                send(likelihoods(message["likelihoods"], message["allowed"]))
             else:
                 params = params_type(**message["params"] | {"stop": tuple(message["params"]["stop"])})
                 asking = Asking(message["look_every"])

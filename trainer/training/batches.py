@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from contract.errors import InputError
-from trainer.data.example import Example, hash64
+from trainer.data.example import KINDS, Example, hash64
 from trainer.training.collator import EncodedExample, encode
 
 
@@ -21,10 +21,16 @@ class TrainingData(NamedTuple):
 
 
 class Examples(Dataset[EncodedExample]):
-    """Some of the examples, read from disk and encoded when it is their turn."""
+    """Some of the examples, read from disk and encoded when it is their turn.
 
-    def __init__(self, data: TrainingData, tokenizer: Any, numbers: Sequence[int]) -> None:
+    Those made from code bear loss on their prompts too, unless it is to be on completions only.
+    """
+
+    def __init__(
+        self, data: TrainingData, tokenizer: Any, numbers: Sequence[int], completion_only_loss: bool = True
+    ) -> None:
         self.examples, self.tokenizer, self.numbers = data.examples, tokenizer, numbers
+        self.completion_only_loss = completion_only_loss
         self.lengths = [int(data.lengths[number]) for number in numbers]
 
     def __len__(self) -> int:
@@ -32,8 +38,13 @@ class Examples(Dataset[EncodedExample]):
 
     def __getitem__(self, index: int) -> EncodedExample:
         number = self.numbers[index if index >= 0 else -1 - index]
-        encoded = encode(self.tokenizer, self.examples[number])
-        return encoded if index >= 0 else encoded._replace(prompt_length=len(encoded.input_ids))  # bears no loss
+        example = self.examples[number]
+        encoded = encode(self.tokenizer, example)
+        if index < 0:
+            return encoded._replace(prompt_length=len(encoded.input_ids))  # bears no loss
+        if self.completion_only_loss or example.kind not in KINDS:
+            return encoded
+        return encoded._replace(prompt_length=1)
 
 
 class Batches(Sampler[list[int]]):

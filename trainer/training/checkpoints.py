@@ -22,6 +22,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from requests import RequestException
 
 from contract.errors import InputError
 from contract.files import try_lock
@@ -269,6 +270,6 @@ def download(client: MlflowClient, run_id: str, step: int, folder: Path) -> Path
 def delete_remote(client: MlflowClient, run_id: str, path: str = REMOTE) -> None:
     """Delete checkpoints from a run's artifacts: they are of no use to anybody when it is finished."""
     uri = client.get_run(run_id).info.artifact_uri
-    with contextlib.suppress(MlflowException):  # they only take up room
+    with contextlib.suppress(MlflowException, RequestException):  # not there, or not ours to delete: they take up room
         repository: Any = get_artifact_repository(uri)
         repository.delete_artifacts(path)

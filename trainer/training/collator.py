@@ -1,16 +1,17 @@
-"""From examples to batches: prompt and completion tokenised apart, loss on the completion only.
+"""From examples to batches: tokens at the prompt's end taken back as in serving, loss on what comes behind.
 
 A batch names the targets as `shift_labels`: at each place where the model is asked for its logits (`logits_to_keep`),
-the token that comes next, or -100 where it bears no loss. So no logits are computed for prompts.
+the token that comes next, or -100 where it bears no loss. So no logits are computed for prompts without loss.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from code_model import fim
-from code_model.text import encode_completions, encode_prompts, gives_back
+from code_model.healing import Start, continuations, starts
+from code_model.text import gives_back
 from contract.errors import InputError
-from trainer.data.example import Example
+from trainer.data.example import KINDS, Example
 
 
 class EncodedExample(NamedTuple):
@@ -18,24 +19,25 @@ class EncodedExample(NamedTuple):
 
     input_ids: list[int]
     prompt_length: int
+    held: str = ""  # the prompt's last characters, which stand behind `prompt_length`: a completion begins with them
 
 
 def prompt_of(tokenizer: Any, example: Example) -> str:
-    """The prompt as the model gets it: a gap in the markers that the model knows."""
-    return fim.render(example.prompt, tokenizer) if example.kind == "fim" else example.prompt
+    """The prompt as the model gets it: source code in the markers that the model knows."""
+    return fim.render(example.prompt, tokenizer) if example.kind in KINDS else example.prompt
 
 
 def encode(tokenizer: Any, example: Example) -> EncodedExample:
-    """Tokenise as serving does: the prompt by itself, then the completion, then the end-of-text token."""
+    """Tokenise as serving does: the prompt but for its end, that and the completion, then the end-of-text token."""
     return encode_all(tokenizer, [example])[0]
 
 
 def encode_all(tokenizer: Any, examples: Sequence[Example]) -> list[EncodedExample]:
     """The same for many at once, which is faster."""
-    prompts, completions = _parts(tokenizer, examples)
+    begun, completions = _parts(tokenizer, examples)
     return [
-        EncodedExample([*prompt, *completion, tokenizer.eos_token_id], len(prompt))
-        for prompt, completion in zip(prompts, completions, strict=True)
+        EncodedExample([*start.ids, *completion, tokenizer.eos_token_id], len(start.ids), start.held)
+        for start, completion in zip(begun, completions, strict=True)
     ]
 
 
@@ -44,10 +46,12 @@ def token_counts(tokenizer: Any, examples: Sequence[Example], embeddings: int | 
 
     Raises InputError for a token that is no row of the model's `embeddings`, where their number is given.
     """
-    prompts, completions = _parts(tokenizer, examples)
+    begun, completions = _parts(tokenizer, examples)
+    prompts = [start.ids for start in begun]
     if embeddings is not None:
         check_vocabulary(embeddings, [*prompts, *completions])
-    kept = gives_back(tokenizer, prompts, completions, [item.completion for item in examples])
+    texts = [start.held + item.completion for start, item in zip(begun, examples, strict=True)]
+    kept = gives_back(tokenizer, prompts, completions, texts)
     return [
         len(prompt) + len(completion) + 1 if keep else 0
         for prompt, completion, keep in zip(prompts, completions, kept, strict=True)
@@ -64,10 +68,10 @@ def check_vocabulary(embeddings: int, ids: Iterable[Sequence[int]]) -> None:
         )
 
 
-def _parts(tokenizer: Any, examples: Sequence[Example]) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the prompts, and of the completions."""
-    prompts = encode_prompts(tokenizer, [prompt_of(tokenizer, item) for item in examples])
-    return prompts, encode_completions(tokenizer, prompts, [item.completion for item in examples])
+def _parts(tokenizer: Any, examples: Sequence[Example]) -> tuple[list[Start], list[list[int]]]:
+    """What the completions begin behind, and their token ids."""
+    begun = starts(tokenizer, [prompt_of(tokenizer, item) for item in examples])
+    return begun, continuations(tokenizer, begun, [item.completion for item in examples])
 
 
 def collate(batch: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def collate(batch: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Any
     input_ids = torch.full((len(batch), longest), pad_token_id)
     attention_mask = torch.zeros((len(batch), longest), dtype=torch.long)
     targets = torch.full((len(batch), longest), -100)
-    for row, (ids, prompt_length) in enumerate(batch):
+    for row, (ids, prompt_length, _) in enumerate(batch):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         attention_mask[row, : len(ids)] = 1
         targets[row, prompt_length - 1 : len(ids) - 1] = torch.tensor(ids[prompt_length:])

@@ -306,12 +306,12 @@ def _make_trainer(
 ) -> _Trainer:
     options = config.trainer
     train_numbers, validation_numbers = split(data, options.validation_fraction, config.seed)
-    examples = Examples(data, tokenizer, train_numbers)
+    examples = Examples(data, tokenizer, train_numbers, options.completion_only_loss)
     arguments = _arguments(config, model, folder / "checkpoints", autocast, bool(validation_numbers))
 
     def batch_of(items: Sequence[EncodedExample]) -> dict[str, Any]:
         batch = collate_flat(items) if flat else collate(items, tokenizer.pad_token_id)
-        counted = [(len(ids), prompt) for ids, prompt in items if prompt < len(ids)]
+        counted = [(len(ids), prompt) for ids, prompt, _ in items if prompt < len(ids)]
         return batch | {"lengths": counted}
 
     trainer = _Trainer(

@@ -1,12 +1,13 @@
 """Go."""
 
-from trainer.data.languages.tree_sitter import language
+from trainer.data.languages.record import language
 
 GO = language(
     "go",
     (".go",),
-    grammar=("tree_sitter_go", "language"),
+    ("tree_sitter_go", "language"),
     functions=("function_declaration", "method_declaration"),
-    blocks=("block", "statement_list"),
-    methods_in_classes=False,
+    classes=("type_declaration",),
+    blocks=("source_file", "block", "statement_list", "field_declaration_list", "interface_type"),
+    imports=("import_declaration", "package_clause"),
 )

@@ -1,17 +1,21 @@
 """JavaScript."""
 
-from trainer.data.languages.tree_sitter import language
+from trainer.data.languages.record import language
 
 FUNCTIONS = (
     *("function_declaration", "generator_function_declaration", "method_definition"),
-    *("arrow_function", "function_expression"),  # where they are given a name
+    *("arrow_function", "function_expression", "generator_function"),  # where they are given a name
 )
-BLOCKS = ("statement_block",)
+CLASSES = ("class_declaration",)
+BLOCKS = ("program", "statement_block", "class_body", "object")
+IMPORTS = ("import_statement",)
 JAVASCRIPT = language(
     "javascript",
     (".js", ".jsx", ".mjs", ".cjs"),
-    grammar=("tree_sitter_javascript", "language"),
+    ("tree_sitter_javascript", "language"),
     functions=FUNCTIONS,
+    classes=CLASSES,
     blocks=BLOCKS,
-    methods_in_classes=True,
+    imports=IMPORTS,
+    contexts=("{}", "class C {{\n{}\n}}\n"),
 )

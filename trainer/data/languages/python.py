@@ -1,120 +1,128 @@
-"""The functions of a Python file, by `ast`.
+"""Python, of whatever version: what this interpreter's own parser is too old for is rewritten before it is asked.
 
-Methods count as functions; functions inside functions belong to their outer one. Stubs (`pass`, `...`, `raise
-NotImplementedError`) are left out.
+tree-sitter forgives much that no interpreter takes, so that alone it is no judge.
 """
 
 import ast
-import textwrap
+import codeop
+import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
-from trainer.data.languages.functions import Function, moved, statement_runs
-from trainer.data.languages.record import Language
+from trainer.data.languages.code import Code, moved
+from trainer.data.languages.record import language, parse
 
-Node = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def read_functions(source: str) -> list[Function] | None:
-    """The functions in order; None where the source does not parse. Lines end in a newline alone."""
-    try:
-        with warnings.catch_warnings():  # invalid escapes in other people's strings
-            warnings.simplefilter("ignore")
-            lines = source.split("\n")  # splitlines() would also split at form feeds, ast does not
-            found = [_function(node, lines) for node in _functions(ast.parse(source))]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return [function for function in found if function is not None]
+PYTHON = language(
+    "python",
+    (".py", ".pyi", ".ipynb"),
+    ("tree_sitter_python", "language"),
+    functions=("function_definition",),
+    classes=("class_definition",),
+    blocks=("module", "block"),
+    imports=("import_statement", "import_from_statement", "future_import_statement"),
+    comment="#",
+    ends=None,
+    docstrings=True,
+)
 
 
 def parses(code: str) -> bool:
-    """Whether the text is a syntactically valid Python module."""
+    """Whether the text is a syntactically valid module in some version of Python up to 3.14."""
+    try:
+        return _ast_takes(code) or ((older := _in_older_syntax(code)) is not None and _ast_takes(older))
+    except (RecursionError, MemoryError):  # no interpreter takes what is nested that deep
+        return False
+
+
+def begins(code: str) -> bool:
+    """Whether more lines can make a valid module of a text."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+            codeop.compile_command(code, symbol="exec")
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return False
     return True
 
 
-def _functions(node: ast.AST) -> Iterator[Node]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, Node):
-            yield child
-        elif not isinstance(child, ast.expr):  # classes, and what stands under if, try and with
-            yield from _functions(child)
-
-
-def _function(node: Node, lines: list[str]) -> Function | None:
-    """Where head and body of a function are; None for a stub and where the two share a line."""
-    documented = ast.get_docstring(node, clean=False) is not None
-    body = node.body[1:] if documented else node.body
-    if not body or all(_is_stub(item) for item in body):
-        return None
-    first = _first_line(node)
-    head_end = node.body[0].end_lineno if documented else _signature_end(node, first, lines)
-    if head_end is None or body[0].lineno <= head_end or node.end_lineno is None:
-        return None
-    runs = tuple(sorted(set(_runs(body, lines))))
-    movable = _says_the_same("\n".join(moved(lines[first - 1 : node.end_lineno])) + "\n", body)
-    return Function(first - 1, head_end, node.end_lineno, documented, movable, runs)
-
-
-def _says_the_same(text: str, body: list[ast.stmt]) -> bool:
-    """Whether a function that was moved has this body still: a string of several lines may have been changed."""
+def without_invalid(code: Code, text: str) -> Code:
+    """Without the functions that no version takes, such as those of Python 2, which tree-sitter does."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            [function] = ast.parse(text).body
+            compile(text, "", "exec", dont_inherit=True)  # twice as fast as ast.parse
+        return code
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        lines = text.split("\n")
+        valid = [item for item in code.functions if parses("\n".join(moved(lines[item.start : item.end])) + "\n")]
+        return code._replace(functions=valid)
+
+
+def _ast_takes(code: str) -> bool:
+    try:
+        with warnings.catch_warnings():  # invalid escapes in other people's strings
+            warnings.simplefilter("ignore")
+            ast.parse(code)
     except (SyntaxError, ValueError):
         return False
-    assert isinstance(function, Node)
-    return [ast.dump(item) for item in function.body[-len(body) :]] == [ast.dump(item) for item in body]
+    return True
 
 
-def _runs(body: list[ast.stmt], lines: list[str]) -> Iterator[tuple[int, int]]:
-    """The runs of whole-line statements in a block and in all blocks below it."""
-    spans = [(_first_line(item) - 1, item.end_lineno or 0) for item in body if _has_its_own_lines(item, lines)]
-    yield from statement_runs(spans, lines)
-    for item in body:
-        for field in ("body", "orelse", "finalbody"):
-            inner = getattr(item, field, None)
-            if isinstance(inner, list) and inner:
-                yield from _runs(inner, lines)
-        for handler in (*getattr(item, "handlers", ()), *getattr(item, "cases", ())):
-            yield from _runs(handler.body, lines)
+def _in_older_syntax(code: str) -> str | None:
+    """The same without type parameters, `type`, f- and t-strings and bare `except A, B`; None where it has an error.
+
+    What stands in braces in a string follows behind the module, in parentheses and as a statement of its own.
+    """
+    parsed = parse(PYTHON.grammar, code)
+    if parsed is None or parsed[0].has_error:
+        return None
+    root, source = parsed
+    braced: list[Any] = []
+    pieces = [_rewritten(source, root, 0, braced)]
+    for node in braced:  # which grows: strings in braces in strings
+        pieces.append(b"(%s\n)" % _rewritten(source, node, node.start_byte, braced))
+    return b"\n".join(pieces).decode(errors="replace")
 
 
-def _first_line(node: ast.stmt) -> int:
-    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(item.lineno for item in decorators)])
+def _rewritten(source: bytes, node: Any, start: int, braced: list[Any]) -> bytes:
+    parts, position = [], start
+    for first, last, replacement in sorted(_edits(source, node, braced)):
+        parts += [source[position:first], replacement]
+        position = last
+    return b"".join([*parts, source[position : node.end_byte]])
 
 
-def _has_its_own_lines(node: ast.stmt, lines: list[str]) -> bool:
-    assert node.end_lineno is not None
-    before = lines[node.lineno - 1].encode()[: node.col_offset]
-    after = lines[node.end_lineno - 1].encode()[node.end_col_offset :].strip()
-    return not before.strip() and (not after or after.startswith(b"#"))
-
-
-def _signature_end(node: Node, first: int, lines: list[str]) -> int | None:
-    """The last line of the signature: the first one after which a body may follow."""
-    for number in range(node.lineno, node.body[0].lineno):
-        if parses(textwrap.dedent("\n".join(lines[first - 1 : number])) + "\n    pass\n"):
-            return number
-    return None
-
-
-def _is_stub(node: ast.stmt) -> bool:
-    if isinstance(node, ast.Pass):
-        return True
-    if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant)
-    if isinstance(node, ast.Raise):
-        error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-        return isinstance(error, ast.Name) and error.id == "NotImplementedError"
-    return False
-
-
-PYTHON = Language("python", (".py",), read_functions, parses, braces=False)
+def _edits(source: bytes, root: Any, braced: list[Any]) -> Iterator[tuple[int, int, bytes]]:
+    """(first byte, byte behind the last, replacement) below a node. Adds to `braced` what stands in strings' braces."""
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        inner = node.children
+        if node.type == "string" and set(source[inner[0].start_byte : inner[0].end_byte].lower()) & set(b"ft"):
+            yield node.start_byte, node.end_byte, b'""'
+            fields = [child for child in inner if child.type == "interpolation"]
+            while fields:
+                field = fields.pop()
+                braced += field.children_by_field_name("expression")
+                fields += [
+                    item for child in field.children if child.type == "format_specifier" for item in child.children
+                ]
+            continue
+        if node.type in ("function_definition", "class_definition"):
+            inner = [child for child in inner if child.type != "type_parameter"]
+            for child in node.children_by_field_name("type_parameters"):
+                yield child.start_byte, child.end_byte, b""
+        elif node.type == "type_alias_statement":
+            left, right = node.child_by_field_name("left"), node.child_by_field_name("right")
+            yield node.start_byte, left.start_byte, b""
+            name = re.match(rb"\w+", source[left.start_byte : left.end_byte])
+            if name is not None:
+                yield left.start_byte + name.end(), left.end_byte, b""
+            inner = [right]
+        elif node.type == "except_clause":
+            values = node.children_by_field_name("value")
+            if len(values) > 1:  # `as` is not allowed then: it is refused in parentheses too
+                yield values[0].start_byte, values[0].start_byte, b"("
+                yield values[-1].end_byte, values[-1].end_byte, b")"
+        stack += inner

@@ -1,21 +1,25 @@
 """TypeScript, and TypeScript with JSX."""
 
-from trainer.data.languages.javascript import BLOCKS, FUNCTIONS
-from trainer.data.languages.tree_sitter import language
+from trainer.data.languages.javascript import BLOCKS, CLASSES, FUNCTIONS, IMPORTS
+from trainer.data.languages.record import Language, language
 
-TYPESCRIPT = language(
-    "typescript",
-    (".ts", ".mts", ".cts"),
-    grammar=("tree_sitter_typescript", "language_typescript"),
-    functions=FUNCTIONS,
-    blocks=BLOCKS,
-    methods_in_classes=True,
-)
-TSX = language(
-    "tsx",
-    (".tsx",),
-    grammar=("tree_sitter_typescript", "language_tsx"),
-    functions=FUNCTIONS,
-    blocks=BLOCKS,
-    methods_in_classes=True,
-)
+
+def _language(name: str, suffixes: tuple[str, ...]) -> Language:
+    return language(
+        name,
+        suffixes,
+        ("tree_sitter_typescript", f"language_{name}"),
+        functions=FUNCTIONS,
+        classes=(
+            *CLASSES,
+            *("abstract_class_declaration", "interface_declaration", "type_alias_declaration", "enum_declaration"),
+            *("internal_module", "module"),
+        ),
+        blocks=(*BLOCKS, "interface_body", "object_type", "enum_body"),
+        imports=(*IMPORTS, "import_alias"),
+        contexts=("{}", "class C {{\n{}\n}}\n"),
+    )
+
+
+TYPESCRIPT = _language("typescript", (".ts", ".mts", ".cts"))
+TSX = _language("tsx", (".tsx",))
