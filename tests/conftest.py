@@ -33,6 +33,7 @@ LONG = (
     "integration/test_distributed",
     "faults/test_promoter",
     "integration/test_evaluate_version",
+    "integration/test_try",
     "integration/test_serving",
     "integration/test_stores",
     "integration/test_whole_path",

@@ -2,6 +2,7 @@
 
     .venv/bin/python -m tests.bench.data_memory                 # to 100,000: four minutes
     .venv/bin/python -m tests.bench.data_memory 1000000         # further sizes; the plain way stops at 100,000
+    .venv/bin/python -m tests.bench.data_memory --code          # so many functions, in files: ours alone
 
 Each size runs in a process of its own. The plain way holds the rows in a list and datasketch's own MinHashLSH in
 memory, and does less: it reads, deduplicates, and counts tokens.
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 SIZES = (1_000, 10_000, 100_000)
@@ -40,19 +42,34 @@ def write_rows(path: Path, count: int) -> None:
             file.write(json.dumps({"prompt": f"def {body[0]}():\n", "completion": "".join(lines)}) + "\n")
 
 
+def write_files(path: Path, count: int) -> None:
+    """Rows that hold files of twenty such functions: so many functions, in folders of a hundred files."""
+    functions = path.with_name("functions.jsonl")
+    write_rows(functions, count)
+    with functions.open() as lines, path.open("w") as file:
+        for number, rows in enumerate(iter(lambda: list(islice(lines, 20)), [])):
+            found = [json.loads(row) for row in rows]
+            text = "import os\n\n\n" + "\n\n".join(row["prompt"] + as_code(row["completion"]) for row in found)
+            file.write(json.dumps({"content": text, "path": f"part{number // 100}/module{number}.py"}) + "\n")
+    functions.unlink()
+
+
+def as_code(body: str) -> str:
+    """A body's words as statements."""
+    return "".join(f"    {' = '.join(line.split())}\n" for line in body.splitlines())
+
+
 def prepare_ours(path: Path) -> tuple[int, float]:
     """(examples kept, MB in use before)."""
     from trainer import base_model
     from trainer.config import load_config
-    from trainer.data.prepare import Limits, prepare
-    from trainer.training.collator import token_counts
+    from trainer.preparation import prepare_data
 
     config = load_config(None, [f"data.source={path}", "trainer.max_length=1024"])
     tokenizer = base_model.load_tokenizer(base_model.resolve(config.model))
-    limits = Limits(lambda messages: "", lambda items: token_counts(tokenizer, items), 1024, 1024)
     before = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare(config.data, limits, Path(folder))
+        data = prepare_data(config, tokenizer, Path(folder), None)
         kept = sum(1 for _ in data.train) + len(data.held_out)  # read once, as an epoch does
     return kept, before
 
@@ -89,6 +106,7 @@ def main() -> None:
     """Run every size in its own process, and print what each took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=SIZES, help="numbers of examples")
+    parser.add_argument("--code", action="store_true", help="functions in files of code, and not rows")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -101,11 +119,11 @@ def main() -> None:
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "rows.jsonl")
-            write_rows(path, size)
+            (write_files if options.code else write_rows)(path, size)
             found = {}
-            for way in ("ours", "plain") if size <= PLAIN_MOST else ("ours",):
+            for way in ("ours", "plain") if size <= PLAIN_MOST and not options.code else ("ours",):
                 command = [sys.executable, "-m", "tests.bench.data_memory", "--one", way, str(path)]
-                answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 result = found[way] = json.loads(answer.splitlines()[-1])
                 above = result["peak"] - result["before"]
                 print(

@@ -58,13 +58,12 @@ def main() -> None:
         mlflow.set_experiment("size")
         config = load_config(None, ["data.source=x", "tracking.experiment_name=size"])
         saved = folder / "model"
-        register.save_model(model, tokenizer, config, "a card", saved)
+        register.save_model(model, tokenizer, config, "a card", (), saved)
         began = time.monotonic()
         with mlflow.start_run() as run:
             client = mlflow.MlflowClient()
-            registered = register.log_and_register(
-                client, run.info.run_id, config, model, tokenizer, saved, "size", {}, "key"
-            )
+            logged = register.log_model(model, tokenizer, saved)
+            registered = register.register(client, run.info.run_id, config, logged, "size", {}, "key")
         seconds = time.monotonic() - began
         now = bytes_below(store)
         names = f"{registered.pytorch.name} and {registered.pyfunc.name}"

@@ -15,6 +15,7 @@ from contract.files import free_port
 from services.tracking.readiness import is_ready
 from tests.support import docs, doses
 from tests.support.data import write_tree
+from tests.support.promoters import mark_validated
 from tests.support.tracking import Stack, make_stack, server
 
 pytestmark = pytest.mark.integration
@@ -73,12 +74,13 @@ def reader(tmp_path_factory, tiny) -> Iterator[tuple[Stack, docs.Shell]]:
         shell.run(
             docs.Command(
                 "trainer train data.source=package:asyncio data.max_train_examples=40 data.max_eval_examples=24 "
-                "data.eval_fraction=0.4 trainer.max_length=600 trainer.lr=1e-2 eval.max_new_tokens=16",
+                "data.eval_fraction=0.4 trainer.max_length=600 trainer.lr=1e-2 eval.max_new_tokens=16 "
+                "eval.max_generated=0",  # random weights write no code, which the shipped policies want
                 "",
             )
         )
         for number in ("1", "2"):  # random weights may not answer
-            stack.client.set_model_version_tag(MODEL, number, "validation_status", "passed")
+            mark_validated(stack.client, stack.client.get_model_version(MODEL, number))
         stack.client.set_registered_model_alias(MODEL, "production", "1")
         shell.values = values | {"RUN_ID": str(stack.client.get_model_version(MODEL, "2").run_id)}
         yield stack, shell

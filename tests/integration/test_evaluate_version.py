@@ -144,7 +144,7 @@ def test_no_such_data(trained: Stack, settings: list[str], data: str, expected: 
         ("eval.max_new_tokens=4000", "Expected examples of at most 96 tokens"),
         ("eval.max_new_tokens=9000", "Expected less than 4096 positions"),
         ("eval.benchmark=humaneval eval.benchmark_max_new_tokens=3500", "Expected at most 4096, the positions"),
-        ("eval.test_timeout_s=0.001", "not even an empty program runs"),
+        ("eval.test_timeout_s=0.00001", "not even an empty program runs"),
     ],
 )
 def test_settings_that_cannot_be(

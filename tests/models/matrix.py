@@ -203,7 +203,7 @@ def _numbers(row: Row, folder: Path) -> None:
 
     plain = adapted()
     tokens, expected = 0, torch.zeros(())
-    for ids, prompt_length in encoded:
+    for ids, prompt_length, _ in encoded:
         logits = plain(input_ids=torch.tensor([ids]), use_cache=False).logits[0, prompt_length - 1 : -1]
         expected = expected + cross_entropy(logits, torch.tensor(ids[prompt_length:]), reduction="sum")
         tokens += len(ids) - prompt_length
@@ -247,7 +247,8 @@ def _served(row: Row, folder: Path, experiment: str) -> None:
     import pandas as pd
     import torch
 
-    from code_model.text import TextStream, encode_prompt
+    from code_model.healing import Rest, starts
+    from code_model.text import TextStream
 
     served_wrong = greedy_wrong = 0
     name = f"{experiment}_model"
@@ -264,16 +265,18 @@ def _served(row: Row, folder: Path, experiment: str) -> None:
         served_wrong += sum(a != b for a, b in zip(answers, table["completion"], strict=True))
         model = own.model
         for prompt, answer in list(zip(table["prompt"], answers, strict=True))[:2]:
-            start = encode_prompt(own.tokenizer, prompt)
-            ids = list(start)
+            [start] = starts(own.tokenizer, [prompt])
+            ids, rest = list(start.ids), Rest.of(own.tokenizer, start.held)
             with torch.no_grad():
                 for _ in range(8):
-                    token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+                    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+                    token = int((rest.mask(logits) if rest else logits).argmax())
                     ids.append(token)
+                    rest = rest.after(token) if rest else None
                     if token in own.engine.ends:
                         break
-            stream = TextStream(own.tokenizer, start, ())
-            for token in ids[len(start) :]:
+            stream = TextStream(own.tokenizer, start.ids, (), start.held)
+            for token in ids[len(start.ids) :]:
                 if token not in own.engine.ends:
                     stream.add(token)
             stream.finish()

@@ -15,7 +15,7 @@ from tests import models
 from trainer import base_model
 from trainer.config import EvalConfig, ModelConfig
 from trainer.data.example import Example
-from trainer.data.items import Row
+from trainer.data.items import Row, Unusable
 from trainer.data.rows import parse
 from trainer.evaluation.models import LoadedModel
 from trainer.evaluation.table import evaluate
@@ -86,8 +86,9 @@ def test_a_template_that_refuses_messages_says_where(tiny, tmp_path) -> None:
     row = Row(
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "x.jsonl, line 3"
     )
-    with pytest.raises(InputError, match=r"x\.jsonl, line 3: the base model's chat template.*roles must alternate"):
-        parse(row, lambda messages: base_model.chat_template(tokenizer, messages), "text")
+    with pytest.raises(Unusable) as caught:
+        parse(row, lambda messages: base_model.chat_template(tokenizer, messages, "org/name"), "text")
+    assert str(caught.value) == "x.jsonl, line 3: the chat template of org/name says: roles must alternate"
 
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -273,7 +274,7 @@ def test_models_that_take_images_too_are_refused_by_name(tiny, tmp_path) -> None
     ("content", "expected"),
     [
         ("{oops", r"generation_config\.json' cannot be read.*Expected a JSON object"),
-        ("[]", "it holds a JSON list"),
+        ("[]", "it holds a JSON array"),
         ('{"eos_token_id": "2"}', r"has the eos_token_id '2'\. Expected token ids, 0 to 256"),
         ('{"eos_token_id": [2, 999999]}', r"has the eos_token_id \[2, 999999\]"),
         ('{"eos_token_id": true}', "has the eos_token_id True"),

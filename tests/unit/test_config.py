@@ -52,8 +52,9 @@ def test_shipped_configs_load(path) -> None:
         ("model.device=gpu", "Expected one of auto, cpu, cuda."),
         ("data.eval_fraction=0.9", "Expected above 0 and at most 0.5."),
         ("trainer.lr", "is not an override"),
-        ("trainer.lr=[", "Quote it for YAML"),
-        ("data.source=*.jsonl", "Quote it for YAML"),
+        ("trainer.lr=[", "Quote it: trainer.lr="),
+        ("data.source=*.jsonl", "Quote it: data.source="),
+        ("data.include=[a,:!b,:(glob,icase)c]", """data.include='["a",":!b",":(glob,icase)c"]'"""),
         ("seed=4294967296", "Expected at least 0 and below"),
         ("tracking.experiment_name=a/b", "tracking.experiment_name is 'a/b'. Expected letters"),
         ("tracking.experiment_name=it's", "Expected letters"),
@@ -94,3 +95,23 @@ def test_train_is_the_default_command_and_bad_input_exits_with_2() -> None:
     result = CliRunner().invoke(main, ["trainer.lrr=1"])
     assert result.exit_code == 2
     assert "Did you mean 'trainer.lr'?" in result.output
+
+
+def test_prepare_does_not_write_over_its_source(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "train.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    before = rows.read_bytes()
+    for source in ("train.jsonl", str(rows), f"[{rows}]"):
+        result = CliRunner().invoke(main, ["prepare", "-o", ".", f"data.source={source}"])
+        assert result.exit_code == 2
+        assert "train.jsonl is the source" in result.output
+    assert rows.read_bytes() == before
+
+
+def test_prepare_leaves_no_empty_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["prepare", "-o", "out", "data.source=package:"])
+    assert result.exit_code == 2
+    assert "names the package ''" in result.output
+    assert not (tmp_path / "out").exists()

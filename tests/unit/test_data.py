@@ -8,62 +8,10 @@ import numpy as np
 import pytest
 
 from contract.errors import InputError
-from tests.support.data import chat_template, load_from, write_jsonl, write_tree
+from tests.support.data import load_from, write_jsonl, write_tree
 from trainer.data.example import Example, ExampleFile, digest, from_line, to_line
-from trainer.data.items import Row
-from trainer.data.prepare import OUTPUTS, _groups_to_hold_out
-from trainer.data.rows import parse
-
-
-@pytest.mark.parametrize(
-    ("row", "prompt", "completion"),
-    [
-        ({"prompt": "p", "completion": "c"}, "p", "c"),
-        ({"instruction": "i", "output": "o"}, "<user>i", "o"),
-        ({"instruction": "i", "input": "x", "output": "o"}, "<user>i\n\nx", "o"),
-        (
-            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-            "<user>q",
-            "a",
-        ),
-        ({"text": "t"}, "", "t"),
-    ],
-)
-def test_row_formats(tmp_path, row, prompt: str, completion: str) -> None:
-    example = parse(Row(row, "here"), chat_template, "text")
-    assert isinstance(example, Example)
-    assert (example.prompt, example.completion) == (prompt, completion)
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("{", "line 2 is not JSON"),
-        ("[1]", "line 2 is a JSON list"),
-        ('{"question": "x"}', "has the keys ['question']"),
-        ('{"prompt": "x"}', "'completion' is None"),
-        ('{"prompt": "x", "completion": 3}', "'completion' is 3"),
-        ('{"prompt": "x", "completion": " "}', "empty completion"),
-        ('{"messages": [{"role": "user", "content": "q"}]}', "ends with the assistant's"),
-        ('{"text": "\\ud800"}', "half a surrogate pair"),
-        ('{"messages": "hello"}', "'messages' must be a list"),
-        ('{"instruction": "x"}', "'output' is None"),
-    ],
-)
-def test_bad_row_is_named_with_its_line(tmp_path, line: str, expected: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "fine"}\n' + line + "\n")
-    with pytest.raises(InputError) as caught:
-        load_from(path)
-    assert expected in caught.value.message
-    assert str(path) in caught.value.message
-
-
-def test_binary_file_is_refused(tmp_path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(InputError, match="Expected JSONL in UTF-8"):
-        load_from(path)
+from trainer.data.prepare import OUTPUTS
+from trainer.data.split import choose, groups_to_hold_out
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere.jsonl"])
@@ -84,11 +32,11 @@ def test_one_file_cannot_be_split(tmp_path) -> None:
 
 
 def test_no_file_is_on_both_sides(tmp_path) -> None:
-    write_tree(tmp_path)
+    write_tree(tmp_path, files=5)
     found = load_from(tmp_path, eval_fraction=0.3)
     assert {item.language for item in [*found.train, *found.held_out]} == {"python"}
     assert {item.group for item in found.train}.isdisjoint(item.group for item in found.held_out)
-    assert found.report.counts()["train"] == len(found.train) == 24 - len(found.held_out)
+    assert found.report.counts()["train"] == len(found.train) == 15 - len(found.held_out)
 
 
 def test_exact_and_near_duplicates_are_removed_across_files(tmp_path) -> None:
@@ -114,20 +62,30 @@ def test_near_duplicates_of_one_file_are_never_on_both_sides(tmp_path) -> None:
     for path in sorted(tmp_path.glob("*.py")):
         text = path.read_text().rpartition("def ")[0]
         (tmp_path / f"fork_of_{path.name}").write_text(text + 'def new():\n    """New."""\n    return compute(1, 2)\n')
-    found = load_from(tmp_path, eval_fraction=0.5)
+    found = load_from(tmp_path, eval_fraction=0.5, near_duplicate_threshold=0.7)
     names = {item.group.removeprefix("fork_of_") for item in found.train}
     assert names.isdisjoint(item.group.removeprefix("fork_of_") for item in found.held_out)
     assert found.report.files["dropped: near duplicate"] == 8
 
 
 def test_too_long_examples_are_left_out_and_counted(tmp_path) -> None:
-    write_tree(tmp_path)
-    everything = load_from(tmp_path)
-    lengths = sorted(len(item.prompt + item.completion) for item in [*everything.train, *everything.held_out])
-    found = load_from(tmp_path, max_length=lengths[len(lengths) // 2])
-    counts = found.report.counts()
+    rows = [{"prompt": f"prompt {n}", "completion": f"{n * 17} " * n} for n in range(1, 25)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    counts = load_from(tmp_path / "rows.jsonl", max_length=50, near_duplicate_threshold=1).report.counts()
     assert counts["dropped: too long"] > 0
     assert counts["dropped: too long"] + counts["train"] + counts["held out"] == 24
+
+
+def test_prompts_are_cut_to_the_window_and_a_long_function_is_asked_for_in_parts(tmp_path) -> None:
+    write_tree(tmp_path)
+    long = "".join(f"    total_{n} = alpha_{n} + beta[{n}] * {n * 7}\n" for n in range(40))
+    (tmp_path / "long.py").write_text(f'import beta\n\n\ndef long():\n    """Long."""\n{long}    return total_1\n')
+    found = load_from(tmp_path, max_length=400, function_weight=1.0, fim_weight=1.0, next_block_weight=1.0)
+    every = [*found.train, *found.held_out]
+    assert max(len(item.prompt + item.completion) for item in every) < 400
+    kinds = {item.kind for item in every if item.group == "long.py"}
+    assert kinds
+    assert "function" not in kinds
 
 
 def test_digest_is_the_same_wherever_the_tree_lies_and_in_whatever_order(tmp_path) -> None:
@@ -151,24 +109,74 @@ def groups(names: list[str]) -> np.ndarray:
     return np.array([Example(name, "").number for name in names], dtype=np.uint64)
 
 
+def files(*sizes: int, prefix: str = "file") -> np.ndarray:
+    """The groups of the examples of so many files, each with so many examples."""
+    return groups([f"{prefix}{number}" for number, size in enumerate(sizes) for _ in range(size)])
+
+
+def held_out_sizes(all_groups: np.ndarray, share: float = 0.15, most: float = 256, at_least: int = 10) -> list[int]:
+    held_out = groups_to_hold_out(all_groups, share, most, at_least)
+    return sorted(int((all_groups == group).sum()) for group in held_out)
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [(1, 0), (2, 1), (5, 1), (8, 2), (11, 3), (12, 6), (18, 6), (20, 6), (24, 8), (30, 10), (100, 15)],
+)
+def test_as_many_files_are_held_out_as_the_gate_wants_and_training_can_spare(there: int, wanted: int) -> None:
+    assert len(held_out_sizes(files(*[10] * there))) == wanted
+
+
+def test_large_code_bases_hold_out_some_of_many_files() -> None:
+    sizes = held_out_sizes(files(*[number % 40 + 1 for number in range(600)]))
+    assert 25 <= len(sizes) <= 50
+    assert 256 <= sum(sizes) <= 1.25 * 256
+
+
+def test_held_out_files_are_no_larger_than_it_takes() -> None:
+    """As in Python's `email`: three of the files hold half of the examples."""
+    email = files(*[1] * 4, 3, *[4] * 4, 5, 6, 7, 9, 10, 12, 15, 15, 16, 17, 19, 23, 23, 23, 51, 64, 120)
+    sizes = held_out_sizes(email)
+    assert len(sizes) == 8
+    assert 0.12 * len(email) < sum(sizes) < 0.19 * len(email)
+    assert max(sizes) <= 23
+
+
+def test_rows_without_a_group_are_groups_of_one() -> None:
+    assert held_out_sizes(files(*[1] * 1000)) == [1] * 150
+    assert held_out_sizes(files(*[1] * 60)) == [1] * 20  # as many as the gate wants
+    assert held_out_sizes(files(*[1] * 6)) == [1] * 2
+    assert held_out_sizes(files(*[1] * 100), 0.5, 10) == [1] * 10
+
+
 def test_held_out_files_change_little_while_the_code_grows() -> None:
-    small = groups([f"file{n}" for n in range(20)])
-    before = set(_groups_to_hold_out(small, 4))
-    after = set(_groups_to_hold_out(np.append(small, groups([f"file{n}" for n in range(20, 24)])), 4))
-    assert len(before) == len(after) == 4
-    assert len(before & after) >= 3
+    sizes = [(7 * number) % 19 + 1 for number in range(60)]
+    small, grown = files(*sizes), files(*sizes, *sizes[:6])
+    before, after = (set(groups_to_hold_out(each, 0.15, 256, 10)) for each in (small, grown))
+    assert len(before) >= 10
+    assert len(before & after) >= len(before) - 2
 
 
 def test_one_large_file_is_not_held_out() -> None:
     large = groups(["large"] * 90)
-    held_out = _groups_to_hold_out(np.append(large, groups([f"s{n}" for n in range(10)])), 10)
-    assert len(held_out) > 0
+    held_out = groups_to_hold_out(np.append(large, files(*[1] * 10)), 0.1, 256, 10)
+    assert len(held_out) == 3
     assert large[0] not in held_out
 
 
 def test_of_large_files_the_smallest_is_held_out() -> None:
-    assert list(_groups_to_hold_out(groups(["a"] * 50 + ["b"] * 40), 3)) == list(groups(["b"]))
-    assert len(_groups_to_hold_out(groups(["a"] * 50), 3)) == 0
+    assert held_out_sizes(files(50, 40), 0.03) == [40]
+
+
+def test_of_each_held_out_file_some_examples_are_kept() -> None:
+    of, numbers = files(50, 3, 20), np.arange(73, dtype=np.uint64)
+    kept = choose(numbers, 12, of)
+    counts = sorted(int(kept[of == group].sum()) for group in np.unique(of))
+    assert counts == [3, 4, 5]
+    longer = choose(numbers, 13, of)
+    assert (longer & kept).sum() == 12  # those, and one more
+    assert choose(numbers, 100, of).all()
+    assert list(np.flatnonzero(choose(numbers, 2))) == [0, 1]
 
 
 def test_eval_source_is_kept_out_of_training(tmp_path) -> None:
@@ -229,6 +237,40 @@ def test_prepared_files_are_read_as_they_were_written(tmp_path) -> None:
     assert list(again.train) == list(first.train)
     assert (again.train_digest, again.held_out_digest) == (first.train_digest, first.held_out_digest)
     assert again.train_lengths.tolist() == [len(item.prompt + item.completion) for item in first.train]
+
+
+def test_each_example_says_which_file_of_which_source_it_is_from(tmp_path) -> None:
+    for name in ("one", "two", "out", "again"):
+        (tmp_path / name).mkdir()
+    write_tree(tmp_path / "one", files=2)
+    (tmp_path / "two" / "go.py").write_text('def go(a):\n    """Go."""\n    return [a, a + 1, "go", a * 3]\n')
+    rows = [
+        {"prompt": "q", "completion": "an answer of some words"},
+        {"prompt": "p", "completion": "other words, and more of them", "group": "a talk", "repository": "talks"},
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    sources = [tmp_path / "one", tmp_path / "two", tmp_path / "rows.jsonl"]
+    found = load_from(sources, folder=tmp_path / "out")
+    everything = [*found.train, *found.held_out]
+    from_where = {item.group: item.repository for item in everything}
+    assert {name: from_where[name] for name in ("alpha.py", "beta.py", "go.py", "a talk")} == {
+        **{name: str(tmp_path / "one") for name in ("alpha.py", "beta.py")},
+        "go.py": str(tmp_path / "two"),
+        "a talk": "talks",
+    }
+    assert [item.repository for item in everything if item.prompt == "q"] == [str(tmp_path / "rows.jsonl")]
+    again = load_from(
+        tmp_path / "out" / "train.jsonl",
+        folder=tmp_path / "again",
+        eval_source=str(tmp_path / "out" / "held_out.jsonl"),
+    )
+    assert {item.group: item.repository for item in [*again.train, *again.held_out]} == from_where
+
+
+def test_a_repository_is_called_the_same_at_each_commit(repository) -> None:
+    for revision in ("", "@v1"):
+        found = load_from(f"git:{repository}{revision}")
+        assert {item.repository for item in found.train} == {f"git:{repository}"}
 
 
 def test_examples_in_a_file_are_a_sequence(tmp_path) -> None:
@@ -399,7 +441,7 @@ def test_hub_data_set_is_streamed(tmp_path, monkeypatch) -> None:
     rows = [{"content": f'def f{n}(a):\n    """F {n}."""\n    return a + {n}\n', "path": f"f{n}.py"} for n in range(9)]
     write_jsonl(tmp_path / "org" / "name" / "train.jsonl", rows)
     monkeypatch.chdir(tmp_path)
-    found = load_from("hub:org/name")
+    found = load_from("hub:org/name", near_duplicate_threshold=1)
     assert {item.kind for item in found.train} == {"function"}
     assert len(found.train) + len(found.held_out) == 9
     with pytest.raises(InputError, match=r"hub:org/name:nosplit', which does not load"):
@@ -442,9 +484,28 @@ def test_held_out_part_of_a_function_keeps_the_function_out_of_training(tmp_path
     held_out = str(tmp_path / "out" / "held_out.jsonl")
     again = load_from(tmp_path / "src", folder=tmp_path / "again", eval_source=held_out, **weights)
     assert again.held_out_digest == first.held_out_digest
-    assert {item.function for item in again.train} == {item.function for item in first.train}
+    assert len(again.train) > 8
+    assert not {item.function for item in again.train} & {item.function for item in first.held_out}
     alone = load_from([], eval_source=held_out)
     assert alone.held_out_digest == first.held_out_digest
+
+
+def test_the_report_says_what_there_is_to_judge_by_and_how_much_of_it_has_a_twin(tmp_path) -> None:
+    """A gap is compared by its whole function: its own text would be like no other."""
+    body = [f"    step_{n} = compute(step_{n - 1}, {n * 7})\n" for n in range(1, 40)]
+    other = [line.replace("compute", "combine") if n % 2 else line for n, line in enumerate(body)]
+    for name, lines in (("train", other), ("eval", body)):
+        function = "def steps(step_0):\n" + "".join(lines) + "    return step_39\n"
+        rows = [{"prompt": "def steps(step_0):\n" + lines[0], "completion": lines[1], "function": function}]
+        for n in (1, 2, 3):
+            rows.append({"prompt": f"{name} {n} = ", "completion": " ".join(f"{name}{n * k}" for k in range(9))})
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    report = load_from(tmp_path / "train.jsonl", eval_source=str(tmp_path / "eval.jsonl")).report
+    assert report.counts()["train"] == 4  # no duplicate
+    assert report.held_out_twins == 0.25
+    line = "Held out: 4 examples of 4 groups, 25% with a near twin to train on; the promoter's default policy wants 6"
+    assert line in report.to_markdown()
+    assert report.to_dict()["splits"]["held out"]["groups"] == 4
 
 
 def test_test_is_a_part_of_the_digest() -> None:
@@ -474,25 +535,8 @@ def test_odd_names_and_files_do_not_stop_a_preparation(tmp_path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "gone.py").symlink_to("nowhere")
     report = load_from(tmp_path).report
-    assert dict(report.files) == {"read": 3, "dropped: generated": 1, "dropped: deleted": 1, "dropped: no file": 1}
+    assert dict(report.files) == {"read": 3, "dropped: generated": 1, "dropped: a link": 1, "dropped: no file": 1}
     assert report.file_names["dropped: generated"] == ["caf\ufffd_pb2.py"]
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"content": "x = 1"}, "'path' is None"),
-        ({"content": "x = 1", "path": "."}, "Expected the name of a file"),
-        ({"prompt": "a", "completion": "b", "kind": "fim"}, "Expected a prompt like '<fim_prefix>"),
-        ({"prompt": "a", "completion": "b", "kind": "poem"}, "'kind' is 'poem'"),
-        ({"prompt": "a", "completion": "b", "language": "cobol"}, "'language' is 'cobol'"),
-        ({"prompt": "a", "completion": "b", "group": "\ud800"}, "half a surrogate pair"),
-    ],
-)
-def test_bad_values_of_a_row(row, expected: str) -> None:
-    with pytest.raises(InputError) as caught:
-        parse(Row(row, "here"), chat_template, "text")
-    assert expected in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -517,3 +561,16 @@ def test_report_adds_up(tmp_path) -> None:
     counts = found.report.counts()
     left_out = sum(count for name, count in counts.items() if name.startswith(("dropped:", "left out:")))
     assert counts["read"] == left_out + counts["train"] + counts["held out"] == 48
+
+
+def test_what_is_trained_on_is_not_judged_by(tmp_path) -> None:
+    write_tree(tmp_path)
+    with pytest.raises(InputError, match=r"data\.source and data\.eval_source both have"):
+        load_from([tmp_path, "package:email"], eval_source=str(tmp_path))
+
+
+def test_duplicate_files_are_named(tmp_path) -> None:
+    write_tree(tmp_path, files=4)
+    (tmp_path / "again.py").write_text((tmp_path / "alpha.py").read_text())
+    [name] = load_from(tmp_path).report.file_names["dropped: exact duplicate"]
+    assert name in ("again.py", "alpha.py")

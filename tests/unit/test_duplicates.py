@@ -51,3 +51,16 @@ def test_what_is_left_out_hides_nothing(tmp_path) -> None:
 def test_nothing_at_all(tmp_path) -> None:
     assert found(tmp_path, [], 0.8) == ([], [])
     assert found(tmp_path / "..", ["", "("], 0.8) == ([], [])
+
+
+@pytest.mark.parametrize(("every", "twins"), [(20, 2), (8, 0)])
+def test_texts_that_share_half_of_their_sequences_are_twins(tmp_path, every: int, twins: int) -> None:
+    """One word in 20 changed: 60% of all 5-grams are common to both; one in 8: 23%."""
+    texts = [changed(words(0), every), changed(words(1), every), " ".join(words(9))]
+    others = [" ".join(words(seed)) for seed in range(5)]
+    prints = Fingerprints(tmp_path / "prints", 0.8)
+    for text in (*texts, *others):
+        prints.add(text)
+    side = np.arange(8) < 3
+    assert prints.with_twin(side, ~side) == twins
+    prints.close()

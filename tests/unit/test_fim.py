@@ -31,6 +31,6 @@ def test_without_own_tokens_the_markers_are_plain_text(tiny) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.folder)
     assert fim.tokens(tokenizer) is None
-    prompt = fim.prompt("a", "b")
-    assert fim.render(prompt, tokenizer) == prompt
+    prompt = fim.render(fim.prompt("a", "b\n"), tokenizer)
+    assert prompt == "<fim_suffix>b\n<fim_middle>a"  # the prefix last: the model goes on with it
     assert tokenizer.decode(tokenizer(prompt).input_ids) == prompt

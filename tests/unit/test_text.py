@@ -15,7 +15,7 @@ from tests.models import tokenizers
 from trainer import base_model
 from trainer.config import ModelConfig
 from trainer.data.example import Example
-from trainer.training.collator import encode, token_counts
+from trainer.training.collator import encode_all, token_counts
 
 LINES = inspect.getsource(asyncio.events).splitlines(keepends=True)[:200]
 PAIRS = [
@@ -53,9 +53,11 @@ def test_prompt_and_completion_together_are_the_text(tokenizer) -> None:
             stream.add(token)
         stream.finish()
         assert stream.all == text
-        encoded = encode(tokenizer, Example(prompt, text))
-        assert encoded.input_ids == [*first, *second, tokenizer.eos_token_id]
-        assert encoded.prompt_length == len(first)
+        [encoded] = encode_all(tokenizer, [Example(prompt, text)])
+        whole = encoded.input_ids[:-1]
+        assert encoded.input_ids[-1] == tokenizer.eos_token_id
+        assert decode(tokenizer, whole) == prompt + text
+        assert decode(tokenizer, whole[: encoded.prompt_length]) + encoded.held == prompt
 
 
 def test_what_the_tokenizer_puts_before_a_text_is_put_there_once(tokenizer) -> None:
@@ -93,12 +95,13 @@ class _Lossy:
         return [text.replace(" ", "") for text in self.tokenizer.batch_decode(*args, **options)]
 
 
-def test_the_suffix_of_a_gap_is_no_beginning_of_a_text() -> None:
+@pytest.mark.parametrize("others", ["", "# a.py\nx = 1\n"])  # pieces of other files
+def test_the_suffix_of_a_gap_is_no_beginning_of_a_text(others: str) -> None:
     own = ("▁<PRE>", "▁<SUF>", "▁<MID>")
     tokenizer = tokenizers.wrap(tokenizers.llama(own))
-    ids = encode_prompt(tokenizer, fim.fill("def f(a):\n", "    return a\n", own))
+    ids = encode_prompt(tokenizer, others + fim.fill("def f(a):\n", "    return a\n", own))
     before, after, middle = tokenizer.convert_tokens_to_ids(list(own))
-    assert ids[:2] == [tokenizer.bos_token_id, before]
+    assert ids[: ids.index(before)] == [tokenizer.bos_token_id, *tokenizer(others, add_special_tokens=False).input_ids]
     assert ids[-1] == middle
     suffix = ids[ids.index(after) + 1 : -1]
     assert decode(tokenizer, encode_prompt(tokenizer, "x") + suffix) == "x    return a\n"

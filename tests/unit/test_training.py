@@ -3,17 +3,22 @@
 import json
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from code_model import fim
 from contract.errors import InputError
 from trainer import base_model
+from trainer.base_model import BaseModel
 from trainer.config import load_config
 from trainer.data.example import Example, ExampleFile, to_line
+from trainer.job import _check_unseen
 from trainer.training import checkpoints
-from trainer.training.batches import Batches, TrainingData, split
-from trainer.training.collator import EncodedExample, collate, collate_flat
+from trainer.training.batches import Batches, Examples, TrainingData, split
+from trainer.training.collator import EncodedExample, collate, collate_flat, encode
 from trainer.training.kernels import flops
 
 BATCH = [EncodedExample([5, 6, 7], 1), EncodedExample([5, 6, 7, 8, 9], 3)]
@@ -31,6 +36,17 @@ def test_a_flat_batch_names_the_same_targets_as_a_padded_one() -> None:
 
 def test_an_example_that_bears_no_loss_has_no_targets() -> None:
     assert collate_flat([EncodedExample([5, 6], 2)])["shift_labels"].shape == (1, 0)
+
+
+@pytest.mark.parametrize(("kind", "only", "bears"), [("fim", False, True), ("fim", True, False), ("row", False, False)])
+def test_prompts_of_code_bear_loss_unless_only_completions_do(tiny, kind: str, only: bool, bears: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder)
+    prompt = fim.prompt("x = ", " + 1\n") if kind == "fim" else "x = "
+    data = TrainingData([Example(prompt, "y", kind=kind, language="python")], [1])
+    encoded = Examples(data, tokenizer, [0], only)[0]
+    assert encoded.input_ids == encode(tokenizer, data.examples[0]).input_ids
+    assert (encoded.prompt_length == 1) is bears
+    assert Examples(data, tokenizer, [0], only)[-1].prompt_length == len(encoded.input_ids)  # one to learn nothing from
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -155,3 +171,17 @@ def test_nothing_is_padded_where_lengths_differ() -> None:
     batch = [EncodedExample(list(range(3, 3 + length)), 1) for length in (2, 30, 7)]
     assert collate_flat(batch)["input_ids"].shape == (1, 39)
     assert torch.equal(collate_flat(batch)["input_ids"][0, 2:32], torch.arange(3, 33))
+
+
+def test_a_model_is_not_judged_by_what_it_or_its_base_was_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"ratchet_train_digests": ["earlier", "seen"]}))
+    base = BaseModel("tuned", tmp_path, "sha256:0")
+    assert base.train_digests == ["earlier", "seen"]
+    _check_unseen(base, SimpleNamespace(train_digest="new", held_out_digest="unseen"))
+    with pytest.raises(InputError, match="are the same"):
+        _check_unseen(base, SimpleNamespace(train_digest="new", held_out_digest="new"))
+    with pytest.raises(InputError, match="itself tuned on the examples to judge by"):
+        _check_unseen(base, SimpleNamespace(train_digest="new", held_out_digest="seen"))
+    (tmp_path / "config.json").write_text(json.dumps({"ratchet_train_digests": "seen"}))
+    with pytest.raises(InputError, match="Expected a list of digests"):
+        print(base.train_digests)
