@@ -41,7 +41,14 @@ def authenticate() -> "Authorization | Response":
         return make_basic_auth_response()  # MLflow would look for a user's name in a bearer token, and answer 500
     found = authenticate_request_basic_auth()
     if isinstance(found, Response):
-        return found
+        given = request.authorization
+        # 401 is also what MLflow answers where the database goes away between password and user, and no client repeats
+        # that. So ask once more; while the database is away the store raises, which is a 503.
+        if given is None or not store.authenticate_user(str(given.username), str(given.password)):
+            return found
+        found = authenticate_request_basic_auth()
+        if isinstance(found, Response):
+            return found
     user = str(found.username)
     if not store.get_user(user).is_admin and (why := refused(role_of(user))):
         message = f"User {user!r} (role {role_of(user)}) may not {why}"

@@ -31,6 +31,7 @@ def application() -> Any:
         "database_uri": uri,
         "admin_username": "admin",
         "authorization_function": "services.tracking.authorization:authenticate",
+        "auth_cache_ttl_seconds": "30",
     }
     (folder / "auth.ini").write_text("[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in config.items()))
     os.environ |= {
@@ -39,6 +40,7 @@ def application() -> Any:
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "any",
         "_MLFLOW_SGI_NAME": "uvicorn",
         "_MLFLOW_SERVER_FILE_STORE": uri,
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": str(folder),
     }
     warnings.simplefilter("ignore")
     from mlflow.server import auth
