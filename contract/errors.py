@@ -38,6 +38,7 @@ class Busy(RatchetError):
 
 
 def json_type(value: object) -> str:
-    """What JSON calls the type of a value that json.loads gave."""
+    """What JSON calls the type of a value; of what JSON does not have, such as bytes from Parquet, Python's name."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+    names |= {int: "number", float: "number"}
+    return names.get(type(value), type(value).__name__)

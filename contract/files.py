@@ -22,8 +22,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file for this process alone, at once or not at all; whether that worked.
+def try_lock(file: IO[Any] | int) -> bool:
+    """Lock an open file or folder for this process alone, at once or not at all; whether that worked.
 
     The operating system lets go of it when the file is closed, whatever becomes of the process.
     """

@@ -135,11 +135,12 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
         with _interruptible("Nothing was written."):
             from trainer import base_model
             from trainer.data.prepare import OUTPUTS
-            from trainer.preparation import prepare_data
+            from trainer.preparation import check_length, prepare_data
 
             base_model.quiet()
             base = base_model.resolve(config.model)
             positions = base_model.positions(base)
+            check_length(config, positions)
             tokenizer = base_model.load_tokenizer(base)
             data = prepare_data(config, tokenizer, output, positions)
             click.echo(f"\n{data.report.to_markdown()}\nWritten to {output}: {', '.join(OUTPUTS)}")

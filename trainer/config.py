@@ -278,11 +278,21 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
             config = _merge(config, _parse_override(override), where=f"'{override}'")
         resolved = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "Configuration"
-        raise InputError(f"{key}: {str(error).splitlines()[0]}. `trainer train --help` explains it.") from error
+        raise _as_ours(error) from error
     assert isinstance(resolved, Config)
     _check_values(resolved)
     return resolved
+
+
+def _as_ours(error: OmegaConfBaseException) -> InputError:
+    """OmegaConf's message as one of ours, where it is about a value of the wrong type."""
+    key, message = getattr(error, "full_key", None) or "Configuration", str(error).splitlines()[0]
+    wrong = re.match(r"Value '(.*?)' (?:of type|is not) .*\b(Integer|Float|bool)\b", message)
+    if wrong is None:
+        return InputError(f"{key}: {message}. `trainer train --help` explains it.")
+    types = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+    limits = next((field_of["expected"] for name, _, field_of in walk(Config()) if name == key), None)
+    return InputError(f"{key} is '{wrong[1]}'. Expected {', '.join(filter(None, (types[wrong[2]], limits)))}.")
 
 
 def with_source(config: Config) -> Config:

@@ -14,7 +14,6 @@ from mlflow import MlflowClient
 from torch.nn import Linear
 from transformers.pytorch_utils import Conv1D
 
-from code_model import whole_batch
 from contract import names
 from contract.errors import InputError, Unreachable
 from trainer import base_model, evidence, plots, register, tracking
@@ -23,7 +22,7 @@ from trainer.checked_job import Job, commit
 from trainer.config import Config
 from trainer.data.prepare import Dataset, check_sources
 from trainer.evaluation.runs import Evaluation
-from trainer.preparation import prepare_data
+from trainer.preparation import check_length, prepare_data
 from trainer.tracking import say
 from trainer.training import checkpoints, distributed
 from trainer.training.adapter import target_modules
@@ -49,6 +48,7 @@ def prepare(config: Config, folder: Path) -> Job:
     say(f"Base model: {config.model.name}")
     base = base_model.resolve(config.model)
     positions = base_model.positions(base)
+    check_length(config, positions)
     tokenizer = base_model.load_tokenizer(base)
     check_sources(config.data)
     model = base_model.load_model(base, config.model, tokenizer)
@@ -246,13 +246,6 @@ def _check_unseen(base: BaseModel, data: Dataset) -> None:
 
 def _check_fit(config: Config, model: Any) -> None:
     """Raise InputError where settings ask for what this model does not have."""
-    positions = whole_batch.positions(model.config)
-    wanted = config.trainer.max_length + config.eval.max_new_tokens
-    if positions is not None and wanted > positions:
-        raise InputError(
-            f"trainer.max_length and eval.max_new_tokens come to {wanted} tokens. "
-            f"Expected at most {positions}: the positions that {config.model.name} has."
-        )
     if config.lora.load_in_4bit:
         if model.device.type != "cuda":
             raise InputError(

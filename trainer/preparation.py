@@ -18,6 +18,16 @@ from trainer.tracking import say
 from trainer.training.collator import token_counts
 
 
+def check_length(config: Config, positions: int | None) -> None:
+    """Raise InputError where examples may be longer than what a model of so many positions takes."""
+    wanted = config.trainer.max_length + config.eval.max_new_tokens
+    if positions is not None and wanted > positions:
+        raise InputError(
+            f"trainer.max_length and eval.max_new_tokens come to {wanted} tokens. "
+            f"Expected at most {positions}: the positions that {config.model.name} has."
+        )
+
+
 def prepare_data(
     config: Config, tokenizer: Any, folder: Path, positions: int | None, embeddings: int | None = None
 ) -> Dataset:

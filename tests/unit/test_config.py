@@ -44,7 +44,7 @@ def test_shipped_configs_load(path) -> None:
         ("lr=1", "Did you mean 'trainer.lr'?"),
         ("zzz.qqq=1", "Unknown key 'zzz.qqq' in 'zzz.qqq=1'. `trainer train --help`"),
         ("trainer=1", "'trainer' in 'trainer=1' is a section"),
-        ("trainer.lr=fast", "trainer.lr: Value 'fast'"),
+        ("trainer.lr=fast", "trainer.lr is 'fast'"),
         ("trainer.lr=0", "trainer.lr is 0.0. Expected above 0 and below 1."),
         ("trainer.batch_size=1.5", "1.5"),
         ("trainer.max_steps=0", "Expected at least 1"),
@@ -115,3 +115,18 @@ def test_prepare_leaves_no_empty_folder(tmp_path, monkeypatch) -> None:
     assert result.exit_code == 2
     assert "names the package ''" in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.min_eval_files=1.5", "data.min_eval_files is '1.5'. Expected a whole number, at least 1."),
+        ("trainer.lr=fast", "trainer.lr is 'fast'. Expected a number, above 0 and below 1."),
+        ("trainer.max_length=[1, 2]", "trainer.max_length is '[1, 2]'. Expected a whole number, at least 8."),
+        ("data.redact_secrets=maybe", "data.redact_secrets is 'maybe'. Expected true or false."),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_in_our_words(override: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(None, [override])
+    assert caught.value.message == expected

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from contract.errors import InputError
+from contract.files import try_lock
 from tests.support.data import load_from, write_jsonl, write_tree
 from trainer.data.example import Example, ExampleFile, digest, from_line, to_line
 from trainer.data.prepare import OUTPUTS
@@ -574,3 +575,33 @@ def test_duplicate_files_are_named(tmp_path) -> None:
     (tmp_path / "again.py").write_text((tmp_path / "alpha.py").read_text())
     [name] = load_from(tmp_path).report.file_names["dropped: exact duplicate"]
     assert name in ("again.py", "alpha.py")
+
+
+def test_what_a_killed_preparation_left_is_taken_away(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".work-of-one-killed").mkdir(parents=True)
+    (out / ".work-of-one-killed" / "texts").write_text("much")
+    (out / "mine").write_text("kept")
+    (tmp_path / "src").mkdir()
+    write_tree(tmp_path / "src", files=2)
+    load_from(tmp_path / "src", folder=out)
+    assert {path.name for path in out.iterdir()} == {"mine", *OUTPUTS}
+
+
+def test_two_preparations_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".work-of-the-other").mkdir(parents=True)
+    other = os.open(tmp_path / "out", os.O_RDONLY)
+    assert try_lock(other)
+    (tmp_path / "src").mkdir()
+    write_tree(tmp_path / "src", files=2)
+    with pytest.raises(InputError, match="Another process is preparing data in"):
+        load_from(tmp_path / "src", folder=tmp_path / "out")
+    os.close(other)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".work-of-the-other"]
+
+
+def test_a_reports_tables_keep_their_form_whatever_a_file_is_called(tmp_path: Path) -> None:
+    write_tree(tmp_path, files=2)
+    (tmp_path / "a|b`c d.min.js").write_text("let a = 1\n")
+    rows = [line for line in load_from(tmp_path).report.to_markdown().splitlines() if "c d" in line]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [4]

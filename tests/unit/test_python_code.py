@@ -43,7 +43,6 @@ def test_method_moves_to_the_margin_with_its_decorators() -> None:
     assert head.startswith("@property\nasync def b(\n")
     assert head.endswith('    text."""\n')
     assert body == "    if self:\n        return 1\n"
-    assert only(source).movable
 
 
 @pytest.mark.parametrize(
@@ -106,12 +105,6 @@ def test_function_under_if_and_try_is_found() -> None:
     assert functions(source) == [('def f():\n    """Doc."""\n', "    return 1\n")]
 
 
-@pytest.mark.parametrize(("indentation", "movable"), [("", True), ("        ", False)])
-def test_method_whose_strings_would_change_is_not_moved(indentation: str, movable: bool) -> None:
-    source = f'class A:\n    def f(self):\n        """Doc."""\n        return """\n{indentation}text\n"""\n'
-    assert only(source).movable is movable
-
-
 def test_runs_in_a_function_begin_with_decorators_and_end_at_blank_lines() -> None:
     source = (
         "def f(a):\n    x = 1\n    # why\n    y = 2\n\n    @wraps(a)\n    def g():\n        return x\n\n"
@@ -128,7 +121,6 @@ def test_runs_outside_functions_are_without_imports_classes_and_docstrings() -> 
     code = read(source, "python")
     assert code is not None
     assert code.runs == [(2, 5), (11, 13), (15, 16)]
-    assert code.headers == [(9, 10, 16), (13, 14, 15)]
 
 
 def test_of_a_stub_file_the_runs_remain() -> None:

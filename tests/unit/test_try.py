@@ -1,7 +1,9 @@
 """`trainer try`: places in files and texts, prompts, answers in columns, the page's server, and bad input."""
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,6 +288,18 @@ def test_a_request_is_not_read_that_is_too_long_or_does_not_say(
     connection.endheaders()
     answer = connection.getresponse()
     assert (answer.status, expected in json.loads(answer.read())["error"]) == (status, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"), [("PUT / HTTP/1.1", 405), ("nonsense", 400), (f"GET /{'x' * 70_000} HTTP/1.1", 414)]
+)
+def test_what_is_no_request_of_the_page_gets_json_too(server: Server, line: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+        connection.sendall(f"{line}\r\n\r\n".encode())
+        with contextlib.closing(connection.makefile("rb")) as answer:
+            head, _, body = answer.read().decode().rpartition("\r\n\r\n")
+    assert set(json.loads(body)) == {"error"}
+    assert not head or f" {status} " in head.splitlines()[0]  # a line of one word is taken for HTTP/0.9, without a head
 
 
 def test_a_port_that_is_taken(server: Server) -> None:

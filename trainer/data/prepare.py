@@ -8,8 +8,10 @@ file of code is on both, nor is a near duplicate. The second (`writing`) makes t
 """
 
 import contextlib
+import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy.typing as npt
 
 from contract.errors import InputError
+from contract.files import try_lock
 from trainer.data.candidates import Candidates
 from trainer.data.choosing import Choosing
 from trainer.data.example import Example, ExampleFile
@@ -30,6 +33,7 @@ from trainer.data.sources import EXPECTED, Source, open_source
 from trainer.data.writing import Writer
 
 REPORTS = ("report.json", "report.md", "lengths.png")
+WORK = ".work-"  # how the folder's name begins in which it is made
 OUTPUTS = ("train.jsonl", "held_out.jsonl", *REPORTS)
 
 Numbers = npt.NDArray[Any]
@@ -88,10 +92,25 @@ def prepare(
     missing, unreadable or leaves nothing to train or to evaluate on; then nothing is left in the folder.
     """
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work,
+        _alone_in(folder),
+        tempfile.TemporaryDirectory(dir=folder, prefix=WORK) as work,
         contextlib.closing(_Preparation(config, limits, Path(work))) as preparation,
     ):
         return preparation.run(folder, progress, writing)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Without another preparation in the folder meanwhile, and without what one that was killed has left."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not try_lock(handle):
+            raise InputError(f"Another process is preparing data in '{folder}'. Wait for it, or name another folder.")
+        for left in folder.glob(f"{WORK}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 class _Preparation:

@@ -18,6 +18,7 @@ EXAMPLES_OF_EACH = 10  # names in the report of what was dropped for one reason
 SECRETS_LISTED = 50
 REASONS_IN_WORDS = 6  # in one line
 PLACES_IN_WORDS = 3  # of rows left out for one reason
+BAR = "\\|"  # does not end a table's cell
 TRAIN, HELD_OUT = "train", "held out"  # the two sides
 
 
@@ -151,17 +152,17 @@ class Report:
 
     def to_markdown(self) -> str:
         lines = ["# Data report", "", "| source | found at | files or rows |", "|---|---|---|"]
-        lines += [f"| `{item['name']}` | `{item['location']}` | {item['read']} |" for item in self.sources]
+        lines += [f"| {_code(item['name'])} | {_code(item['location'])} | {item['read']} |" for item in self.sources]
         if self.files:
             lines += ["", "## Files", "", "| files | | for example |", "|---|---|---|"]
             for reason, count in self.files.items():
-                names = ", ".join(f"`{name}`" for name in self.file_names.get(reason, [])[:3])
+                names = ", ".join(map(_code, self.file_names.get(reason, [])[:3]))
                 lines.append(f"| {count} | {reason} | {names} |")
         if self.rows:
             lines += ["", f"## Rows: {self.rows.total()} left out", ""]
             for reason, count in self.rows.most_common():
                 lines.append(f"- {count} × {reason}")
-                lines += [f"  - `{_in_one_line(place)}`" for place in self.row_places[reason]]
+                lines += [f"  - {_code(place)}" for place in self.row_places[reason]]
         lines += ["", "## Examples", "", "| examples | |", "|---|---|"]
         lines += [f"| {count} | {reason} |" for reason, count in self.examples.items()]
         lines += ["", "## Split", "", f"{self.held_out_in_words()}.", ""]
@@ -179,7 +180,7 @@ class Report:
         lines += [f"- {count} × {kind}" for kind, count in self.secrets.most_common()]
         if self.secret_places:
             lines += ["", "Where (they are still in the source: rotate them and take them out):", ""]
-            lines += [f"- `{place}`" for place in self.secret_places]
+            lines += [f"- {_code(place)}" for place in self.secret_places]
         return "\n".join(lines) + "\n"
 
 
@@ -189,9 +190,9 @@ def _add_name(names: dict[str, list[str]], reason: str, name: str) -> None:
         listed.append(name)
 
 
-def _in_one_line(text: str) -> str:
-    """Text that may quote a row or a template, as code in Markdown."""
-    return " ".join(text.split()).replace("`", "'")
+def _code(text: str) -> str:
+    """Text that may be anything, such as a file's name or what quotes a row, as code in a cell of Markdown."""
+    return "`" + " ".join(text.split()).replace("`", "'").replace("|", BAR) + "`"
 
 
 def histogram(lengths: dict[str, Any], max_length: int, path: Path) -> None:

@@ -216,11 +216,11 @@ def _parse(row: Row, chat_template: ChatTemplate, language: str) -> Example | Fi
     if not completion.strip() and test is None:
         raise Unusable("empty completion", "there is nothing for the model to learn")
     # Rows stand for themselves where they do not say which file they are from.
-    group = values.get("group") or hashlib.sha256(json.dumps([prompt, completion]).encode()).hexdigest()
-    repository = str(values.get("repository") or "")
-    _check_unicode(prompt, completion, test or "", function or "", str(group), repository)
+    group = _id(values, "group") or hashlib.sha256(json.dumps([prompt, completion]).encode()).hexdigest()
+    repository = _id(values, "repository")
+    _check_unicode(prompt, completion, test or "", function or "", group, repository)
     language = "python" if test is not None else language
-    return Example(prompt, completion, str(group), kind, language, test, function, repository)
+    return Example(prompt, completion, group, kind, language, test, function, repository)
 
 
 def _is_absent(value: Any) -> bool:
@@ -304,10 +304,18 @@ def _kind(values: dict[str, Any]) -> str:
     return str(kind)
 
 
+def _id(values: dict[str, Any], key: str) -> str:
+    """What a row belongs to: a text or a number; empty where it does not say."""
+    value = values.get(key, "")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Unusable(f"{key} is no text", f"'{key}' is of type {json_type(value)}, and no text or number")
+    return str(value)
+
+
 def _text(values: dict[str, Any], key: str) -> str:
     value = values.get(key)
     if not isinstance(value, str):
-        what = "missing" if value is None else f"of type {type(value).__name__}, and no text"
+        what = "missing" if value is None else f"of type {json_type(value)}, and no text"
         raise Unusable(f"no {key}", f"'{key}' is {what}")
     return value
 

@@ -11,6 +11,7 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 from typing import Any
@@ -84,12 +85,12 @@ class _Handler(BaseHTTPRequestHandler):
         except (_Refused, RatchetError, MlflowException) as error:
             ours = as_ours(error, "") or error
             status = error.status if isinstance(error, _Refused) else 400 if isinstance(ours, InputError) else 500
-            self._send_error(status, getattr(ours, "message", None) or str(ours))
+            self.send_error(status, getattr(ours, "message", None) or str(ours))
         except ConnectionError:  # the browser went away
             self.close_connection = True
         except Exception as error:  # of a model's own code
             note(f"A completion failed: {type(error).__name__}: {error}")
-            self._send_error(500, f"{type(error).__name__}: {error}")
+            self.send_error(500, f"{type(error).__name__}: {error}")
 
     def _page(self) -> tuple[str, bytes]:
         address = urlsplit(self.path)
@@ -108,7 +109,6 @@ class _Handler(BaseHTTPRequestHandler):
         if not (length.isascii() and length.isdecimal()):
             raise _Refused(411, "The request has no Content-Length.")
         if len(length) > 9 or int(length) > MOST_BYTES:
-            self.close_connection = True
             raise _Refused(413, f"The request has {length[:20]} bytes. Expected at most {MOST_BYTES}.")
         place, params = _parsed(self.rfile.read(int(length)), self.server.params)
         with self.server.computing:
@@ -121,8 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
                 403, "The token is missing or wrong. Open the address that `trainer try --page` has printed."
             )
 
-    def _send_error(self, status: int, message: str) -> None:
-        self._send(status, "application/json", json.dumps({"error": message}).encode())
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer with an error in JSON; http.server calls this too, where it would send HTML."""
+        self.close_connection = True
+        code = 405 if code == HTTPStatus.NOT_IMPLEMENTED else code  # its answer to a method that is not here
+        self._send(code, "application/json", json.dumps({"error": message or explain or str(code)}).encode())
 
     def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)

@@ -15,7 +15,6 @@ class Function(NamedTuple):
     body: int
     end: int
     documented: bool
-    movable: bool  # to the left margin, without a change to what it says
     runs: tuple[tuple[int, int], ...]
 
 
@@ -25,15 +24,13 @@ class Code(NamedTuple):
     `functions`: the outermost ones that have a name, and methods; without stubs. `runs`: lines of statements or
     members that stand together without a blank line, outside functions and classes' heads; imports are cut off.
     `expressions`: offsets of conditions, right-hand sides, returned values, arguments, calls and subscripts, of 3 to
-    200 characters. `quoted`: lines of comments and strings of several lines. `headers`: first line, line behind the
-    head and line behind the end of each function and class (struct, interface, namespace, …) of several lines.
+    200 characters. `quoted`: lines of comments and strings of several lines.
     """
 
     functions: list[Function]
     runs: list[tuple[int, int]]
     expressions: list[tuple[int, int]]
     quoted: list[tuple[int, int]]
-    headers: list[tuple[int, int, int]]
 
 
 def moved(lines: Sequence[str]) -> list[str]:

@@ -56,9 +56,9 @@ class Place(NamedTuple):
 class Open:
     """A function that is being read; a stub or one that shares its lines has no `span`: nothing in it is wanted."""
 
-    def __init__(self, span: tuple[int, int, int] | None, documented: bool, indentation: bytes) -> None:
-        self.span, self.documented, self.indentation = span, documented, indentation
-        self.movable = True
+    def __init__(self, documented: bool) -> None:
+        self.span: tuple[int, int, int] | None = None
+        self.documented = documented
         self.runs: set[tuple[int, int]] = set()
 
 
@@ -82,7 +82,7 @@ def read(text: str, language: Language) -> Code | None:
     walk = _Walk(data, language)
     walk.down(root)
     functions = [
-        Function(*item.span, item.documented, item.movable, tuple(sorted(item.runs)))
+        Function(*item.span, item.documented, tuple(sorted(item.runs)))
         for item in walk.functions
         if item.span is not None
     ]
@@ -90,7 +90,7 @@ def read(text: str, language: Language) -> Code | None:
     if root.has_error and not functions and (not runs or walk.wrong * 2 > len(data)):
         return None
     expressions = _in_characters(text, data, walk.expressions)
-    return Code(functions, runs, expressions, sorted(set(walk.quoted)), sorted(set(walk.headers)))
+    return Code(functions, runs, expressions, sorted(set(walk.quoted)))
 
 
 class _Walk:
@@ -104,7 +104,6 @@ class _Walk:
         self.blocks: list[Members] = []  # outside functions
         self.expressions: list[tuple[int, int]] = []  # bytes
         self.quoted: list[tuple[int, int]] = []
-        self.headers: list[tuple[int, int, int]] = []
         self.tops: list[int] = []  # the lines on which functions and classes with a head begin, in order
         self.wrong = self.wrong_to = 0  # bytes that do not parse, and behind the last of them
         self.imports: set[int] = set()  # first bytes of those that are told by their first word
@@ -119,7 +118,7 @@ class _Walk:
             node, function = place.node, place.function
             kind = node.type
             if _is_quoted(kind):
-                self._quote(node, kind, function)
+                self._quote(node)
             if _is_comment(kind) or kind in SKIPPED or kind in language.imports or node.start_byte in self.imports:
                 continue
             children = node.children
@@ -133,7 +132,7 @@ class _Walk:
             if kind in language.blocks:
                 self._block(node, function)
             if self._is_docstring(node, kind):
-                self._quote(children[0], "docstring", function)
+                self._quote(children[0])
                 continue
             if not node.has_error:
                 self.expressions += spans_in(node, kind, children)
@@ -202,15 +201,13 @@ class _Walk:
         opening, end = self._opening(node, body), _end_row(node)
         if end <= opening:
             return place.function
-        outer, first, start, documented = self._top(place)
-        self.headers.append((first, opening + 1, end + 1))
+        outer, start, documented = self._top(place)
         self.tops.append(_row(node))
         if place.function is not None or kind in self.language.classes:
             return place.function
         if node.has_error:
             return None  # what is in it may still be good: where a brace is missing, the rest of the file
-        indentation = self.lines[start][: len(self.lines[start]) - len(self.lines[start].lstrip())]
-        function = Open(None, documented, indentation)
+        function = Open(documented)
         statements = [child for child in _statements(body) if not _is_comment(child.type)]
         if statements and self._is_docstring(statements[0], statements[0].type):
             function.documented, opening = True, _end_row(statements.pop(0))
@@ -244,17 +241,17 @@ class _Walk:
         before = [child for child in node.children if child.end_byte <= body.start_byte and not _is_comment(child.type)]
         return _end_row(before[-1]) if before else _row(node)
 
-    def _top(self, place: Place) -> tuple[Any, int, int, bool]:
-        """What a function or class is the main part of; its first line without and with comments; if it has one."""
+    def _top(self, place: Place) -> tuple[Any, int, bool]:
+        """What a function or class is the main part of; the first line with its comments; whether it has any."""
         while place.above is not None and (
             place.above.node.type in AROUND_FROM_ABOVE
             or (place.above.node.type in AROUND and _row(place.above.node) == _row(place.node))
         ):
             place = place.above
         outer, documented = place.node, False
-        first = start = _row(outer)
+        start = _row(outer)
         if place.above is None or self.language.docstrings:
-            return outer, first, start, documented
+            return outer, start, documented
         siblings = place.above.node.children
         for index in range(place.number - 1, -1, -1):
             above = siblings[index]
@@ -268,21 +265,13 @@ class _Walk:
             ):
                 break
             start, documented = _row(above), documented or comment
-            first = first if documented else start
-        return outer, first, start, documented
+        return outer, start, documented
 
-    def _quote(self, node: Any, kind: str, function: Open | None) -> None:
-        """Note a comment or string of several lines, and what it means for the function that it is in."""
+    def _quote(self, node: Any) -> None:
+        """Note a comment or string of several lines."""
         start, end = _row(node), _end_row(node)
-        if start == end:
-            return
-        self.quoted.append((start, end + 1))
-        if function is None or function.span is None or _is_comment(kind) or not function.indentation:
-            return
-        if start >= function.span[1] or not self.language.docstrings:
-            inside = self.lines[start + 1 : end + 1]
-            if any(line.startswith(function.indentation) or (line and not line.strip()) for line in inside):
-                function.movable = False
+        if start != end:
+            self.quoted.append((start, end + 1))
 
     def _is_docstring(self, node: Any, kind: str) -> bool:
         return (
