@@ -19,6 +19,7 @@ FOR_COMPLETION = 1 / 8  # of the window: what a prompt leaves
 MOST_TOKENS = 2048  # of a prompt, where no window is known
 SUFFIX_SHARE = 0.25  # of the room: lines after the cursor
 OUTLINE_SHARE = 0.25  # imports and heads of what the cursor is in
+LEAST_OUTLINE = 48  # tokens: two heads and an import, where that is half of the room or less
 OTHERS_SHARE = 0.2  # pieces of other files, where the file itself would take all; of a large window only
 LEAST_OF_OTHERS = 3  # lines of another file: fewer say nothing
 LARGE = 384  # tokens
@@ -119,11 +120,15 @@ def _cut(context: Context, room: int, count: Count) -> Context:
     room -= sum(kept_after)
     kept, outline = _fitting(sizes_before, room), ""
     if len(kept) < len(before):
-        kept = _fitting(sizes_before, int(room * (1 - OUTLINE_SHARE)))
+        share = int(room * OUTLINE_SHARE)
+        most = max(share, min(LEAST_OUTLINE, room // 2))
+        kept = _fitting(sizes_before, room - most)
         hidden = len(before) - len(kept)
         near = "".join([*before[hidden:], line, *after[: len(kept_after)]])
-        outline, used = _outline(before, line, hidden, near, room - sum(kept), count)
+        chosen, used = _outline(before, line, hidden, near, share, room - sum(kept), count)
         room -= used
+        kept = _fitting(sizes_before, room)  # with what the outline has left
+        outline = "".join(text for end, text in chosen if end <= len(before) - len(kept))
     room -= sum(kept)
     prefix = "".join([outline, *before[len(before) - len(kept) :], line])
     suffix = None if context.suffix is None else "".join(after[: len(kept_after)])
@@ -170,21 +175,52 @@ class _Piece(NamedTuple):
 
     line: int  # the first
     text: str
-    words: frozenset[str]  # that tell whether it is of use; empty: it is
+    words: frozenset[str] = frozenset()  # of an import: those that tell whether it is of use
 
 
-def _outline(before: Sequence[str], line: str, hidden: int, near: str, room: int, count: Count) -> tuple[str, int]:
-    """Of the first `hidden` lines those to show, to so many tokens: (text, tokens)."""
-    pieces = [*_heads(before, line, hidden), *_imports(before[:hidden])]
+def _outline(
+    before: Sequence[str], line: str, hidden: int, near: str, share: int, most: int, count: Count
+) -> tuple[list[tuple[int, str]], int]:
+    """Of the first `hidden` lines those to show: ([(line behind, text)] in order, tokens).
+
+    The innermost head, the outermost and one import may take `most` tokens. The other heads, and the imports whose
+    names stand near, keep within `share`.
+    """
     words = set(WORD.findall(near))
-    pieces.sort(key=lambda piece: (bool(piece.words), bool(piece.words) and not piece.words & words))
-    chosen: dict[int, str] = {}
+    heads = list(_heads(before, line, hidden))
+    imports = sorted(_imports(before[:hidden]), key=lambda piece: not piece.words & words)
+    pieces = [*heads[:1], *heads[1:][-1:], *heads[1:-1], *imports]
+    sizes = dict(zip(pieces, count([piece.text for piece in pieces]), strict=True)) if pieces else {}
+    chosen: dict[int, tuple[int, str]] = {}
     used = 0
-    for piece, size in zip(pieces, count([piece.text for piece in pieces]) if pieces else (), strict=True):
-        if piece.line not in chosen and used + size <= room:
-            chosen[piece.line] = piece.text
+
+    def show(piece: _Piece, room: int) -> bool:
+        nonlocal used
+        text, size = piece.text, sizes[piece]
+        if used + size > room:
+            text = _shortened(text, words)
+            [size] = count([text])
+        fits = piece.line not in chosen and used + size <= room
+        if fits:
+            chosen[piece.line] = piece.line + piece.text.count("\n"), text
             used += size
-    return "".join(chosen[number] for number in sorted(chosen)), used
+        return fits
+
+    for piece in pieces[: min(len(heads), 2)]:
+        show(piece, most)
+    any(show(piece, most) for piece in imports)
+    for piece in pieces:
+        if not piece.words or piece.words & words:
+            show(piece, share)
+    return [chosen[number] for number in sorted(chosen)], used
+
+
+def _shortened(text: str, words: set[str]) -> str:
+    """An import of several lines without those between its first and its last that have none of the words."""
+    lines = _lines(text)
+    return "".join(
+        line for number, line in enumerate(lines) if number in (0, len(lines) - 1) or words & set(WORD.findall(line))
+    )
 
 
 def imports_of(text: str) -> list[str]:
@@ -214,7 +250,7 @@ def _heads(before: Sequence[str], line: str, hidden: int) -> Iterator[_Piece]:
     """The first lines of what the cursor is in, by indentation, and of a string or comment that would begin inside."""
     opened = _opened(before[:hidden])
     if opened is not None:
-        yield _Piece(opened, before[opened], frozenset())
+        yield _Piece(opened, before[opened])
     depth = _depth(line) if line else None
     closing = False  # the line above which we are is the end of a head of several lines
     for number in range(len(before) - 1, -1, -1):
@@ -227,7 +263,7 @@ def _heads(before: Sequence[str], line: str, hidden: int) -> Iterator[_Piece]:
             closing = text.lstrip()[0] in ")]}"
             depth = own
             if number < hidden and not closing:
-                yield _Piece(number, text, frozenset())
+                yield _Piece(number, text)
         if depth == 0 and not closing:
             return
 

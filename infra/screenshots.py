@@ -1,10 +1,12 @@
-"""Look at the demo's MLflow UI in a headless browser: check what it shows, and keep the pictures.
+"""Look at the demo's pages in a headless browser: check what they show, and keep the pictures.
 
 python -m infra.screenshots FOLDER   # after `make demo`; needs Debian's chromium, or CHROMIUM=/path
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +19,18 @@ from infra import gate_demo
 
 TIMEOUT_MS = 30_000
 EXPERIMENT = DEFAULT_EXPERIMENT
+TYPED = """\
+class Pool:
+    \"\"\"Connections that are open.\"\"\"
+
+    def __init__(self, loop):
+        self._loop = loop
+        self._transports = set()
+
+    async def close(self):
+        \"\"\"Close all of them, and wait until they are.\"\"\"
+        for transport in self._transports:
+            """
 
 
 def look(page: Page, url: str, expected: list[str], picture: Path, search: str = "") -> None:
@@ -44,10 +58,43 @@ def follow_to_report(page: Page, url: str, picture: Path, expected: tuple[str, .
     click.echo(f"{picture}: shows {', '.join(expected)}")
 
 
+def look_at_table(page: Page, url: str, picture: Path) -> None:
+    """The evaluation's table in MLflow, with its first example opened."""
+    page.goto(url)
+    table = page.frame_locator("iframe")
+    table.get_by_label("with a completion").check(timeout=TIMEOUT_MS)
+    table.locator("#rows tr").first.click(timeout=TIMEOUT_MS)
+    table.get_by_text("Reference", exact=True).first.wait_for(state="visible", timeout=TIMEOUT_MS)
+    page.screenshot(path=picture, animations="disabled")
+    click.echo(f"{picture}: shows the table, and one of its examples")
+
+
+def try_in_browser(page: Page, picture: Path) -> None:
+    """`trainer try --page`: code, and how the version in production and its base model go on."""
+    command = [sys.executable, "-u", "-m", "trainer", "try", "--page"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            opened = next(filter(None, (re.match(r"Open (\S+)", line) for line in server.stdout)), None)
+            if opened is None:
+                raise click.ClickException(f"`trainer try --page` has ended with {server.wait()} and no page")
+            page.goto(opened[1])
+            page.locator("#code").fill(TYPED)
+            page.locator("#go").click()
+            page.locator("#answers section").nth(1).wait_for(state="visible", timeout=TIMEOUT_MS)
+            page.screenshot(path=picture, animations="disabled")
+            click.echo(f"{picture}: shows two completions")
+        finally:
+            server.terminate()
+
+
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def main(folder: Path) -> None:
-    """Check runs, curves, artifacts, registered models and the gate's report in the UI; pictures go to FOLDER."""
+    """Check runs, curves, artifacts, registered models and the gate's report in the UI, and `trainer try`'s page.
+
+    Pictures go to FOLDER.
+    """
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         click.echo("No browser found. Install Debian's chromium, or set CHROMIUM to one.", err=True)
@@ -85,6 +132,8 @@ def main(folder: Path) -> None:
         look(page, f"{run_url}/model-metrics", curves, folder / "mlflow-metrics.png", search="train/")
         plot_url = f"{run_url}/artifacts/plots/base_against_candidate.png"
         look(page, plot_url, ["base_against_candidate.png", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
+        look_at_table(page, f"{run_url}/artifacts/eval/examples.html", folder / "evaluation-table.png")
+        try_in_browser(page, folder / "trainer-try.png")
         model = client.get_registered_model(pyfunc_model(EXPERIMENT))
         aliases = [f"@ {alias}" for alias in model.aliases]  # `previous` too, once there was one
         models_url = f"{url}/#/models/{EXPERIMENT}_model"

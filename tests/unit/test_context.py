@@ -124,7 +124,7 @@ def test_all_of_a_file_that_fits_is_shown() -> None:
 
 
 def test_first_the_nearest_lines_with_imports_of_use_and_the_class() -> None:
-    found = cut(FILE, 95)
+    found = cut(FILE, 85)
     lines = found.prefix.split("\n")
     assert lines[-1] == "        return "
     assert "class Ledger:" in lines
@@ -132,7 +132,16 @@ def test_first_the_nearest_lines_with_imports_of_use_and_the_class() -> None:
     assert "import decimal" in lines
     assert "import unrelated" not in lines
     assert "    def first(self):" not in lines
-    assert size(found) <= 95
+    assert size(found) <= 85
+
+
+def test_an_import_is_shown_in_part_and_however_deep_the_cursor_is() -> None:
+    names = "".join(f"  name{number},\n" for number in range(30))
+    nested = "".join(f"{'  ' * depth}if (some_condition_of_{depth}) {{\n" for depth in range(1, 9))
+    text = f"import {{\n{names}}} from 'lib';\n\nfunction outer(a) {{\n{nested}" + "  " * 9 + "more()\n" * 40
+    lines = cut(f"{text}name7(", 100).prefix.split("\n")
+    assert lines[:3] == ["import {", "  name7,", "} from 'lib';"]
+    assert "function outer(a) {" in lines
 
 
 def test_a_window_does_not_begin_inside_of_a_docstring() -> None:

@@ -118,7 +118,8 @@ class Report:
         """What there is to judge by, and whether it is enough for the gate."""
         split = self.splits[HELD_OUT]
         of_code = set(split["kinds"]) <= set(KINDS)
-        line = f"Held out: {split['examples']} examples of {split['groups']} {'files' if of_code else 'groups'}"
+        unit = ("file" if of_code else "group") + "s" * (split["groups"] != 1)
+        line = f"Held out: {split['examples']} examples of {split['groups']} {unit}"
         if self.held_out_twins is not None:
             line += f", {self.held_out_twins:.0%} with a near twin to train on"
         if split["groups"] < GATE_GROUPS:
