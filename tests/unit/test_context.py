@@ -138,8 +138,8 @@ def test_first_the_nearest_lines_with_imports_of_use_and_the_class() -> None:
 def test_an_import_is_shown_in_part_and_however_deep_the_cursor_is() -> None:
     names = "".join(f"  name{number},\n" for number in range(30))
     nested = "".join(f"{'  ' * depth}if (some_condition_of_{depth}) {{\n" for depth in range(1, 9))
-    text = f"import {{\n{names}}} from 'lib';\n\nfunction outer(a) {{\n{nested}" + "  " * 9 + "more()\n" * 40
-    lines = cut(f"{text}name7(", 100).prefix.split("\n")
+    text = f"import {{\n{names}}} from 'lib';\n\nfunction outer(a) {{\n{nested}" + f"{'  ' * 9}more()\n" * 40
+    lines = cut(f"{text}{'  ' * 9}name7(", 100).prefix.split("\n")
     assert lines[:3] == ["import {", "  name7,", "} from 'lib';"]
     assert "function outer(a) {" in lines
 
