@@ -3,6 +3,8 @@
     python -m tests.bench.cursors                       # six code bases, six minutes of training each: two hours
     python -m tests.bench.cursors rich zod --steps 36 trainer.lr=1e-3
     python -m tests.bench.cursors --forms rich          # no training: in which form the base model reads a prompt best
+    python -m tests.bench.cursors --copy FOLDER rich    # the code base without its held-out files, to train elsewhere
+    python -m tests.bench.cursors --judge FOLDER rich   # no training: the base model beside the model in a folder
 
 Each code base is tuned by `trainer train` against a tracking server of its own, and judged on its held-out files.
 Printed are means over the held-out places with a cursor of that kind: nats of the first token and of the first line,
@@ -11,9 +13,10 @@ the first line; `of line_start` compares that gain with the one at a line's star
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,12 @@ from contract.metrics import CURSORS
 from contract.tracking import read_table
 from tests.support import codebases
 from tests.support.tracking import make_stack, server
+from trainer import base_model
+from trainer.config import Config, load_config
 from trainer.data.example import Example
+from trainer.evaluation.models import LoadedModel
+from trainer.evaluation.table import evaluate
+from trainer.preparation import prepare_data
 from trainer.training.collator import EncodedExample, encode
 
 STEPS = 72  # of 8 examples: six minutes on two cores
@@ -80,20 +88,47 @@ def rows(base: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def forms(name: str) -> Iterator[dict[str, Any]]:
-    """Nats of the first line for the untuned base model, by form and by what is done at the cut."""
-    from trainer import base_model
-    from trainer.config import load_config
-    from trainer.evaluation.models import LoadedModel
-    from trainer.preparation import prepare_data
-
-    config = load_config(None, [f"data.source={codebases.fetch(name)}", "data.max_train_examples=1", *SETTINGS])
+def load(name: str, settings: Sequence[str], model: str | None = None) -> tuple[Config, LoadedModel]:
+    """The configuration for a code base, and its model, or another."""
+    settings = [f"data.source={codebases.fetch(name)}", *SETTINGS, "data.max_train_examples=1", *settings]
+    config = load_config(None, settings if model is None else [*settings, f"model.name={model}"])
     base = base_model.resolve(config.model)
     tokenizer = base_model.load_tokenizer(base)
-    model = LoadedModel(base_model.load_model(base, config.model, tokenizer), tokenizer)
+    return config, LoadedModel(base_model.load_model(base, config.model, tokenizer), tokenizer)
+
+
+def held_out(config: Config, model: LoadedModel) -> list[Example]:
+    """The examples that a code base's models are judged by."""
     with tempfile.TemporaryDirectory(prefix="ratchet-bench-") as folder:
-        held_out = prepare_data(config, tokenizer, Path(folder), model.positions).held_out
-    gaps = [example for example in held_out if example.kind == "fim"]
+        return prepare_data(config, model.tokenizer, Path(folder), model.positions).held_out
+
+
+def copy(name: str, settings: list[str], folder: Path) -> None:
+    """The code base without its held-out files."""
+    files = {example.group for example in held_out(*load(name, settings))}
+    source = codebases.fetch(name)
+    shutil.copytree(
+        source,
+        folder,
+        ignore=lambda at, entries: [item for item in entries if str(Path(at, item).relative_to(source)) in files],
+    )
+    print(f"{folder}: {name} without {len(files)} held-out files")
+
+
+def judged(name: str, settings: list[str], folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The evaluation tables of the base model and of the one in a folder."""
+    config, base = load(name, settings)
+    examples = held_out(config, base)
+    _, tuned = load(name, settings, folder)
+    one, other = (evaluate(model, examples, config.eval, config.seed) for model in (base, tuned))
+    return one, other
+
+
+def forms(name: str, settings: list[str]) -> Iterator[dict[str, Any]]:
+    """Nats of the first line for the untuned base model, by form and by what is done at the cut."""
+    config, model = load(name, settings)
+    tokenizer = model.tokenizer
+    gaps = [example for example in held_out(config, model) if example.kind == "fim"]
 
     def apart(prompt: str, completion: str) -> EncodedExample:
         ids = encode_prompt(tokenizer, prompt)
@@ -117,14 +152,23 @@ def main() -> None:
     parser.add_argument("data", nargs="*", help="names of code bases, and settings KEY=VALUE of the trainer")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of 8 examples")
     parser.add_argument("--forms", action="store_true", help="compare forms of prompts, without training")
+    parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy the code base, without its held-out files")
+    parser.add_argument("--judge", metavar="FOLDER", help="judge the model in a folder, without training")
     options = parser.parse_intermixed_args()
     settings = [item for item in options.data if "=" in item]
     for name in [item for item in options.data if "=" not in item] or codebases.NAMES:
         if options.forms:
-            print(f"\n{name}\n{pd.DataFrame(forms(name)).to_string(index=False)}", flush=True)
+            print(f"\n{name}\n{pd.DataFrame(forms(name, settings)).to_string(index=False)}", flush=True)
             continue
-        base, tuned, seconds = tables(name, options.steps, settings)
-        print(f"\n{name}: {options.steps} steps in {seconds:.0f} s, {len(base)} held-out places", flush=True)
+        if options.copy is not None:
+            copy(name, settings, options.copy)
+            continue
+        if options.judge is not None:
+            base, tuned = judged(name, settings, options.judge)
+            print(f"\n{name}: {options.judge}, {len(base)} held-out places", flush=True)
+        else:
+            base, tuned, seconds = tables(name, options.steps, settings)
+            print(f"\n{name}: {options.steps} steps in {seconds:.0f} s, {len(base)} held-out places", flush=True)
         print(pd.DataFrame(rows(base, tuned)).to_string(index=False), flush=True)
 
 

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 
 from code_model import fim
+from trainer.data.languages import read
+from trainer.data.languages.code import moved
 from trainer.data.limits import Limits
 from trainer.data.prepare import Dataset, prepare
 from trainer.data.settings import DataConfig
@@ -69,3 +71,15 @@ def write_tree(root, files: int = 8, functions: int = 3) -> None:
             body = "".join(f"    {line}\n" for line in body.split("\n"))
             text += f'def {name}({words[inner]}, n):\n    """{name} of {words[number]}."""\n{body}\n\n'
         (root / f"{words[number]}.py").write_text(text)
+
+
+def functions_of(source: str, language: str) -> list[tuple[str, str]]:
+    """(head, body) of each function that is found in a file, moved to the left margin."""
+    code = read(source, language)
+    assert code is not None
+    lines = source.split("\n")
+    found = []
+    for item in code.functions:
+        text, head = moved(lines[item.start : item.end]), item.body - item.start
+        found.append(("".join(f"{line}\n" for line in text[:head]), "".join(f"{line}\n" for line in text[head:])))
+    return found

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.data import functions_of
 from trainer.data.languages import LANGUAGES, NAMES, language_of, parses, read
-from trainer.data.languages.code import moved
 from trainer.evaluation.truncation import first_function
 
 
@@ -573,22 +573,10 @@ def lines_of(source: str, start: int, end: int) -> str:
     return "".join(f"{line}\n" for line in source.split("\n")[start:end])
 
 
-def functions(source: str, language: str) -> list[tuple[str, str]]:
-    """(head, body) of each function, moved to the left margin."""
-    code = read(source, language)
-    assert code is not None
-    lines = source.split("\n")
-    found = []
-    for item in code.functions:
-        text, head = moved(lines[item.start : item.end]), item.body - item.start
-        found.append(("".join(f"{line}\n" for line in text[:head]), "".join(f"{line}\n" for line in text[head:])))
-    return found
-
-
 @pytest.mark.parametrize("language", OTHERS)
 def test_functions_are_split_behind_their_heads(language: str) -> None:
     sample = SAMPLES[language]
-    assert functions(sample.source, language) == list(sample.functions)
+    assert functions_of(sample.source, language) == list(sample.functions)
     code = read(sample.source, language)
     assert code is not None
     assert tuple(item.documented for item in code.functions) == sample.documented
@@ -662,12 +650,12 @@ def test_the_name_tells_the_language(path: str, language: str | None) -> None:
     ],
 )
 def test_function_that_shares_its_lines_is_left_out(language: str, source: str) -> None:
-    assert functions(source, language) == []
+    assert functions_of(source, language) == []
 
 
 def test_comment_behind_a_brace_shares_nothing() -> None:
     source = "func f() int { // why\n\treturn 1\n} // end\n"
-    assert functions(source, "go") == [("func f() int { // why\n", "\treturn 1\n} // end\n")]
+    assert functions_of(source, "go") == [("func f() int { // why\n", "\treturn 1\n} // end\n")]
 
 
 @pytest.mark.parametrize(
@@ -680,7 +668,7 @@ def test_comment_behind_a_brace_shares_nothing() -> None:
 def test_what_does_not_parse_costs_its_file_no_other_function(broken: str) -> None:
     good = "// Doc.\nfunction good(a) {\n  return a;\n}\n\n"
     expected = ("// Doc.\nfunction good(a) {\n", "  return a;\n}\n")
-    assert functions(good + broken + good, "javascript") == [expected, expected]
+    assert functions_of(good + broken + good, "javascript") == [expected, expected]
 
 
 @pytest.mark.parametrize("language", [name for name in OTHERS if name != "php"])  # all is text there, up to `<?php`

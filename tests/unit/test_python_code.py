@@ -4,21 +4,13 @@ import json
 
 import pytest
 
+from tests.support.data import functions_of
 from trainer.data.filters import decode
 from trainer.data.languages import language_of, parses, read, text_of
-from trainer.data.languages.code import moved
 
 
 def functions(source: str) -> list[tuple[str, str]]:
-    """(head, body) of each function, moved to the left margin."""
-    code = read(source, "python")
-    assert code is not None
-    lines = source.split("\n")
-    found = []
-    for item in code.functions:
-        text, head = moved(lines[item.start : item.end]), item.body - item.start
-        found.append(("".join(f"{line}\n" for line in text[:head]), "".join(f"{line}\n" for line in text[head:])))
-    return found
+    return functions_of(source, "python")
 
 
 def only(source: str):
