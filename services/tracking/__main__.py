@@ -38,6 +38,7 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
     if setup_only and no_setup:
         raise InputError("--setup-only and --no-setup exclude each other. Give one of them.")
     settings = read(TrackingSettings, tracking_host=host, tracking_port=port)
+    check_home(settings)
     if not setup_only:
         logs.set_up("tracking")
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -51,6 +52,15 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
         return
     log.info("MLflow tracking server: http://%s:%s", settings.tracking_host, settings.tracking_port)
     serve(settings)
+
+
+def check_home(settings: TrackingSettings) -> None:
+    """Raise InputError for a folder whose name a URI of SQLite cannot hold: the database would be another file."""
+    if not settings.mlflow_backend_store_uri and (odd := [char for char in "?%" if char in str(settings.home)]):
+        raise InputError(
+            f"RATCHET_HOME is '{settings.home}'. Expected a path without {' and '.join(odd)}, which the database's URI "
+            "cannot hold: name another folder."
+        )
 
 
 def check(settings: TrackingSettings) -> None:

@@ -212,6 +212,8 @@ def test_setup_only_makes_folders_env_file_and_database_and_keeps_what_is_there(
         ("MLFLOW_BACKEND_STORE_URI", "postgresql+psycopg2://u:p@127.0.0.1:9/db", "MLFLOW_BACKEND_STORE_URI"),
         ("MLFLOW_BACKEND_STORE_URI", "nonsense", "MLFLOW_BACKEND_STORE_URI"),
         ("RATCHET_HOME", "/dev/null/x", "RATCHET_HOME is /dev/null/x"),
+        ("RATCHET_HOME", "/nowhere/q?m", "Expected a path without ?,"),
+        ("RATCHET_HOME", "/nowhere/50%25x?", "Expected a path without ? and %,"),
     ],
 )
 def test_bad_tracking_setting_is_named(tmp_path, monkeypatch, variable: str, value: str, expected: str) -> None:
