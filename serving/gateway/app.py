@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from contract import logs
 from contract.names import SERVING_SUPERVISOR
+from serving.gateway.body import refusal_of
 from serving.gateway.errors import Refusal, too_large
 from serving.gateway.middleware import Edge
 from serving.gateway.routes import infill, mlflow, openai, operations
@@ -56,17 +57,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """A body that is not what the form asks for: which field, and why."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    if first["type"] == "json_invalid":
-        return Refusal(400, "The body is not JSON.").response(request.url.path)
-    given = first.get("input")
-    shown = f" is {str(given)[:100]!r}" if isinstance(given, (str, int, float, bool)) else ""
-    return Refusal(422, f"{where or 'The body'}{shown}: {first['msg']}.", param=where or None).response(
-        request.url.path
-    )
+    return refusal_of(error.errors()).response(request.url.path)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

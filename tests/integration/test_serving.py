@@ -159,11 +159,11 @@ def test_a_model_without_a_chat_template_says_so(client: openai.OpenAI) -> None:
     ("given", "error", "message"),
     [
         ({"model": "other"}, openai.NotFoundError, "The model 'other' is not served here. Expected 'served'"),
-        ({"max_tokens": 401}, openai.UnprocessableEntityError, "max_new_tokens is 401. Expected 400 at most here"),
-        ({"max_tokens": 0}, openai.UnprocessableEntityError, "max_new_tokens is 0. Expected 1 or more"),
+        ({"max_tokens": 401}, openai.UnprocessableEntityError, "max_tokens is 401. Expected 400 at most here"),
+        ({"max_tokens": 0}, openai.UnprocessableEntityError, "max_tokens is 0. Expected 1 or more"),
         ({"prompt": "x" * 301}, openai.UnprocessableEntityError, "A prompt has 301 tokens. Expected 300 at most here"),
         ({"temperature": -1}, openai.UnprocessableEntityError, "temperature is -1"),
-        ({"n": 0}, openai.UnprocessableEntityError, "n is '0'"),
+        ({"n": 0}, openai.UnprocessableEntityError, "n is 0"),
         ({"prompt": [1, 2]}, openai.UnprocessableEntityError, "prompt"),
         ({"logprobs": 3}, openai.UnprocessableEntityError, "logprobs is 3. It is not supported here"),
         ({"prompt": "x" * 20_001}, openai.APIStatusError, "larger than 20000 bytes"),
@@ -344,12 +344,8 @@ def test_the_registrys_webhook_makes_it_quick(stack: Stack, tiny, tmp_path) -> N
 def test_nothing_in_production_is_503_with_the_reason(stack: Stack, tmp_path) -> None:
     with serving_process(stack, "nothing", tmp_path / "serving") as service:
         service.wait_for(lambda: service.status()["message"] != "starting", "it has looked")
-        for path in ("/ping", "/v1/completions", "/invocations"):
-            reply = (
-                requests.get(service.url + path, timeout=10)
-                if path == "/ping"
-                else post(service, path, {"prompt": "x", "inputs": ["x"]})
-            )
+        for path, body in (("/ping", None), ("/v1/completions", {"prompt": "x"}), ("/invocations", {"inputs": ["x"]})):
+            reply = post(service, path, body) if body else requests.get(service.url + path, timeout=10)
             assert reply.status_code == 503
             assert reply.headers["Retry-After"]
             assert "No version of 'nothing' has the alias 'production'" in reply.text

@@ -1,12 +1,13 @@
 """llama.cpp's form for editors, /infill: what llama.vim and llama.vscode send."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from serving.gateway.body import MOST_STOPS, body_of
 from serving.gateway.errors import Refusal
 from serving.gateway.routes.openai import MOST_SNIPPETS, Answer, CompletionsRequest, Snippet
 from serving.gateway.worker import gateway_of, until_gone
@@ -32,7 +33,7 @@ class InfillRequest(BaseModel):
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
-    stop: list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     repeat_penalty: float | None = None
     stream: bool = False
 
@@ -45,23 +46,21 @@ class InfillRequest(BaseModel):
             suffix=self.input_suffix,
             input_extra=self.input_extra,
             path=self.path,
-            max_tokens=self.n_predict if self.n_predict >= 0 else None,
+            n_predict=self.n_predict if self.n_predict >= 0 else None,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             seed=self.seed if self.seed != -1 else None,
             stop=self.stop,
-            repetition_penalty=self.repeat_penalty,
+            repeat_penalty=self.repeat_penalty,
         )
 
 
 @router.post("/infill")
-async def infill(request: Request, body: InfillRequest) -> Response:
+async def infill(request: Request, body: Annotated[InfillRequest, Depends(body_of(InfillRequest))]) -> Response:
     """Fill what stands between the texts before and after the cursor."""
     asked = body.as_completions()
-    work = Answer(
-        request, gateway_of(request), asked, asked.inputs(), asked.params(asked.max_tokens), "text_completion"
-    )
+    work = Answer(request, gateway_of(request), asked, asked.inputs(), "text_completion")
     try:
         answer = await until_gone(request, work.whole())
     except BaseException:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from serving.gateway.body import loads
 from serving.gateway.worker import ClientGone, Gateway, gateway_of, until_gone
 from serving.supervisor.state import WAITING
 
@@ -75,14 +76,11 @@ async def _record_invocation(
 def with_request_id(body: bytes, content_type: str, request_id: str) -> tuple[dict[str, Any] | None, bytes]:
     """(the JSON object, the body with the request's id among its params); (None, the body as it is) for other bodies.
 
-    What is wrong with them, MLflow says itself.
+    What is wrong with them, MLflow says itself. Raises Refusal for what is no JSON.
     """
     if not content_type.startswith("application/json"):
         return None, body
-    try:
-        asked = json.loads(body)
-    except ValueError:
-        return None, body
+    asked = loads(body)
     if not isinstance(asked, dict) or not isinstance(asked.get("params") or {}, dict):
         return None, body
     if any(name in asked for name in ("inputs", "instances", "dataframe_split", "dataframe_records")):

@@ -7,20 +7,23 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
 from contract.messages import CompletionEnd, CompletionPiece, CompletionRequest, Piece
+from serving.gateway.body import MOST_STOPS, SHOWN, body_of, shown
 from serving.gateway.errors import Refusal
+from serving.gateway.routes.parameters import PENALTIES, changes_nothing
 from serving.gateway.worker import Gateway, gateway_of, until_gone
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1")
 MOST_COMPLETIONS = 64  # of one request
 MOST_SNIPPETS = 256
+SEEDS = 2**63
 
 
 class StreamOptions(BaseModel):
@@ -29,52 +32,70 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+# Our generation parameters that have several names, of OpenAI's, of MLflow's form and of llama.cpp's.
+NAMES = {
+    "max_new_tokens": ("max_tokens", "max_completion_tokens", "max_new_tokens", "n_predict"),
+    "repetition_penalty": ("repetition_penalty", "repeat_penalty"),
+}
+
+
 class OpenAIRequest(BaseModel):
-    """What completions and chat have in common. Other fields are ignored, but those that would change the answer."""
+    """What completions and chat have in common."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     model: str | None = None
     max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_new_tokens: int | None = None
+    n_predict: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     n: int = Field(default=1, ge=1, le=MOST_COMPLETIONS)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = None
     top_k: int | None = None  # not OpenAI's, but of other servers of its form
     repetition_penalty: float | None = None
-    best_of: int | None = None  # these two: only what changes nothing
-    response_format: dict[str, Any] | None = None
+    repeat_penalty: float | None = None
+    best_of: int | None = None  # only what changes nothing
 
-    def params(self, tokens: int | None) -> dict[str, Any]:
-        """The generation parameters that are set; the others are the model's own defaults."""
+    def params(self) -> dict[str, Any]:
+        """The generation parameters that are set; the others are the model's own defaults. Raises Refusal."""
         values = {
-            "max_new_tokens": tokens,
+            "max_new_tokens": self._one_of("max_new_tokens"),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "stop": self.stop,
-            "seed": None if self.seed is None else abs(self.seed) % 2**63,
+            "seed": None if self.seed is None else abs(self.seed) % SEEDS,
             "top_k": self.top_k,
-            "repetition_penalty": self.repetition_penalty,
+            "repetition_penalty": self._one_of("repetition_penalty"),
         }
         return {name: value for name, value in values.items() if value is not None}
 
+    def as_sent(self, name: str) -> str:
+        """By which field a generation parameter was sent."""
+        return next((item for item in NAMES.get(name, ()) if getattr(self, item) is not None), name)
+
     def refuse_what_is_not_there(self) -> None:
-        """Raise Refusal for what would change the answer and is not supported, set to more than nothing."""
-        extra = self.model_extra or {}
-        for name in ("logprobs", "top_logprobs", "logit_bias", "tools", "functions", "echo", "presence_penalty"):
-            if extra.get(name):
-                raise Refusal(422, f"{name} is {extra[name]!r}. It is not supported here: leave it out.", param=name)
-        if penalty := extra.get("frequency_penalty"):
-            name = "frequency_penalty"
-            raise Refusal(422, f"{name} is {penalty!r}. It is not supported: see repetition_penalty.", param=name)
+        """Raise Refusal for what would change the answer and is not supported."""
+        for name, value in (self.model_extra or {}).items():
+            if not changes_nothing(name, value):
+                field = name[:SHOWN]
+                instead = ", or see repetition_penalty" if name in PENALTIES else ""
+                message = f"{field} is {shown(value)}. It is not supported here: leave it out{instead}."
+                raise Refusal(422, message, param=field)
         if (self.best_of or 1) > self.n:
             raise Refusal(422, f"best_of is {self.best_of}. Expected n, or nothing.", param="best_of")
-        if (self.response_format or {}).get("type", "text") != "text":
-            raise Refusal(422, "response_format is not text. Nothing else is supported.", param="response_format")
+
+    def _one_of(self, name: str) -> Any:
+        """A parameter by whichever of its names. Raises Refusal where two say different things."""
+        given = {item: value for item in NAMES[name] if (value := getattr(self, item)) is not None}
+        if len(set(given.values())) > 1:
+            said = " and ".join(f"{item} is {value}" for item, value in given.items())
+            raise Refusal(422, f"{said}. Expected one of them.", param=next(iter(given)))
+        return next(iter(given.values()), None)
 
 
 class Snippet(BaseModel):
@@ -107,13 +128,19 @@ class CompletionsRequest(OpenAIRequest):
 class Message(BaseModel):
     """One message of a chat."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     role: str
     content: str | list[dict[str, Any]] | None = None
+    name: str | None = None  # templates do not show it
 
     def plain(self) -> dict[str, str]:
-        """With its parts joined. Raises Refusal for a part that is no text."""
+        """With its parts joined. Raises Refusal for what no template here would show: no text, a tool's call."""
+        for name, value in (self.model_extra or {}).items():
+            if value not in ([], "", {}):
+                raise Refusal(
+                    422, f"A message has {name[:SHOWN]}. It is not supported here: leave it out.", param="messages"
+                )
         parts = self.content if isinstance(self.content, list) else [{"type": "text", "text": self.content or ""}]
         for part in parts:
             if part.get("type") != "text":
@@ -127,7 +154,6 @@ class ChatRequest(OpenAIRequest):
     """The body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = None
 
 
 @router.get("/models")
@@ -146,24 +172,24 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.post("/completions")
-async def completions(request: Request, body: CompletionsRequest) -> Response:
+async def completions(
+    request: Request, body: Annotated[CompletionsRequest, Depends(body_of(CompletionsRequest))]
+) -> Response:
     """Continue a prompt, or fill what stands between it and `suffix`."""
-    return await _answer(request, body, body.inputs(), body.max_tokens, "text_completion")
+    return await _answer(request, body, body.inputs(), "text_completion")
 
 
 @router.post("/chat/completions")
-async def chat(request: Request, body: ChatRequest) -> Response:
+async def chat(request: Request, body: Annotated[ChatRequest, Depends(body_of(ChatRequest))]) -> Response:
     """Answer the last message, in the model's own chat template."""
     inputs = [CompletionRequest(messages=[message.plain() for message in body.messages])]
-    return await _answer(request, body, inputs, body.max_completion_tokens or body.max_tokens, "chat.completion")
+    return await _answer(request, body, inputs, "chat.completion")
 
 
 Kind = Literal["text_completion", "chat.completion"]
 
 
-async def _answer(
-    request: Request, body: OpenAIRequest, inputs: list[CompletionRequest], tokens: int | None, kind: Kind
-) -> Response:
+async def _answer(request: Request, body: OpenAIRequest, inputs: list[CompletionRequest], kind: Kind) -> Response:
     gateway = gateway_of(request)
     _check_model(gateway, body.model)
     body.refuse_what_is_not_there()
@@ -171,7 +197,7 @@ async def _answer(
         raise Refusal(
             422, f"{len(inputs)} prompts, {body.n} times each. Expected {MOST_COMPLETIONS} completions at most."
         )
-    work = Answer(request, gateway, body, inputs, body.params(tokens), kind)
+    work = Answer(request, gateway, body, inputs, kind)
     try:
         if body.stream:
             await until_gone(request, work.begin())
@@ -193,10 +219,10 @@ class Answer:
         gateway: Gateway,
         body: OpenAIRequest,
         inputs: list[CompletionRequest],
-        params: dict[str, Any],
         kind: Kind,
     ) -> None:
-        self.request, self.gateway, self.body, self.inputs, self.params = request, gateway, body, inputs, params
+        self.request, self.gateway, self.body, self.inputs = request, gateway, body, inputs
+        self.params = body.params()
         self.kind: Kind = kind
         self.id = f"{'cmpl' if kind == 'text_completion' else 'chatcmpl'}-{uuid.uuid4().hex}"
         self.created, self.began_ns = int(time.time()), time.time_ns()
@@ -220,14 +246,31 @@ class Answer:
     async def _ask(self, given: CompletionRequest, number: int) -> AsyncIterator[CompletionPiece | CompletionEnd]:
         params = dict(self.params)
         if number and params.get("seed", -1) >= 0:
-            params["seed"] += number  # or all n would be the same
-        return await self.open.enter_async_context(
-            self.gateway.engine.complete(
-                {**given, "params": params, "stream": self.body.stream},
-                self.until,
-                lambda live: setattr(self.request.state, "live", live),
+            params["seed"] = (params["seed"] + number) % SEEDS  # or all n would be the same
+        try:
+            return await self.open.enter_async_context(
+                self.gateway.engine.complete(
+                    {**given, "params": params, "stream": self.body.stream},
+                    self.until,
+                    lambda live: setattr(self.request.state, "live", live),
+                )
             )
-        )
+        except Refusal as refusal:
+            self._name_what_was_sent(refusal)
+            raise
+
+    def _name_what_was_sent(self, refusal: Refusal) -> None:
+        """Say by the client's own names, and OpenAI's code, what the engine has refused."""
+        message = refusal.message
+        if refusal.status != 422:
+            return
+        if message.startswith("A prompt "):
+            refusal.code = "context_length_exceeded"
+            refusal.param = "prompt" if self.kind == "text_completion" else "messages"
+        for name in self.params:
+            if message.startswith(f"{name} is "):
+                refusal.param = self.body.as_sent(name)
+                refusal.message = refusal.param + message.removeprefix(name)
 
     async def whole(self) -> dict[str, Any]:
         """All completions, as one object."""

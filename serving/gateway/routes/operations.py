@@ -5,14 +5,15 @@ import os
 import signal
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from contract.names import SERVING_SUPERVISOR
 from serving.gateway import metrics
+from serving.gateway.body import body_of
 from serving.gateway.errors import Refusal
 from serving.gateway.tracing import UnknownCompletion
 from serving.gateway.worker import Gateway, gateway_of
@@ -52,7 +53,7 @@ async def prometheus(request: Request) -> Response:
 
 
 @router.post("/feedback")
-async def feedback(request: Request, given: Feedback) -> dict[str, Any]:
+async def feedback(request: Request, given: Annotated[Feedback, Depends(body_of(Feedback))]) -> dict[str, Any]:
     """Accept or reject a completion by its id: an assessment on its trace."""
     return {"trace_id": await _store_feedback(gateway_of(request), given, request.state.user)}
 
