@@ -69,7 +69,7 @@ def refusal_of(errors: Sequence[Any]) -> Refusal:
     if first["type"] == "missing":
         return Refusal(422, f"{'.'.join(map(str, where))} is missing.", param=name or None)
     if name in EXPECTED:
-        return Refusal(422, f"{name} has {shown(first['input'])}. Expected {EXPECTED[name]}.", param=name)
+        return Refusal(422, f"{name} is {shown(first['input'])}. Expected {EXPECTED[name]}.", param=name)
     path = ".".join(map(str, where)) or "The body"
     return Refusal(422, f"{path} is {shown(first['input'])}: {first['msg']}.", param=name or None)
 
