@@ -12,7 +12,10 @@ from promoter.options import options, text
 
 
 class _Promoter(click.Group):
-    """Gives trouble with the tracking server its exit code, and no stack trace."""
+    """Gives trouble with the tracking server its exit code, and no stack trace; its options may follow the command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [*_own_options(self, args), *args])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -29,6 +32,23 @@ class _Promoter(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted. What was begun is finished by the same command.", err=True)
             ctx.exit(130)
+
+
+def _own_options(group: click.Group, args: list[str]) -> list[str]:
+    """The group's options that have a value, with it; they are taken out of `args`."""
+    options = (option for option in group.params if isinstance(option, click.Option) and not option.is_flag)
+    names = {name for option in options for name in option.opts}
+    found: list[str] = []
+    number = 0
+    while number < len(args) and args[number] != "--":
+        name, with_value, _ = args[number].partition("=")
+        length = 1 if with_value else 2
+        if name in names and number + length <= len(args):
+            found += args[number : number + length]
+            del args[number : number + length]
+        else:
+            number += 1
+    return found
 
 
 @click.group(cls=_Promoter, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -74,7 +74,7 @@ def options(*names: str) -> Callable[[Any], Any]:
         "version": click.option("--version", "number", help="Which version.  [default: the staged one]"),
         "stage": click.option(
             "--stage",
-            type=click.Choice(["Staging", "Production"]),
+            type=click.Choice(["Staging", "Production"], case_sensitive=False),
             default="Staging",
             show_default=True,
             help="Where to.",
@@ -92,7 +92,7 @@ def options(*names: str) -> Callable[[Any], Any]:
         "format": click.option(
             "--format",
             "output_format",
-            type=click.Choice(["text", "json", "markdown"]),
+            type=click.Choice(["text", "json", "markdown"], case_sensitive=False),
             default="text",
             show_default=True,
             help="How to print.",

@@ -1,5 +1,6 @@
 """The command line: `trainer [train|prepare|evaluate|export|try] [--config FILE] [section.key=value …]`."""
 
+import difflib
 import json
 import os
 import re
@@ -27,6 +28,10 @@ class _TrainByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            if args[0].isalpha():
+                near = difflib.get_close_matches(args[0], self.commands, n=1)
+                hint = f"Did you mean '{near[0]}'?" if near else f"Expected {', '.join(self.commands)}, or a setting."
+                raise click.UsageError(f"No such command '{args[0]}'. {hint}")
             args = ["train", *args]
         return super().parse_args(ctx, args)
 
