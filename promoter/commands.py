@@ -49,7 +49,9 @@ def compare(
             f"--filter is '{filter_string}' and --order-by '{order}', which MLflow does not take: {error.message}. "
             "Expected, for example: --filter \"metrics.`eval/passed` > 0.1 and tags.role = 'candidate'\""
         ) from error
-    table = tables.runs_table(runs, tables.Columns(metrics, params, tags))
+    columns = tables.Columns(metrics, params, tags)
+    columns.check(runs)
+    table = tables.runs_table(runs, columns)
     if output_format == "text":
         table = table.drop(columns="run_id", errors="ignore")  # too wide for a terminal
     click.echo(tables.render(table, output_format))
@@ -69,10 +71,9 @@ def compare_versions(
     """Compare a registered model's versions, newest first, with aliases, stage, and their runs' metrics and params."""
     client = registry.connect(uri)
     versions = registry.versions(client, model_name, filter_string, limit)
-    columns = tables.Columns(metrics, params, tags)
-    click.echo(
-        tables.render(tables.versions_table(versions, registry.runs_of(client, versions), columns), output_format)
-    )
+    columns, runs = tables.Columns(metrics, params, tags), registry.runs_of(client, versions)
+    columns.check(runs.values())
+    click.echo(tables.render(tables.versions_table(versions, runs, columns), output_format))
 
 
 def best(uri: str, experiment_name: str, model_name: str, policy_name: str, output_format: str) -> None:

@@ -1,8 +1,9 @@
 """Tables for people and programs: text, Markdown or JSON."""
 
+import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,8 +14,11 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from contract import names
+from contract.errors import InputError
 from contract.metrics import SHOWN
 from promoter.decision import Decision
+
+MOST_NAMED = 8  # metrics or params, in a message
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,15 @@ class Columns:
     metrics: tuple[str, ...] = SHOWN
     params: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+
+    def check(self, runs: Collection[Run]) -> None:
+        """Raise InputError for a metric or param that none of the runs has, but for the metrics shown by default."""
+        wanted = set(self.metrics) - set(SHOWN)
+        for option, names_given, kind in (("--metric", wanted, "metrics"), ("--param", set(self.params), "params")):
+            known = {name for run in runs for name in getattr(run.data, kind)}
+            for name in sorted(names_given - known) if runs else ():
+                near = difflib.get_close_matches(name, known, n=3) or sorted(known)[:MOST_NAMED]
+                raise InputError(f"{option} is '{name}', which none of these runs has. There are: {', '.join(near)}.")
 
     def of(self, run: Run | None, version_tags: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The columns' values; None where there is none."""

@@ -1,9 +1,14 @@
 """The command lines of promoter and trainer: where options may stand, and what is said of a slip."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from click.testing import CliRunner
 
+from contract.errors import InputError
 from promoter.cli import main as promoter
+from promoter.tables import Columns
 from trainer.cli import main as trainer
 
 NOWHERE = "http://127.0.0.1:9"
@@ -50,3 +55,20 @@ def test_a_slip_on_promoters_command_line_is_named(arguments: list[str], expecte
 def test_a_slip_on_trainers_command_line_is_named(arguments: list[str], expected: str) -> None:
     found = CliRunner().invoke(trainer, arguments)
     assert (found.exit_code, expected in found.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (Columns(metrics=("eval/edit_similarty",)), "--metric is 'eval/edit_similarty', .* eval/edit_similarity"),
+        (Columns(params=("trainer.learning",)), "--param is 'trainer.learning', .* trainer.lr"),
+        (Columns(metrics=("nonsense",)), "There are: eval/edit_similarity, train/loss"),
+    ],
+)
+def test_a_metric_or_param_that_no_run_has_is_named(columns: Columns, expected: str) -> None:
+    data = SimpleNamespace(metrics={"eval/edit_similarity": 1.0, "train/loss": 2.0}, params={"trainer.lr": "1"})
+    runs: Any = [SimpleNamespace(data=data)]
+    with pytest.raises(InputError, match=expected):
+        columns.check(runs)
+    columns.check([])
+    Columns(tags=("gate",)).check(runs)  # one that only some have, and the metrics that are shown by default
