@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from contract.errors import InputError, RatchetError, Unreachable
+from contract.redaction import redact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ def connect(uri: str, setting: str, how_else: str) -> "MlflowClient":
         raise InputError(f"{setting} is '{uri}'. Expected a URL such as http://127.0.0.1:5000.")
     if reason := why_unreachable(uri):
         raise Unreachable(
-            f"No tracking server at {uri} ({reason}). Start it with `make start-mlflow`, or name another with "
+            f"No tracking server at {redact(uri)} ({reason}). Start it with `make start-mlflow`, or name another with "
             f"{how_else} or MLFLOW_TRACKING_URI."
         )
     import logging

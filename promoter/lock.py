@@ -32,6 +32,7 @@ from mlflow.exceptions import MlflowException
 
 from contract.errors import Busy, InputError, Unreachable
 from contract.names import PROMOTIONS
+from contract.redaction import redact
 from contract.tracking import RETRIES, create_once
 
 LEAST_S = 6.0  # of a lease, so that there is time to renew it
@@ -256,5 +257,5 @@ def _server_time(uri: str) -> float:
     try:
         date = requests.get(f"{uri.rstrip('/')}/health", timeout=10).headers.get("Date")
     except requests.RequestException as error:
-        raise Unreachable(f"No tracking server at {uri} ({type(error).__name__}).") from error
+        raise Unreachable(f"No tracking server at {redact(uri)} ({type(error).__name__}).") from error
     return parsedate_to_datetime(date).timestamp() if date else time.time()

@@ -11,6 +11,7 @@ import torch
 from mlflow import MlflowClient
 
 from contract import names
+from contract.redaction import redact
 from trainer import base_model, git, tracking
 from trainer.base_model import BaseModel
 from trainer.config import Config, to_yaml
@@ -61,7 +62,7 @@ class Job:
         log_dataset(self.data)
         known = commit()
         mlflow.set_tags({"git_commit": known} if known else {})
-        mlflow.log_text(to_yaml(self.config), "config.yaml")  # last: with it, all of this is there
+        mlflow.log_text(redact(to_yaml(self.config)), "config.yaml")  # last: with it, all of this is there
 
     def load_base(self) -> None:
         """Have the base model in memory, and no other."""

@@ -18,6 +18,7 @@ import click
 from code_model import threads
 from contract.errors import InputError
 from contract.names import EVALUATOR_DIR, GOMP_SPINCOUNT, PRODUCTION, pyfunc_model
+from contract.redaction import redact
 from contract.tracking import as_ours
 from trainer.config import CONFIGS, Config, load_config, to_yaml, with_source
 from trainer.options import walk
@@ -107,7 +108,7 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
 
         prepared = job.prepare(config, folder)
         if dry_run:
-            click.echo(f"\n{to_yaml(config)}\nEverything is in order; nothing was trained (--dry-run).")
+            click.echo(f"\n{redact(to_yaml(config))}\nEverything is in order; nothing was trained (--dry-run).")
             return
         job.run(prepared)
 

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from contract import names
 from contract.files import sha256_of
 from contract.names import EVALUATED_MANIFEST, EVALUATES, EVALUATION_TABLE, MANIFEST_SHA256, PRODUCTION
+from contract.redaction import redact
 from contract.tracking import read_table
 from trainer import base_model, register, tracking
 from trainer.base_model import BaseModel
@@ -115,7 +116,7 @@ def log(
 ) -> register.Logged:
     """Log a model that was judged, as it was `saved`, to the active run, with a card that has the figures."""
     say("Logging and registering the model")
-    mlflow.log_text(_card(job, role, register.figures(metrics, base_metrics)), "model_card.md")
+    mlflow.log_text(redact(_card(job, role, register.figures(metrics, base_metrics))), "model_card.md")
     mlflow.log_artifact(str(folder / "generation_config.json"))
     logged = register.log_model(model.model, model.tokenizer, folder)
     # Together, and last: with them, a run that is killed here needs to be registered only.

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context import registry as context_registry
 
 from contract import names, tracking
+from contract.redaction import redact
 from contract.tracking import create_once, why_unreachable, without_retries
 from trainer.config import Config, flatten
 from trainer.training.liveness import alive
@@ -143,7 +144,7 @@ def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
             if away := why_unreachable(client.tracking_uri):
                 say(f"The tracking server is away ({away}): the run stays RUNNING until the next trainer sees it.")
             elif mlflow.active_run() is not None:
-                client.set_tag(run_id, "ended_because", reason[:5000])
+                client.set_tag(run_id, "ended_because", redact(reason)[:5000])
                 mlflow.end_run("KILLED" if interrupted else "FAILED")
         raise
     if mlflow.active_run() is not None:
@@ -151,5 +152,5 @@ def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
 
 
 def log_config(config: Config) -> None:
-    """The whole resolved configuration as params of the active run."""
-    mlflow.log_params({key: str(value) for key, value in flatten(config).items()})
+    """The whole resolved configuration as params of the active run, without credentials."""
+    mlflow.log_params({key: redact(str(value)) for key, value in flatten(config).items()})

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from contract import names
 from contract.errors import InputError
 from contract.names import EVALUATES, pyfunc_model
+from contract.redaction import redact
 from trainer import base_model, tracking
 from trainer.config import Config, to_yaml, with_source
 from trainer.data.logged import log_dataset
@@ -63,7 +64,7 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
         mark_dead(client, experiment_id, root)
         with tracking.run(client, experiment_id, f"version-{version.version}-evaluated", tags, root) as active:
             tracking.log_config(config)
-            mlflow.log_text(to_yaml(config), "config.yaml")
+            mlflow.log_text(redact(to_yaml(config)), "config.yaml")
             log_dataset(data)
             metrics = evaluation.run(model, name).metrics
             say(f"Run {active.info.run_name}: {active.info.run_id}")
