@@ -49,19 +49,33 @@ SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
 KEYCTL_JOIN_SESSION_KEYRING, KEYCTL_CLEAR, USER_KEYRING = 1, 7, -4
 PAGE = resource.getpagesize()
 MARK_IN, MARK_OUT = 3, 4  # file descriptors
-# The mark comes back only when the program has run to its end: `sys.exit(0)` before the tests is no pass. The program
-# is the module `__main__`, as if it had been started by itself: doctest, unittest and pickle look there.
+# The mark comes back only when the program has run to its end: `sys.exit(0)` before the tests is no pass, nor is the
+# end of a process that it forked, nor one behind a failure that unittest only counts (`exit=False`). The program is
+# the module `__main__`, as if it had been started by itself: doctest, unittest and pickle look there.
 RUNNER = f"""
 import os, sys, types
-mark = os.read({MARK_IN}, 64)
+mark, first, failures = os.read({MARK_IN}, 64), os.getpid(), []
 os.close({MARK_IN})
+def count(kind):
+    def counting(result, test, *problem):
+        if kind.__name__ != "addSubTest" or problem[-1] is not None:
+            failures.append(test)
+        return kind(result, test, *problem)
+    return counting
 module = sys.modules["__main__"] = types.ModuleType("__main__")
 module.__file__ = "program.py"
 with open(module.__file__, encoding="utf-8") as file:
-    code = compile(file.read(), module.__file__, "exec")
-exec(code, module.__dict__)
-os.write({MARK_OUT}, mark)
-os._exit(0)
+    source = file.read()
+if "unittest" in source:
+    from unittest import TestResult
+    for kind in ("addError", "addFailure", "addSubTest", "addUnexpectedSuccess"):
+        setattr(TestResult, kind, count(getattr(TestResult, kind)))
+exec(compile(source, module.__file__, "exec"), module.__dict__)
+if failures:
+    print("unittest:", len(failures), "failed, the first", failures[0], file=sys.stderr, flush=True)
+elif os.getpid() == first:
+    os.write({MARK_OUT}, mark)
+os._exit(bool(failures))
 """
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -121,10 +135,11 @@ def run(program: str, limits: Limits, user: int | None = None) -> Verdict:
     seconds = round(time.monotonic() - started, 3)
     if outcome is not None:
         return Verdict(False, outcome, "", seconds)
-    if returned.startswith(mark):  # more than once where it has forked
+    if returned == mark:
         return Verdict(True, "passed", "", seconds)
     lines = printed.decode("utf-8", "replace").strip().splitlines()
-    return Verdict(False, "failed", lines[-1][:300] if lines else "it ended before its tests did", seconds)
+    detail = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in lines[-1]) if lines else ""
+    return Verdict(False, "failed", detail[:300] or "it ended before its tests did", seconds)
 
 
 def _become(folder: Path, pipes: tuple[int, int, int, int], limits: Limits, user: int | None) -> NoReturn:
@@ -171,7 +186,7 @@ def _become(folder: Path, pipes: tuple[int, int, int, int], limits: Limits, user
 
 
 def _watch(child: int, output: int, mark_out: int, deadline: float, limits: Limits) -> tuple[str | None, bytes, bytes]:
-    """(the limit that was passed if any, the end of what was printed, the mark if it came)."""
+    """(the limit that was passed if any, the end of what was printed, the mark if the program came to its end)."""
     printed, total = bytearray(), 0
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
@@ -184,14 +199,16 @@ def _watch(child: int, output: int, mark_out: int, deadline: float, limits: Limi
                 printed = (printed + piece)[-4096:]
             if total > MAX_OUTPUT:
                 return "output", bytes(printed), b""
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
                 break
             if time.monotonic() > deadline:
                 return "timeout", bytes(printed), b""
             if _memory_in_use() > limits.memory_mb * 1_000_000:
                 return "memory", bytes(printed), b""
     _kill_all()  # now, so that nothing holds the pipes open; but for one that was sent through a socket
-    return None, bytes(printed + _what_is_there(output))[-4096:], _what_is_there(mark_out)
+    well = ended.si_code == os.CLD_EXITED and ended.si_status == 0
+    return None, bytes(printed + _what_is_there(output))[-4096:], _what_is_there(mark_out) if well else b""
 
 
 def _what_is_there(pipe: int) -> bytes:

@@ -24,6 +24,20 @@ pytestmark = pytest.mark.integration
 
 SYS_ADD_KEY, SESSION_KEYRING = 248, -3
 SYSTEM_PYTHON = Path("/usr/bin/python3")
+CASE = """\
+import unittest
+class T(unittest.TestCase):
+    def test_it(self):
+        self.assertEqual(1, 2)
+    @unittest.expectedFailure
+    def test_no(self):
+        self.assertEqual(1, 2)
+    def test_sub(self):
+        for n in (1, 2):
+            with self.subTest(n):
+                self.assertEqual(n, 1)
+"""
+SOUND_CASE = CASE.replace("(1, 2)\n    @", "(1, 1)\n    @").replace("in (1, 2)", "in (1, 1)")
 
 
 @pytest.fixture(scope="module", params=["whoever runs the tests", "an ordinary user"])
@@ -72,6 +86,12 @@ def test_nothing_is_left_behind(sandbox: Sandbox, what: str, first: str, second:
         ("def f(:", "SyntaxError: invalid syntax"),
         ("x = '\ud800'", "UnicodeDecodeError"),
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import os\nif os.fork():\n    os.wait()\n    assert False, 'parent'", "AssertionError: parent"),
+        ("import os, time\nif os.fork():\n    time.sleep(0.3)\n    os._exit(0)", "it ended before its tests did"),
+        ("import os, signal\nif os.fork():\n    os.kill(os.getpid(), 9)", "it ended before its tests did"),
+        (f"{CASE}unittest.main(exit=False)", "unittest: 2 failed, the first test_it"),
+        (f"{CASE}unittest.TextTestRunner(open('/dev/null', 'w')).run(T('test_sub'))", "unittest: 1 failed"),
+        ("raise ValueError('\x1b[31mred\x07')", "ValueError: \ufffd[31mred\ufffd"),
     ],
 )
 def test_failure_says_why(sandbox: Sandbox, program: str, detail: str) -> None:
@@ -88,6 +108,9 @@ def test_failure_says_why(sandbox: Sandbox, program: str, detail: str) -> None:
         "import os, tempfile\nwith tempfile.NamedTemporaryFile() as file:\n    file.write(b'x')",
         "import multiprocessing\nwith multiprocessing.Pool(2) as pool:\n    assert pool.map(abs, [-1, 2]) == [1, 2]",
         "import os\nos.fork()",
+        "import os\nif not os.fork():\n    os._exit(3)\nos.wait()",
+        CASE.replace("(1, 2)\n    @", "(1, 1)\n    @").replace("for n in (1, 2)", "for n in (1, 1)")
+        + "unittest.main(exit=False)",
     ],
 )
 def test_program_runs_as_one_by_itself(sandbox: Sandbox, program: str) -> None:
