@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
 from contract import names
 from services.tracking import rights
 from services.tracking.access import ROLES, roles
@@ -44,7 +47,9 @@ def authenticate() -> "Authorization | Response":
         given = request.authorization
         # 401 is also what MLflow answers where the database goes away between password and user, and no client repeats
         # that. So ask once more; while the database is away the store raises, which is a 503.
-        if given is None or not store.authenticate_user(str(given.username), str(given.password)):
+        if given is None or "ratchet_database_failed" not in g:
+            return found
+        if not store.authenticate_user(str(given.username), str(given.password)):
             return found
         found = authenticate_request_basic_auth()
         if isinstance(found, Response):
@@ -55,6 +60,17 @@ def authenticate() -> "Authorization | Response":
         return make_response(jsonify(error_code="PERMISSION_DENIED", message=message), 403)
     g.ratchet_let_in = found
     return found
+
+
+def _note_failure(context: Any) -> None:
+    """Have a request know that the database failed in it."""
+    from flask import g, has_request_context
+
+    if has_request_context():
+        g.ratchet_database_failed = True
+
+
+event.listen(Engine, "handle_error", _note_failure)
 
 
 def role_of(user: str) -> str:

@@ -5,6 +5,7 @@ on the database is away (`on`), or which fails `alone`.
 """
 
 import itertools
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,13 +28,13 @@ def gone(at: range) -> Iterator[Iterator[int]]:
 
     def fail(*_: Any) -> None:
         if next(statements) in at:
-            raise sqlalchemy.exc.OperationalError("gone", None, Exception("the database is away"))
+            raise sqlite3.OperationalError("the database is away")
 
-    event.listen(sqlalchemy.Engine, "before_cursor_execute", fail)
+    event.listen(sqlalchemy.Engine, "do_execute", fail)
     try:
         yield statements
     finally:
-        event.remove(sqlalchemy.Engine, "before_cursor_execute", fail)
+        event.remove(sqlalchemy.Engine, "do_execute", fail)
 
 
 def main() -> None:
