@@ -1,7 +1,7 @@
 """What the tracking server answers where its database goes away in a request: `python -m tests.support.outages`.
 
-Prints `ROUTE K HOW STATUS` for requests of a logged-in trainer and each SQL statement of theirs, the K-th: from which
-on the database is away (`on`), or which fails `alone`.
+Prints `statement ROUTE K HOW STATUS` for requests of a logged-in trainer and each SQL statement of theirs, the K-th:
+from which on the database is away (`on`), or which fails `alone`.
 """
 
 import itertools
@@ -74,7 +74,7 @@ def main() -> None:
                     answer = client.request(method, f"{api}/{path}", json=body, auth=TRAINER)
                 if next(statements) <= k:
                     break
-                print(path.partition("?")[0], k, how, answer.status_code)
+                print("statement", path.partition("?")[0], k, how, answer.status_code)
 
 
 if __name__ == "__main__":

@@ -427,7 +427,7 @@ def test_the_same_path_in_two_sources_is_two_files(tmp_path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-    write_tree(one)
+    write_tree(one, functions=1)
     names = sorted(path.name for path in one.glob("*.py"))
     for name, other in zip(names[::2], names[1::2], strict=True):
         (one / other).rename(two / name)
