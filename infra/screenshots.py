@@ -60,6 +60,7 @@ def follow_to_report(page: Page, url: str, picture: Path, expected: tuple[str, .
 
 def look_at_table(page: Page, url: str, picture: Path) -> None:
     """The evaluation's table in MLflow, with its first example opened."""
+    page.goto("about:blank")  # else MLflow keeps the artifact that it shows
     page.goto(url)
     table = page.frame_locator("iframe")
     table.get_by_label("with a completion").check(timeout=TIMEOUT_MS)

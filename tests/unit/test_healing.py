@@ -3,7 +3,11 @@
 import asyncio.events
 import inspect
 import random
+import socket
+import threading
+from types import SimpleNamespace
 
+import mlflow.pyfunc
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,8 +24,10 @@ from tests import models
 from tests.models import tokenizers
 from trainer.config import EvalConfig
 from trainer.data.example import Example
+from trainer.evaluation import version_worker
 from trainer.evaluation.models import LoadedModel
 from trainer.evaluation.table import evaluate
+from trainer.evaluation.version_process import VersionProcess
 from trainer.training.collator import collate, encode, encode_all, token_counts
 
 SOURCE = inspect.getsource(asyncio.events)[5000:5400] + "\n\n\tx = 'é 漢 🙂'\n        \n    return  re.sub(a,  b)\n"
@@ -315,3 +321,28 @@ def test_the_parts_of_a_likelihood(parts) -> None:
 def test_examples_are_counted_as_they_are_encoded(tokenizer) -> None:
     examples = [Example(SOURCE[:cut][-50:], SOURCE[cut : cut + 30]) for cut in list(CUTS)[60::9]]
     assert token_counts(tokenizer, examples) == [len(item.input_ids) for item in encode_all(tokenizer, examples)]
+
+
+def test_a_version_in_its_own_process_is_judged_as_a_loaded_model_is(parts, monkeypatch) -> None:
+    """What is taken back from prompts counts there too: the worker has a part of its own in that."""
+    model, tokenizer = parts
+    loaded = SimpleNamespace(model=model, tokenizer=tokenizer)
+    version = SimpleNamespace(unwrap_python_model=lambda: loaded)
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda *_, **__: version)
+    batch = [encode(tokenizer, Example(SOURCE[:cut], SOURCE[cut : cut + 60])) for cut in (5, 17, 40, 77, 103)]
+    assert any(item.held for item in batch)
+    here, there = socket.socketpair()
+    with here, there, here.makefile("rwb") as stream, there.makefile("rwb") as other:
+        names = ("x", "code_model.whole_batch", "code_model.params", "cpu", "float32")
+        thread = threading.Thread(target=version_worker.main, args=(other, *names), daemon=True)
+        thread.start()
+        process = object.__new__(VersionProcess)
+        process._stream, process.tokenizer = stream, tokenizer
+        assert process._receive().get("error") is None
+        found = process.likelihoods(batch)
+        here.shutdown(socket.SHUT_WR)
+        thread.join(20)
+    expected = LoadedModel(model, tokenizer).likelihoods(batch)
+    for one, two in zip(found, expected, strict=True):
+        assert one.nll == pytest.approx(two.nll, rel=1e-4)
+        assert one.first_token == pytest.approx(two.first_token, rel=1e-4, abs=1e-5)

@@ -81,14 +81,14 @@ def main(stream: IO[bytes], folder: str, generate_module: str, params_module: st
             logits = model(**tensors).logits.float()  # (B, kept places, vocab)
             losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
             likeliest = logits.argmax(-1)
-        found: dict[str, Any] = {"likelihoods": [], "ends": []}
-        for row in range(len(targets)):
-            places = (targets[row] != -100).nonzero()[:, 0]
-            for place, tokens in zip(places, allowed[row], strict=False):
-                among = logits[row, place, torch.tensor(tokens, device=model.device)].logsumexp(-1)
-                losses[row, place] = among - logits[row, place, targets[row, place]]
-            found["likelihoods"].append(losses[row, places].tolist())
-            found["ends"].append(bool(likeliest[row, places[-1]] == targets[row, places[-1]]))
+            found: dict[str, Any] = {"likelihoods": [], "ends": []}
+            for row in range(len(targets)):
+                places = (targets[row] != -100).nonzero()[:, 0]
+                for place, tokens in zip(places, allowed[row], strict=False):
+                    among = logits[row, place, torch.tensor(tokens, device=model.device)].logsumexp(-1)
+                    losses[row, place] = among - logits[row, place, targets[row, place]]
+                found["likelihoods"].append(losses[row, places].tolist())
+                found["ends"].append(bool(likeliest[row, places[-1]] == targets[row, places[-1]]))
         return found
 
     while line := stream.readline():
