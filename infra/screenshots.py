@@ -82,7 +82,7 @@ def try_in_browser(page: Page, picture: Path) -> None:
             page.goto(opened[1])
             page.locator("#code").fill(TYPED)
             page.locator("#go").click()
-            page.locator("#answers section").nth(1).wait_for(state="visible", timeout=TIMEOUT_MS)
+            page.locator("#answers section").nth(1).wait_for(state="visible", timeout=4 * TIMEOUT_MS)
             page.screenshot(path=picture, animations="disabled")
             click.echo(f"{picture}: shows two completions")
         finally:
