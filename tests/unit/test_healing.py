@@ -338,10 +338,12 @@ def test_a_version_in_its_own_process_is_judged_as_a_loaded_model_is(parts, monk
         thread.start()
         process = object.__new__(VersionProcess)
         process._stream, process.tokenizer = stream, tokenizer
-        assert process._receive().get("error") is None
-        found = process.likelihoods(batch)
-        here.shutdown(socket.SHUT_WR)
-        thread.join(20)
+        try:
+            assert process._receive().get("error") is None
+            found = process.likelihoods(batch)
+        finally:
+            here.shutdown(socket.SHUT_WR)  # which ends the worker
+            thread.join(20)
     expected = LoadedModel(model, tokenizer).likelihoods(batch)
     for one, two in zip(found, expected, strict=True):
         assert one.nll == pytest.approx(two.nll, rel=1e-4)
