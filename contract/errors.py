@@ -37,6 +37,11 @@ class Busy(RatchetError):
     exit_code = 4
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """A text for a message: no more of it than so many characters, and a mark where there was more."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def json_type(value: object) -> str:
     """What JSON calls the type of a value; of what JSON does not have, such as bytes from Parquet, Python's name."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}

@@ -52,7 +52,7 @@ LAST_KNOWN_CALL = 462  # what later kernels add is not there
 
 
 def _calls(table: str) -> list[tuple[int | None, int | None]]:
-    """The numbers of system calls: name, number on x86_64, on aarch64; a dash where there is none."""
+    """The numbers of system calls: name, number on x86_64, on aarch64; a dash if it has none."""
     words = table.split()
     numbers = [int(word) if word != "-" else None for place, word in enumerate(words) if place % 3]
     return list(zip(numbers[::2], numbers[1::2], strict=True))

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from contract.errors import shortened
 from contract.metrics import SHOWN
 from contract.names import DEFAULT_EXPERIMENT, pyfunc_model
 
@@ -28,8 +29,9 @@ def _model_name(context: click.Context, parameter: click.Parameter, value: str |
 def text(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """Something that says something: letters or digits, and not a book."""
     if not any(character.isalnum() for character in value) or len(value) > LONGEST_TEXT:
-        shown = value if len(value) <= 80 else f"{value[:80]}…"
-        raise click.BadParameter(f"{shown!r}. Expected a text of at most {LONGEST_TEXT} characters, for the record.")
+        raise click.BadParameter(
+            f"{shortened(value)!r}. Expected a text of at most {LONGEST_TEXT} characters, for the record."
+        )
     return value
 
 

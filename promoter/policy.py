@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from contract.errors import InputError
+from contract.errors import InputError, shortened
 from contract.metrics import PER_EXAMPLE, Definition, Direction, parse
 
 POLICIES = Path(__file__).parent / "policies"
@@ -225,7 +225,7 @@ def load(name: str) -> Policy:
 def _shown(value: object) -> str:
     """A value in a message: not all of what a few letters of YAML can stand for."""
     text = repr(value) if not isinstance(value, (dict, list)) or len(value) < 5 else f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    return shortened(text)
 
 
 def _in_words(error: ValidationError) -> str:

@@ -122,7 +122,7 @@ def awaits(client: MlflowClient, model: str, version: str, stage: str, policy: s
 
 
 def awaiting(client: MlflowClient, model: str, version: str | None) -> list[Run]:
-    """The decisions on one version that await approval, newest first. Raises InputError where there is none."""
+    """The decisions on one version that await approval, newest first. Raises InputError if there are none."""
     which = f" and tags.version = '{version}'" if version else ""
     found = _search(client, model, f"attributes.status = 'FINISHED' and tags.outcome = '{AWAITING}'{which}", 1000)
     if not found:

@@ -85,7 +85,7 @@ def versions(client: MlflowClient, name: str, filter_string: str = "", limit: in
 
 
 def version(client: MlflowClient, name: str, number: str) -> ModelVersion:
-    """The version with a number. Raises InputError where there is none."""
+    """The version with a number. Raises InputError if it does not exist."""
     if re.fullmatch(r"[1-9][0-9]{0,8}", number):
         try:
             found = client.get_model_version(name, number)

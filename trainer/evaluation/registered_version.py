@@ -109,7 +109,7 @@ def _experiment_of(client: MlflowClient, version: ModelVersion, config: Config) 
 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion:
-    """The version that models:/NAME/NUMBER or models:/NAME@ALIAS names. Raises InputError where there is none."""
+    """The version that models:/NAME/NUMBER or models:/NAME@ALIAS names. Raises InputError if it does not exist."""
     match = re.fullmatch(r"models:/([^/@'\"]+)(?:/(\d+)|@([\w-]+))", uri)
     if match is None:
         raise InputError(f"--model-uri is '{uri}'. Expected models:/NAME/NUMBER or models:/NAME@ALIAS.")

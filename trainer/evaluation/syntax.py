@@ -10,7 +10,7 @@ MOST_PLACES = 200  # in a function that are looked at, where a short text stands
 
 
 def is_valid(example: Example, completion: str, cut_off: bool = False) -> bool | None:
-    """Whether a completion makes valid code of what it stands in; None where nobody can say.
+    """Whether a completion makes valid code of what it stands in; None if that cannot be told.
 
     It is looked at within its function, or the statements around it, and only where those are valid with the reference
     in the same place. Where max_new_tokens has `cut_off` the completion, its last line and what is open there count

@@ -22,7 +22,7 @@ class Place(NamedTuple):
 
 
 def in_file(where: str) -> Place:
-    """The place that FILE:LINE:COLUMN names, both from 1, as editors count. Raises InputError where there is none."""
+    """The place that FILE:LINE:COLUMN names, both from 1, as editors count. Raises InputError if it is missing."""
     path, line, column = [*where.rsplit(":", 2), "", ""][:3]
     if not (path and line.isdecimal() and column.isdecimal()):
         raise InputError(

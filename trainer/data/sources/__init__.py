@@ -54,7 +54,7 @@ class Source:
 
 
 def open_source(name: str, key: str, selection: Selection | None = None) -> Source:
-    """The source of that name, with the files that are chosen. Raises InputError, naming `key`, where there is none."""
+    """The source of that name, with the files that are chosen. Raises InputError, naming `key`, if it is missing."""
 
     def choose(path: str) -> str | None:
         return LEFT_OUT if selection is not None and selection.leaves_out(path) else filters.by_name(path)

@@ -77,7 +77,7 @@ def hub(rest: str, key: str) -> Iterator[Row]:
 
 
 def run(run_id: str, key: str) -> Iterator[Row]:
-    """Prompt and reference of a run's evaluation table. Raises InputError, naming `key`, where there is none."""
+    """Prompt and reference of a run's evaluation table. Raises InputError, naming `key`, if it has none."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
