@@ -27,6 +27,11 @@ FULL = 0.97  # of the budget: more is not worth another try
 TRIES = 4
 CHUNK = 32  # lines counted at a time
 REMEMBERED = 100_000  # texts of which the number of tokens is known
+LONG = 400  # characters of a text: that of a longer one is not remembered
+LONGEST_TOKEN = 128  # characters; what is longer than so many for each token does not fit
+MOST_CHARACTERS = 100_000  # of a file that are looked at, or
+LOOKED_AT = 16  # for each token that may be shown, if that is more
+HEAD_SHARE = 0.3  # of those before the cursor: the file's beginning, where its imports stand
 
 Count = Callable[[Sequence[str]], Sequence[int]]  # tokens of each text
 Size = Callable[[Context], int]  # tokens of a context as the model reads it
@@ -52,11 +57,14 @@ class Counter:
 
     def __call__(self, texts: Sequence[str]) -> list[int]:
         if len(self._known) > REMEMBERED:
-            self._known.clear()
-        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            self._known = {}  # not cleared: other threads may look into it
+        known = self._known
+        counted: dict[str, int] = {}
+        if new := [text for text in dict.fromkeys(texts) if text not in known]:
             found = self._tokenizer(new, add_special_tokens=False)["input_ids"]
-            self._known.update(zip(new, map(len, found), strict=True))
-        return [self._known[text] for text in texts]
+            counted = dict(zip(new, map(len, found), strict=True))
+            known.update((text, count) for text, count in counted.items() if len(text) <= LONG)
+        return [counted[text] if text in counted else known[text] for text in texts]
 
 
 @lru_cache(maxsize=8)
@@ -87,6 +95,7 @@ def fit(context: Context, budget: int, count: Count, size: Size) -> Context:
     `count` counts texts by themselves, which is nearly what they take as a part of the whole; `size` is exact. What
     cannot be made to fit (a path longer than the budget) comes back as short as it gets.
     """
+    context = _near(context, max(MOST_CHARACTERS, LOOKED_AT * budget))
     best, most = Context("", context.suffix and "", context.path), -1
     room = budget - size(best)
     for _ in range(TRIES):
@@ -103,6 +112,16 @@ def fit(context: Context, budget: int, count: Count, size: Size) -> Context:
         if size(cut) <= budget:
             return cut
     return best
+
+
+def _near(context: Context, most: int) -> Context:
+    """Of a very long file what is near the cursor, and its beginning: so many characters on either side."""
+    prefix, suffix = context.prefix, context.suffix
+    if len(prefix) > most:
+        head = prefix[: int(most * HEAD_SHARE)].rpartition("\n")
+        tail = prefix[-int(most * (1 - HEAD_SHARE)) :].partition("\n")
+        prefix = "".join(head[:2]) + (tail[2] or tail[0])
+    return context._replace(prefix=prefix, suffix=suffix and suffix[:most])
 
 
 def _cut(context: Context, room: int, count: Count) -> Context:
@@ -145,7 +164,7 @@ def _sizes(lines: Sequence[str], room: int, count: Count) -> list[int]:
     """Tokens of the first lines, as many as fit into so many tokens."""
     sizes: list[int] = []
     for start in range(0, len(lines), CHUNK):
-        sizes += count(lines[start : start + CHUNK])
+        sizes += count([line[: max(room, 0) * LONGEST_TOKEN + 1] for line in lines[start : start + CHUNK]])
         if sum(sizes) > room:
             break
     return _fitting(sizes, room)
@@ -162,6 +181,7 @@ def _fitting(sizes: Sequence[int], room: int) -> list[int]:
 
 def _end_of(line: str, room: int, count: Count) -> tuple[str, int]:
     """A line, or as much of its end as fits into so many tokens, and how many that are."""
+    line = line[-max(room, 1) * LONGEST_TOKEN :]
     while line:
         [size] = count([line])
         if size <= room:

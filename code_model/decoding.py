@@ -48,6 +48,25 @@ class Completion:
         return len(self.prompt) + len(self.new) - 1
 
 
+class Reading:
+    """The prompts of some sequences that are to join a batch: how far they have been read."""
+
+    def __init__(self, sequences: Sequence[Completion], pad: int, device: Any) -> None:
+        longest = max(len(sequence.prompt) for sequence in sequences)
+        padding = [longest - len(sequence.prompt) for sequence in sequences]
+        left = torch.tensor(padding, device=device)[:, None]  # (B, 1)
+        columns = torch.arange(longest, device=device)[None]  # (1, T)
+        self.sequences = sequences
+        self.ids = torch.tensor(
+            [[pad] * n + sequence.prompt for n, sequence in zip(padding, sequences, strict=True)], device=device
+        )  # (B, T)
+        self.real = columns >= left  # (B, T)
+        self.positions = (columns - left).clamp(min=0)  # (B, T)
+        self.padded = any(padding)
+        self.columns, self.done = longest, 0
+        self.cache = DynamicCache()
+
+
 class _Layer(DynamicLayer):  # type: ignore[misc]
     """The keys and values of one layer: (rows, heads, columns, size of a head)."""
 
@@ -90,38 +109,38 @@ class Decoder:
         """Whether all that the model remembers of a text are keys and values."""
         return all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=model.config).layers)
 
-    @torch.inference_mode()
     def add(self, sequences: Sequence[Completion]) -> None:
         """Read the prompts of some sequences, as one batch, and add the first new token to each."""
-        longest = max(len(sequence.prompt) for sequence in sequences)
-        padding = [longest - len(sequence.prompt) for sequence in sequences]
-        device = self.model.device
-        ids = torch.tensor(
-            [[self.pad] * n + sequence.prompt for n, sequence in zip(padding, sequences, strict=True)], device=device
-        )  # (B, T)
-        left = torch.tensor(padding, device=device)[:, None]  # (B, 1)
-        columns = torch.arange(longest, device=device)[None]  # (1, T)
-        real = columns >= left  # (B, T)
-        cache = DynamicCache()
+        reading = Reading(sequences, self.pad, self.model.device)
+        self.read(reading, reading.columns)
+
+    @torch.inference_mode()
+    def read(self, reading: "Reading", columns: int) -> bool:
+        """Read so many columns more of some prompts. After the last, their sequences have joined: True."""
+        start, end = reading.done, min(reading.done + columns, reading.columns)
         output = self.model(
-            input_ids=ids,
-            attention_mask=real if any(padding) else None,
-            position_ids=(columns - left).clamp(min=0),
-            past_key_values=cache,
+            input_ids=reading.ids[:, start:end],
+            attention_mask=reading.real[:, :end] if reading.padded else None,
+            position_ids=reading.positions[:, start:end],
+            past_key_values=reading.cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        self._make_room(len(sequences), longest, cache)
-        rows = slice(len(self.sequences), len(self.sequences) + len(sequences))
-        where = slice(self.end - longest, self.end)
-        for layer, filled in zip(self.layers, cache.layers, strict=True):
+        reading.done = end
+        if end < reading.columns:
+            return False
+        self._make_room(len(reading.sequences), end, reading.cache)
+        rows = slice(len(self.sequences), len(self.sequences) + len(reading.sequences))
+        where = slice(self.end - end, self.end)
+        for layer, filled in zip(self.layers, reading.cache.layers, strict=True):
             layer.keys[rows, :, where] = filled.keys
             layer.values[rows, :, where] = filled.values
         self.real[rows] = False
-        self.real[rows, where] = real
-        self.sequences.extend(sequences)
-        self.first = min(self.first, self.end - longest)
-        self._choose(output.logits[:, -1], sequences)
+        self.real[rows, where] = reading.real
+        self.sequences.extend(reading.sequences)
+        self.first = min(self.first, self.end - end)
+        self._choose(output.logits[:, -1], reading.sequences)
+        return True
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -241,10 +260,11 @@ class _Watched(Decoder):
         super()._choose(logits, sequences)
 
 
-def works(model: Any, pad_token_id: int) -> bool:
+def works(model: Any, pad_token_id: int, columns: int = 1 << 20) -> bool:
     """Whether sequences that join one another give what each gives alone: tried, since no class name tells.
 
-    The logits of two sequences, of which the second joins the first, against a forward pass over each alone.
+    The logits of two sequences, of which the second joins the first, against a forward pass over each alone. Their
+    prompts are read so many `columns` at a time.
     """
     if not Decoder.suits(model):
         return False
@@ -253,10 +273,16 @@ def works(model: Any, pad_token_id: int) -> bool:
         Completion([(start + 7 * place) % count for place in range(length)]) for start, length in ((3, 9), (5, 4))
     ]
     decoder = _Watched(model, pad_token_id)
+
+    def add(sequence: Completion) -> None:
+        reading = Reading([sequence], pad_token_id, model.device)
+        while not decoder.read(reading, columns):
+            pass
+
     try:
-        decoder.add(sequences[:1])
+        add(sequences[0])
         decoder.step()
-        decoder.add(sequences[1:])
+        add(sequences[1])
         decoder.step()
         decoder.step()
         for sequence in sequences:

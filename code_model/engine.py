@@ -1,7 +1,7 @@
 """Generation behind a bounded queue: one thread, which completes many prompts together and lets each go when done.
 
 `Engine.submit` may be called from any thread; what it returns is filled by the engine's thread, the only one that
-touches the model and the tokenizer.
+touches the model. Prompts are encoded by another (encoder.py).
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,8 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from code_model import memory
-from code_model.decoding import Completion, Decoder, Sampling, pack_linear_layers, works
+from code_model.decoding import Completion, Decoder, Reading, Sampling, pack_linear_layers, works
+from code_model.encoder import Encoder
 from code_model.healing import Rest, take_back, vocabulary
 from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishReason
 from code_model.params import GenerationParams, invalid
@@ -33,6 +35,9 @@ from code_model.whole_batch import end_tokens, masks_padding, positions
 
 IDLE_S = 10.0  # without a request, after which the thread ends
 REMEMBERED = 1000  # finished requests whose usage is still known
+PIECE_S = 0.1  # how long prompts are read before those under way get their next token
+LEAST_COLUMNS = 16  # of prompts, that are read at once
+PROBED = 4  # columns
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Limits:
     max_prompt_tokens: int = 0  # 0: as many as the model has positions, and the memory room
     max_new_tokens: int = 2048  # that one request may ask for
     max_batch_tokens: int = 65_536  # prompts and completions in one batch: bounds the memory for keys and values
-    prefill_tokens: int = 2048  # prompts' tokens that are read before those under way get their next token
+    prefill_tokens: int = 2048  # of prompts that are read together
     deadline_s: float = 55.0  # from submission; below the server's timeout
 
 
@@ -84,7 +89,8 @@ class Request:
     future: "Future[Result]" = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
     cancelled: bool = False
-    # From its start on:
+    encoded: bool = False
+    # From then on:
     prompt_tokens: int = 0  # those taken back for healing too
     held: str = ""  # their text
     completion: Completion | None = None
@@ -110,12 +116,19 @@ class Engine:
         self.ends = end_tokens(model)
         pad = tokenizer.pad_token_id
         self.decoder = Decoder(model, pad if pad is not None else next(iter(self.ends), 0))
-        vocabulary(tokenizer)  # made now, and not while the first prompt waits
-        self.whole = None if works(model, self.decoder.pad) else whole
+        words = vocabulary(tokenizer)  # made now, and not while the first prompt waits
+        self.longest_token = max(map(len, (*words.texts, *tokenizer.all_special_tokens)), default=1)  # characters
+        self.encoder = Encoder()
+        self.in_pieces = works(model, self.decoder.pad, PROBED)
+        self.whole = None if self.in_pieces or works(model, self.decoder.pad) else whole
         self._news = threading.Condition()
         self._inbox: deque[Request] = deque()
-        self._waiting: deque[Request] = deque()  # encoded; the engine's thread alone
+        self._encoding = 0  # requests on their way into the inbox
+        self._waiting: deque[Request] = deque()  # the engine's thread alone
         self._active: list[Request] = []
+        self._joining: list[Request] = []  # whose prompts are being read
+        self._reading: Reading | None = None
+        self._read_rate = 1000.0  # tokens of prompts/s
         self._usage: dict[str, list[Usage]] = {}
         self._known: dict[str, list[Request]] = {}
         self._tokens_done = self._steps = 0
@@ -140,21 +153,19 @@ class Engine:
         limit = min(deadline_s or self.limits.deadline_s, self.limits.deadline_s)
         requests = [Request(prompt, params, time.monotonic() + limit, on_text, id) for prompt, params in rows]
         with self._news:
-            waiting = len(self._inbox) + len(self._waiting)
-            free = max(0, self.limits.max_batch - len(self._active))
+            waiting = self._count_waiting()
+            free = max(0, self.limits.max_batch - len(self._active) - len(self._joining))
             if waiting + len(rows) > self.limits.max_queue + free:
                 raise MlflowException(
                     f"{waiting} completions wait already, and the queue has {self.limits.max_queue} places. "
                     f"Ask again in {self.retry_after_s():.0f} s.",
                     error_code=RESOURCE_EXHAUSTED,
                 )
-            self._inbox.extend(requests)
+            self._encoding += len(requests)
             if id:
                 self._known[id] = requests
-            self._news.notify()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-                self._thread.start()
+        for request in requests:
+            self.encoder.submit(len(request.prompt), partial(self._take_in, request, requests))
         return requests
 
     def cancel(self, id: str) -> None:
@@ -170,8 +181,8 @@ class Engine:
         """Completions under way and waiting, steps and tokens so far."""
         return {
             "protocol": PROTOCOL,
-            "active": len(self._active),
-            "waiting": len(self._inbox) + len(self._waiting),
+            "active": len(self._active) + len(self._joining),
+            "waiting": self._count_waiting(),
             "steps": self._steps,
             "tokens": self._tokens_done,
         }
@@ -180,36 +191,101 @@ class Engine:
         """How long it may take until the queue has a free place."""
         return max(1.0, self._seconds_per_completion)
 
+    def _count_waiting(self) -> int:
+        return self._encoding + len(self._inbox) + len(self._waiting)
+
+    # The encoder's thread
+
+    def _take_in(self, request: Request, group: list[Request]) -> None:
+        """Prepare a request. The engine's thread goes on with all of a group together."""
+        try:
+            if not request.cancelled:
+                self._prepare(request)
+        except Exception as error:  # of a tokenizer's, too
+            self._fail(request, _failure(error))
+        with self._news:
+            request.encoded = True
+            if not all(other.encoded for other in group):
+                return
+            self._encoding -= len(group)
+            self._inbox.extend(group)
+            self._news.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+                self._thread.start()
+
+    def _prepare(self, request: Request) -> None:
+        """Encode a prompt. Raises MlflowException for what exceeds the limits."""
+        wanted = request.params.max_new_tokens
+        if wanted > self.limits.max_new_tokens:
+            raise invalid(f"max_new_tokens is {wanted}. Expected {self.limits.max_new_tokens} at most here.")
+        self._check_characters(request.prompt, wanted)
+        ids = encode_prompt(self.tokenizer, request.prompt)
+        self._check_tokens(len(ids), wanted)
+        start = take_back(self.tokenizer, ids, request.prompt)
+        rest = Rest.of(self.tokenizer, start.held)
+        params = request.params
+        sampling = Sampling(params.temperature, params.top_p, params.top_k, params.repetition_penalty)
+        if params.temperature == 0:
+            sampling = Sampling(repetition_penalty=params.repetition_penalty)
+        generator = None
+        if params.temperature > 0:
+            generator = torch.Generator(device=self.model.device)
+            generator.manual_seed(params.seed) if params.seed >= 0 else generator.seed()
+        request.prompt_tokens, request.held = len(ids), start.held
+        request.completion = Completion(start.ids, sampling, generator, rest)
+        request.text = TextStream(self.tokenizer, start.ids, params.stop, start.held)
+
+    def _check_characters(self, prompt: str, wanted: int) -> None:
+        """Refuse, before it is encoded, a prompt that has too many tokens however long those are."""
+        known = [limit - wanted for limit in (self.positions, self.room) if limit is not None]
+        if self.limits.max_prompt_tokens:
+            known.append(self.limits.max_prompt_tokens)
+        if known and len(prompt) > max(min(known), 1) * self.longest_token:
+            raise invalid(
+                f"A prompt has {len(prompt)} characters. Expected {max(min(known), 0)} tokens at most, of which none "
+                f"has more than {self.longest_token} characters."
+            )
+
+    def _check_tokens(self, count: int, wanted: int) -> None:
+        if 0 < self.limits.max_prompt_tokens < count:
+            raise invalid(f"A prompt has {count} tokens. Expected {self.limits.max_prompt_tokens} at most here.")
+        asked = f"A prompt of {count} tokens and max_new_tokens={wanted} exceed the"
+        if self.positions is not None and count + wanted > self.positions:
+            raise invalid(f"{asked} model's {self.positions} positions. Expected a shorter prompt or fewer new tokens.")
+        if self.room is not None and count + wanted > self.room:
+            raise invalid(
+                f"{asked} {self.room} tokens that this machine's memory has room for. Expected a shorter prompt or "
+                "fewer new tokens."
+            )
+
     # The engine's thread
 
     def _run(self) -> None:
         while True:
             with self._news:
-                if not (self._inbox or self._waiting or self._active) and not self._news.wait_for(
-                    lambda: self._inbox, IDLE_S
-                ):
+                busy = self._inbox or self._waiting or self._joining or self._active
+                if not busy and not self._news.wait_for(lambda: self._inbox, IDLE_S):
                     self._thread = None  # the next request starts another; until then the model is not held fast
                     return
-                arrived = list(self._inbox)
+                self._waiting.extend(self._inbox)
                 self._inbox.clear()
-                self._waiting.extend(arrived)
             try:
                 if not self._packed:
                     self._packed = True
                     with contextlib.suppress(Exception):  # a step of its own tells what is wrong with the model
                         pack_linear_layers(self.model)
-                self._turn(arrived)
+                self._turn()
             except Exception as error:  # of the model: those who are under way get it, the others their turn
-                for request in self._active:
+                for request in [*self._active, *self._joining]:
                     self._fail(request, _failure(error))
                 self._active.clear()
+                self._joining, self._reading = [], None
                 self.decoder = Decoder(self.model, self.decoder.pad)
 
-    def _turn(self, arrived: list[Request]) -> None:
+    def _turn(self) -> None:
         """One step of all that are under way, after those that are done or given up have left and others joined."""
-        for request in arrived:
-            self._prepare(request)
-        for request in [*self._waiting, *self._active]:
+        for request in [*self._waiting, *self._joining, *self._active]:
             if request.cancelled:
                 self._fail(request, _unavailable("The client has gone."))
             elif time.monotonic() > request.deadline:
@@ -221,9 +297,12 @@ class Engine:
         if self.whole:
             self._complete_whole()
             return
-        joining = self._joining()
-        if joining:
-            self._join(joining)
+        if all(request.future.done() for request in self._joining):
+            self._joining, self._reading = [], None
+        if self._reading is None:
+            self._choose_joining()
+        if self._reading is not None:
+            self._read(self._reading)
             self._active = [request for request in self._active if self._goes_on(request)]
         if self._active:
             if (threads := self._threads.look()) is not None:
@@ -239,62 +318,13 @@ class Engine:
             self.decoder.remove(request.completion)
         return False
 
-    def _prepare(self, request: Request) -> None:
-        """Encode a prompt; fail what exceeds the limits."""
-        wanted = request.params.max_new_tokens
-        try:
-            ids = encode_prompt(self.tokenizer, request.prompt)
-            start = take_back(self.tokenizer, ids, request.prompt)
-            rest = Rest.of(self.tokenizer, start.held)
-        except Exception as error:
-            self._fail(request, _failure(error))
-            return
-        if wanted > self.limits.max_new_tokens:
-            self._fail(
-                request, invalid(f"max_new_tokens is {wanted}. Expected {self.limits.max_new_tokens} at most here.")
-            )
-        elif 0 < self.limits.max_prompt_tokens < len(ids):
-            self._fail(
-                request,
-                invalid(f"A prompt has {len(ids)} tokens. Expected {self.limits.max_prompt_tokens} at most here."),
-            )
-        elif self.positions is not None and len(ids) + wanted > self.positions:
-            self._fail(
-                request,
-                invalid(
-                    f"A prompt of {len(ids)} tokens and max_new_tokens={wanted} exceed the model's "
-                    f"{self.positions} positions. Expected a shorter prompt or fewer new tokens."
-                ),
-            )
-        elif self.room is not None and len(ids) + wanted > self.room:
-            self._fail(
-                request,
-                invalid(
-                    f"A prompt of {len(ids)} tokens and max_new_tokens={wanted} exceed the {self.room} tokens that "
-                    "this machine's memory has room for. Expected a shorter prompt or fewer new tokens."
-                ),
-            )
-        else:
-            params = request.params
-            sampling = Sampling(params.temperature, params.top_p, params.top_k, params.repetition_penalty)
-            if params.temperature == 0:
-                sampling = Sampling(repetition_penalty=params.repetition_penalty)
-            generator = None
-            if params.temperature > 0:
-                generator = torch.Generator(device=self.model.device)
-                generator.manual_seed(params.seed) if params.seed >= 0 else generator.seed()
-            request.prompt_tokens, request.held = len(ids), start.held
-            request.completion = Completion(start.ids, sampling, generator, rest)
-            request.text = TextStream(self.tokenizer, start.ids, params.stop, start.held)
-
-    def _joining(self) -> list[Request]:
-        """Those waiting that join now: as many as have room, and as belong into one batch of prompts."""
+    def _choose_joining(self) -> None:
+        """Begin with those waiting that join now: as many as have room, and as belong into one batch of prompts."""
         joining: list[Request] = []
         longest = max((_final(request) for request in self._active), default=0)
         most = min(self.limits.max_batch_tokens, self.room or self.limits.max_batch_tokens)
         for request in self._waiting:
-            assert request.completion is not None
-            size, widest = len(request.completion.prompt), max(len(r.completion.prompt) for r in [*joining, request])  # type: ignore[union-attr]
+            size, widest = _length(request), max(map(_length, [*joining, request]))
             rows = len(self._active) + len(joining) + 1
             longest = max(longest, _final(request))
             if joining and (
@@ -307,20 +337,32 @@ class Engine:
             if rows > self.limits.max_batch or (self._active and rows * longest > most):
                 break
             joining.append(request)
+        if not joining:
+            return
+        now = time.monotonic()
         for request in joining:
             self._waiting.remove(request)
-        return joining
+            request.started, request.batch = now, len(self._active) + len(joining)
+        self._joining = joining
+        sequences = [request.completion for request in joining if request.completion]
+        self._reading = Reading(sequences, self.decoder.pad, self.model.device)
 
-    def _join(self, joining: list[Request]) -> None:
-        """Read the prompts of some requests, which are under way from here on."""
-        now = time.monotonic()
-        self._active += joining
-        for request in joining:
-            request.started, request.batch = now, len(self._active)
-        self.decoder.add([request.completion for request in joining if request.completion])
-        for request in joining:
+    def _read(self, reading: Reading) -> None:
+        """Read on in the prompts of those that join; after the last piece they are under way."""
+        rows, columns = len(reading.sequences), reading.columns
+        if self.in_pieces and self._active:
+            columns = max(LEAST_COLUMNS, int(self._read_rate * PIECE_S / rows))
+        before, began = reading.done, time.monotonic()
+        joined = self.decoder.read(reading, columns)
+        rate = rows * (reading.done - before) / max(time.monotonic() - began, 1e-6)
+        self._read_rate += (rate - self._read_rate) / 4
+        if not joined:
+            return
+        requests, self._joining, self._reading = self._joining, [], None
+        self._active += requests
+        for request in requests:
             request.first_token = time.monotonic()
-        self._look(joining)
+        self._look(requests)
 
     def _look(self, requests: list[Request]) -> None:
         """Take in the newest token of each: its text, and whether it was the last."""

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,10 @@ def application(engine: Engine, to_prompt: ToPrompt) -> Starlette:
     """The ASGI application over an engine."""
 
     async def completions(request: Request) -> Response:
-        asked: CompletionRequest = await request.json()
+        body = await request.body()
+        asked: CompletionRequest = json.loads(body)
         try:
-            prompt, params = to_prompt(asked)
+            prompt, params = await asyncio.wrap_future(engine.encoder.submit(len(body), partial(to_prompt, asked)))
             return await _complete(engine, request, asked, prompt, params)
         except MlflowException as error:
             return _refusal(error, engine)

@@ -81,7 +81,8 @@ class Vocabulary:
         So texts that begin with this one are tokenised: each has a token across the text's end, one of the first in
         the vocabulary, which are the most common.
         """
-        if rest not in self._shorter:
+        found = self._shorter.get(rest)  # another thread may clear what is known
+        if found is None:
             tried = [rest]
             for end in range(1, len(rest)):
                 across = self.longer(rest[end:])
@@ -89,14 +90,13 @@ class Vocabulary:
                     across = np.partition(across, TRIED)[:TRIED]
                 tried += [rest[:end] + self.texts[token] for token in across]
             tried = [text for text in dict.fromkeys(tried) if BROKEN not in text]
-            found = encode_completions(self.tokenizer, [self._before] * len(tried), tried)
-            texts = {ids[0]: self.texts[ids[0]] for ids in found if ids}
+            encoded = encode_completions(self.tokenizer, [self._before] * len(tried), tried)
+            texts = {ids[0]: self.texts[ids[0]] for ids in encoded if ids}
             if len(self._shorter) >= REMEMBERED:
                 self._shorter.clear()
-            self._shorter[rest] = sorted(
-                token for token, text in texts.items() if text and text != rest and rest.startswith(text)
-            )
-        return self._shorter[rest]
+            found = sorted(token for token, text in texts.items() if text and text != rest and rest.startswith(text))
+            self._shorter[rest] = found
+        return found
 
     def after(self, rest: str, token: int) -> str | None:
         """What remains of a text to be spelt out behind a token; None where the token is not allowed."""

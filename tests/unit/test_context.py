@@ -2,11 +2,12 @@
 
 import random
 import string
+from collections.abc import Sequence
 
 import pytest
 
 from code_model import fim
-from code_model.context import fit, imports_of
+from code_model.context import Counter, fit, imports_of
 from code_model.fim import Context, File
 
 FILE = '''"""Billing."""
@@ -185,3 +186,33 @@ def test_it_always_fits(seed: int) -> None:
     line = texts[0].rpartition("\n")[2]
     assert found.prefix.endswith(line[-8:]) or budget < 60
     assert texts[1].startswith(found.suffix or "")
+
+
+def test_what_is_far_from_the_cursor_costs_nothing() -> None:
+    """A file of ten megabytes, or one line of it: no more is counted than could be shown, and its imports still are."""
+    counted: list[int] = []
+
+    def count(texts: Sequence[str]) -> list[int]:
+        counted.append(sum(map(len, texts)))
+        return [len(text) for text in texts]
+
+    budget = 500
+    far = "import near\n" + "x = far\n" * 1_000_000 + "near\n"
+    shown = fit(
+        Context(far, far, "a.py"), budget, count, lambda context: len(context.prefix) + len(context.suffix or "")
+    )
+    assert shown.prefix.startswith("import near\n")
+    assert shown.prefix.endswith("near\n")
+    one_line = "x" * 10_000_000
+    fit(Context(one_line, one_line, "a.py"), budget, count, lambda context: len(context.prefix))
+    assert sum(counted) < 2_000_000
+
+
+def test_long_texts_are_not_remembered() -> None:
+    class Tokenizer:
+        def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[str]]:
+            return {"input_ids": texts}
+
+    count = Counter(Tokenizer())
+    assert count(["a", "b" * 1_000_000, "a"]) == [1, 1_000_000, 1]
+    assert list(count._known) == ["a"]

@@ -14,7 +14,7 @@ from code_model.decoding import Completion, Decoder, Sampling, choose, pack_line
 from code_model.engine import Engine, Limits, Request
 from code_model.params import GenerationParams
 from code_model.pyfunc import generate
-from code_model.text import TextStream
+from code_model.text import TextStream, encode_prompt
 from services.tracking.readiness import wait_until
 
 PROMPTS = ["def add(a, b):\n", "x", "class A:\n    def f(self):\n        ", "# " + "long " * 20, "import os\n", "é"]
@@ -88,6 +88,62 @@ def test_the_buffer_moves_and_grows_without_a_trace(parts) -> None:
     for number, prompt in enumerate(prompts):
         assert done[number] == alone(prompt, lengths[number])
     assert decoder.real.numel() == 0  # nothing is kept for nobody
+
+
+def test_a_prompt_read_in_pieces_is_the_prompt(parts, monkeypatch) -> None:
+    """Others get tokens between the pieces, and what all say is what each says alone."""
+    monkeypatch.setattr("code_model.engine.PIECE_S", 0.0)  # so that pieces are as small as may be
+    engine = engine_of(parts)
+    assert engine.in_pieces
+    rows = [("x = 1\n" * 60, GenerationParams(max_new_tokens=9)), ("y" * 50, GenerationParams(max_new_tokens=12))]
+    alone = [generate(*parts, [prompt], params)[0] for prompt, params in rows]
+    seen: list[int] = []  # tokens of the first completion, at each piece of the others
+    reads = engine.decoder.read
+    slow(engine, monkeypatch, 0.01)
+    [first] = engine.submit([("def f(", GenerationParams(max_new_tokens=300))])
+    wait_until(lambda: first.completion is not None and len(first.completion.new) > 2, 30, lambda: True)
+    monkeypatch.setattr(engine.decoder, "read", lambda *item: (seen.append(len(first.completion.new)), reads(*item))[1])
+    assert texts(engine.submit(rows)) == alone
+    first.cancel()
+    assert len(seen) > 5
+    assert sorted(set(seen)) == seen  # one more, at least, after each
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(parts, monkeypatch) -> None:
+    engine = engine_of(parts)
+    encoded: list[str] = []
+    monkeypatch.setattr(
+        "code_model.engine.encode_prompt",
+        lambda tokenizer, text: (encoded.append(text), encode_prompt(tokenizer, text))[1],
+    )
+    [most] = engine.submit([("é" * engine.positions * engine.longest_token, GenerationParams(max_new_tokens=1))])
+    with pytest.raises(MlflowException, match=r"A prompt has \d+ characters. Expected \d+ tokens at most"):
+        most.future.result(30)
+    assert not encoded
+    assert texts(engine.submit([("x", GenerationParams(max_new_tokens=1))]))
+    assert encoded == ["x"]
+
+
+def test_short_prompts_overtake_long_ones(parts, monkeypatch) -> None:
+    engine = engine_of(parts)
+    entered, go_on, order = threading.Event(), threading.Event(), []
+
+    def encode(tokenizer, text: str) -> list[int]:
+        entered.set()
+        go_on.wait(30)
+        order.append(len(text))
+        return encode_prompt(tokenizer, text)
+
+    monkeypatch.setattr("code_model.engine.encode_prompt", encode)
+    params = GenerationParams(max_new_tokens=1)
+    begun = engine.submit([("first", params)])
+    entered.wait(30)
+    asked = [*begun, *engine.submit([("long " * 20, params)] * 3), *engine.submit([("x", params)])]
+    assert engine.stats()["waiting"] == 5
+    go_on.set()
+    texts(asked)
+    assert order == [5, 1, 100, 100, 100]
+    assert engine.stats()["waiting"] == 0
 
 
 def test_a_seed_gives_the_same_whatever_runs_beside_it(engine: Engine) -> None:
