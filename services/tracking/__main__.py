@@ -91,12 +91,15 @@ def set_up(settings: TrackingSettings) -> None:
     """Create what is missing of folders, env file and tables. Safe to repeat; keeps what is there."""
     try:
         if not settings.mlflow_backend_store_uri:  # the embedded default
-            settings.home.mkdir(parents=True, exist_ok=True)
+            os.umask(0o077)  # database and artifacts are their owner's alone
+            settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             env_file = settings.home / "dev.env"
             if not env_file.exists():
                 shutil.copy(ENV_TEMPLATE, env_file)
         if not settings.mlflow_artifacts_destination:
             (settings.home / "artifacts").mkdir(parents=True, exist_ok=True)
+            for path in (settings.home / "artifacts", *settings.home.glob("mlflow.db*")):  # of an earlier release
+                path.chmod(path.stat().st_mode & 0o700)
     except OSError as error:
         raise InputError(f"RATCHET_HOME is {settings.home}, where nothing can be written: {error.strerror}.") from error
     uri = _backend_store_uri(settings)
@@ -135,7 +138,7 @@ def serve(settings: TrackingSettings) -> None:
         encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": settings.s3_kms_key_arn}
         os.environ["MLFLOW_S3_UPLOAD_EXTRA_ARGS"] = json.dumps(encryption)
     arguments = [
-        *(sys.executable, "-m", "mlflow", "server"),
+        *(sys.executable, "-m", "services.tracking.mlflow_server", "server"),
         "--serve-artifacts",
         *("--artifacts-destination", settings.artifacts_destination),
         *("--host", settings.tracking_host),

@@ -11,6 +11,7 @@ from contract.errors import InputError
 from services.tracking.rights import PARTS
 from services.tracking.settings import TrackingSettings
 
+CONFIG = "MLFLOW_AUTH_CONFIG_PATH"  # MLflow's variable: the file with its authentication settings
 ROLES = "RATCHET_ROLES"  # from `environment` to services.tracking.authorization, in MLflow's workers
 # PBKDF2 or scrypt at each check would be most of a request's time. A password that was changed counts after this long
 # (s) at the latest.
@@ -55,7 +56,8 @@ def environment(settings: TrackingSettings) -> dict[str, str]:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         config.write(file)
     return {
-        "MLFLOW_AUTH_CONFIG_PATH": str(path),
+        CONFIG: str(path),
+        "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",  # what has no rule is refused
         "MLFLOW_AUTH_ADMIN_PASSWORD": settings.mlflow_admin_password.get_secret_value(),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": settings.mlflow_secret_key.get_secret_value(),
         ROLES: settings.tracking_roles,

@@ -5,6 +5,7 @@ rights, and one who may log to an experiment may change each run in it. So a use
 services.tracking.rights lists for it; everything else is refused, and what is left MLflow's permissions decide.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -15,7 +16,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from contract import names
-from services.tracking import rights
+from contract.errors import shortened
+from services.tracking import logins, rights
 from services.tracking.access import ROLES, roles
 from services.tracking.rights import If
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from werkzeug.datastructures import Authorization
 
 FILE = re.compile(r"(\d+)/(?:([0-9a-f]{32})|models/([\w-]+)|traces/([\w-]+))/artifacts(?:/.*)?")
+TRIES = logins.Throttle()
 NOTHING_ELSE = (
     "What each role may do is in services/tracking/rights.py; TRACKING_ROLES gives a user one, an admin may all."
 )
@@ -35,30 +38,54 @@ def authenticate() -> "Authorization | Response":
     It is decided once: when MLflow asks again afterwards, what the request has done must not count against it.
     """
     from flask import Response, g, jsonify, make_response, request
-    from mlflow.server.auth import authenticate_request_basic_auth, make_basic_auth_response, store
+    from mlflow.server.auth import make_basic_auth_response, store
 
     if "ratchet_let_in" in g:
         let_in: Authorization = g.ratchet_let_in
         return let_in
     if request.authorization is not None and request.authorization.type != "basic":
         return make_basic_auth_response()  # MLflow would look for a user's name in a bearer token, and answer 500
-    found = authenticate_request_basic_auth()
+    given = request.authorization
+    address = str(request.environ.get("REMOTE_ADDR", ""))  # MLflow names none to its native routes
+    user, password = str(given and given.username), str(given and given.password)
+    if given is not None and (wait := TRIES.take(address, user, password)):
+        who, seconds = shortened(repr(user), 60), math.ceil(wait)
+        message = f"Too many wrong passwords for {who}, or from this address. Try again in {seconds} s."
+        refusal = make_response(jsonify(error_code="REQUEST_LIMIT_EXCEEDED", message=message), 429)
+        refusal.headers["Retry-After"] = str(seconds)
+        return refusal
+    found = _let_in(address, user, password)
     if isinstance(found, Response):
-        given = request.authorization
-        # 401 is also what MLflow answers where the database goes away between password and user, and no client repeats
-        # that. So ask once more; while the database is away the store raises, which is a 503.
-        if given is None or "ratchet_database_failed" not in g:
-            return found
-        if not store.authenticate_user(str(given.username), str(given.password)):
-            return found
-        found = authenticate_request_basic_auth()
-        if isinstance(found, Response):
-            return found
-    user = str(found.username)
+        return found
     if not store.get_user(user).is_admin and (why := refused(role_of(user))):
         message = f"User {user!r} (role {role_of(user)}) may not {why}"
         return make_response(jsonify(error_code="PERMISSION_DENIED", message=message), 403)
     g.ratchet_let_in = found
+    return found
+
+
+def _let_in(address: str, user: str, password: str) -> "Authorization | Response":
+    """Who asks, or MLflow's response to a wrong password."""
+    from flask import Response, g, request
+    from mlflow.server.auth import authenticate_request_basic_auth, store
+
+    if request.authorization is None:
+        return authenticate_request_basic_auth()
+    try:
+        found = authenticate_request_basic_auth()
+        # 401 is also what MLflow answers where the database goes away between password and user, and no client repeats
+        # that. So ask once more; while the database is away the store raises, which is a 503.
+        if isinstance(found, Response) and "ratchet_database_failed" in g and store.authenticate_user(user, password):
+            found = authenticate_request_basic_auth()
+        if isinstance(found, Response) and not store.has_user(user):
+            logins.check_in_vain(password)
+    except Exception:
+        TRIES.give_back(address, user)
+        raise
+    if isinstance(found, Response):
+        TRIES.was_wrong(user, password)
+    else:
+        TRIES.was_right(address, user, password)
     return found
 
 

@@ -391,7 +391,7 @@ def test_paths_that_are_not_quite_a_route_are_refused(logins: Logins, live: Mode
     # What MLflow reads from the body is what is looked at, whatever stands in the query.
     metric = {"run_id": live.run_id, "key": "eval/nll_per_token", "value": 0, "timestamp": 1}
     refusal(logins.ask("trainer", "POST", "runs/log-metric", params={"run_id": "0" * 32}, json=metric))
-    for path in ("/gateway/mlflow/v1/models", "/ajax-api/3.0/jobs/search", "/ajax-api/3.0/mlflow/assistant/config"):
+    for path in ("/gateway/mlflow/v1/models", "/ajax-api/3.0/jobs/search"):
         assert logins.ask("trainer", "GET", path).status_code == 403, path
         assert logins.ask("ada", "GET", path).status_code == 403, path
     assert logins.ask("trainer", "POST", "/v1/traces", headers={"X-Mlflow-Experiment-Id": "1"}).status_code == 403
@@ -423,3 +423,32 @@ def test_the_admin_may_all(logins: Logins, live: ModelVersion) -> None:
     with logins.by("admin") as client:
         client.set_model_version_tag(MODEL, live.version, names.VALIDATION, "passed")
         client.log_metric(str(live.run_id), "note", 1.0)
+
+
+def test_wrong_passwords_are_slowed_down_and_tell_nothing(logins: Logins) -> None:
+    """Of a user and of nobody they get the same answers; whoever was right goes on."""
+    assert logins.ask("trainer", "GET", "experiments/search?max_results=1").status_code == 200
+
+    def tries(user: str) -> list[tuple[int, str]]:
+        url = f"{logins.stack.url}/api/2.0/mlflow/experiments/search?max_results=1"
+        answers = [requests.get(url, auth=(user, f"wrong-{number}"), timeout=30) for number in range(7)]
+        assert [answer.headers.get("Retry-After", "").isdecimal() for answer in answers] == [False] * 5 + [True] * 2
+        return [(answer.status_code, answer.text.replace(user, "USER").partition("Try again")[0]) for answer in answers]
+
+    assert [status for status, _ in tries("trainer")] == [401] * 5 + [429] * 2
+    assert tries("promoter") == tries("nobody")
+    for user in ("trainer", "admin"):
+        assert logins.ask(user, "GET", "experiments/search?max_results=1").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["assistant/config", "assistant/providers", "assistant/skills/install", "assistant"])
+def test_mlflows_assistant_is_off(logins: Logins, path: str) -> None:
+    for user, method in (("trainer", "GET"), ("admin", "PUT"), ("admin", "POST")):
+        answer = logins.ask(user, method, f"/ajax-api/3.0/mlflow/{path}", json={})
+        assert (answer.status_code, answer.json()["message"]) == (404, "MLflow's assistant is off on this server.")
+
+
+def test_database_and_artifacts_are_their_owners_alone(logins: Logins) -> None:
+    found = [path for path in logins.stack.home.rglob("*") if path.name.endswith(".db") or path.name == "artifacts"]
+    assert len(found) >= 2
+    assert not [path for path in found if path.stat().st_mode & 0o077]

@@ -1,0 +1,32 @@
+"""MLflow's application, as its server's workers load it, without what would be a door into this machine."""
+
+import os
+from typing import TYPE_CHECKING
+
+from services.tracking.access import CONFIG
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+ASSISTANT = "/mlflow/assistant/"  # MLflow's assistant runs commands here, installs skills and writes its own settings
+
+
+def create() -> "ASGIApp":
+    """The application, with logins where TRACKING_AUTH is on."""
+    from starlette.responses import JSONResponse
+
+    if os.environ.get(CONFIG):
+        from mlflow.server.auth import create_app
+
+        inner: ASGIApp = create_app()
+    else:
+        from mlflow.server.fastapi_app import app as inner
+
+    async def application(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if scope["type"] == "http" and ASSISTANT in f"{scope['path']}/":
+            refusal = {"error_code": "ENDPOINT_NOT_FOUND", "message": "MLflow's assistant is off on this server."}
+            await JSONResponse(refusal, 404)(scope, receive, send)
+            return
+        await inner(scope, receive, send)
+
+    return application
