@@ -27,6 +27,7 @@ from trainer.tracking import say
 from trainer.training import checkpoints, distributed
 from trainer.training.adapter import target_modules
 from trainer.training.batches import TrainingData, split
+from trainer.training.divergence import check_figures
 from trainer.training.liveness import mark_dead, unfinished
 from trainer.training.loop import RESULT, chooses_padding_free, train
 from trainer.training.recorder import LOSS, Recorder
@@ -162,6 +163,7 @@ def _finish(
         job.model = _tuned(job, folder / RESULT)
         with evidence.saved(job, names.CANDIDATE, run_id) as (saved, model):
             judged = job.evaluation.run(model, "the fine-tuned model", base_table)
+            check_figures(judged.metrics, job.config.trainer.lr)
             with tempfile.TemporaryDirectory() as temporary:
                 plots.loss_curve(sorted(losses.items()), Path(temporary, "loss.png"))
                 plots.base_against_candidate(base_table, judged.table, Path(temporary, "base_against_candidate.png"))

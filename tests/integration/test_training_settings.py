@@ -14,6 +14,7 @@ from trainer.config import load_config
 from trainer.data.example import Example
 from trainer.training import checkpoints
 from trainer.training.batches import TrainingData
+from trainer.training.divergence import Diverged
 from trainer.training.kernels import fused_lora, padding_free
 from trainer.training.loop import RESULT, train
 from trainer.training.recorder import LOSS, Recorder
@@ -30,7 +31,9 @@ EXAMPLES = [
 def trained(stack: Stack, tiny, tmp_path):
     """Trains as some overrides say; returns (losses by step, totals, folder of the result, metrics)."""
 
-    def run(*overrides: str, folder: Path = tmp_path) -> tuple[list[float], dict[str, float], Path, dict[str, Any]]:
+    def run(
+        *overrides: str, folder: Path = tmp_path, steepness: float = 1.0
+    ) -> tuple[list[float], dict[str, float], Path, dict[str, Any]]:
         config = load_config(None, ["trainer.max_steps=8", "trainer.lr=1e-2", "model.dtype=float32", *overrides])
         tokenizer = base_model.load_tokenizer(tiny)
         lengths = [len(tokenizer(item.prompt + item.completion).input_ids) + 1 for item in EXAMPLES]
@@ -39,6 +42,7 @@ def trained(stack: Stack, tiny, tmp_path):
         run_id = stack.client.create_run(experiment_id).info.run_id
         recorder = Recorder(stack.client, run_id, folder / "spool", 0)
         model = base_model.load_model(tiny, config.model, tokenizer)
+        model.model.norm.weight.data *= steepness
         assert train(model, tokenizer, TrainingData(EXAMPLES, lengths), config, folder, recorder, None)
         assert recorder.spool.wait(30)
         recorder.close()
@@ -47,6 +51,17 @@ def trained(stack: Stack, tiny, tmp_path):
         return [item.value for item in history], totals, folder / RESULT, stack.client.get_run(run_id).data.metrics
 
     return run
+
+
+@pytest.mark.parametrize("overrides", [("trainer.logging_steps=1",), ("checkpoint.save_steps=2",)], ids=" ".join)
+def test_a_training_that_diverges_ends_and_leaves_nothing_to_go_on_from(trained, tmp_path, overrides) -> None:
+    """The loss is a number still, and the gradient is too large for one: the next weights would be none."""
+    with pytest.raises(
+        Diverged, match=r"The gradient's norm is inf at step \d: .* Try a lower trainer.lr \(now 0.01\)"
+    ):
+        trained(*overrides, steepness=1e20)
+    assert checkpoints.newest(tmp_path / "checkpoints") is None
+    assert not checkpoints.is_whole(tmp_path / RESULT)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The parts of training that need no server: batches, checkpoints on disk, the spool's file, counts, settings."""
 
 import json
+import math
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from trainer.job import _check_unseen
 from trainer.training import checkpoints
 from trainer.training.batches import Batches, Examples, TrainingData, split
 from trainer.training.collator import EncodedExample, collate, collate_flat, encode
+from trainer.training.divergence import Diverged, check_figures, check_finite
 from trainer.training.kernels import flops
 
 BATCH = [EncodedExample([5, 6, 7], 1), EncodedExample([5, 6, 7, 8, 9], 3)]
@@ -185,3 +187,15 @@ def test_a_model_is_not_judged_by_what_it_or_its_base_was_trained_on(tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps({"ratchet_train_digests": "seen"}))
     with pytest.raises(InputError, match="Expected a list of digests"):
         print(base.train_digests)
+
+
+def test_the_first_step_with_no_number_is_named() -> None:
+    check_finite({1: 2.5, 2: 0.0}, "loss", 1e-3)
+    with pytest.raises(Diverged, match=r"The loss is nan at step 3: .*now 0\.001"):
+        check_finite({1: 2.5, 3: math.nan, 4: math.inf}, "loss", 1e-3)
+
+
+def test_a_model_whose_likelihoods_are_no_numbers_is_not_registered() -> None:
+    check_figures({"eval/nll_per_token": 2.0, "eval/syntax_ok": math.nan}, 1e-3)
+    with pytest.raises(Diverged, match="eval/fim/nll_per_token of the trained model is nan"):
+        check_figures({"eval/nll_per_token": 2.0, "eval/fim/nll_per_token": math.nan}, 1e-3)

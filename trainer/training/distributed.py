@@ -19,6 +19,7 @@ from contract.errors import InputError, RatchetError
 from contract.files import free_port
 from trainer.config import Config, to_yaml
 from trainer.training import checkpoints
+from trainer.training.divergence import Diverged
 
 JOB, CONFIG, FAILURE = "job.json", "config.yaml", "failure.json"
 
@@ -100,6 +101,8 @@ def _failure(folder: Path, config: Config, code: int) -> RatchetError:
         said = json.loads(what.read_text())
     if said["input"]:
         return InputError(said["message"])
+    if said.get("diverged"):
+        return Diverged(said["message"])
     print(said.get("traceback", ""), end="", file=sys.stderr, flush=True)
     code = first["exit_code"]
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

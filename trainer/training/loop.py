@@ -28,6 +28,7 @@ from trainer.training import checkpoints
 from trainer.training.adapter import add_adapter
 from trainer.training.batches import Batches, Examples, TrainingData, split
 from trainer.training.collator import EncodedExample, collate, collate_flat
+from trainer.training.divergence import check_finite
 from trainer.training.kernels import flops, fused_lora, head_loss, padding_free
 from trainer.training.recorder import Recorder
 
@@ -96,6 +97,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         nats, tokens = self.accelerator.gather(sums.to(arguments.device)[None]).sum(dim=0).tolist()
         metrics = {f"{metric_key_prefix}_loss": nats / tokens}
         self.log(metrics)
+        check_finite({self.state.global_step: nats / tokens}, "validation loss", arguments.learning_rate)
         self.control = self.callback_handler.on_evaluate(arguments, self.state, self.control, metrics)
         return metrics
 
@@ -130,6 +132,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self.last_time = now
         if self.recorder is not None:
             self.recorder.record(first, losses, values)
+        check_finite(dict(enumerate(losses, first)), "loss", self.args.learning_rate)
+        check_finite({first + len(losses) - 1: values["train/grad_norm"]}, "gradient's norm", self.args.learning_rate)
 
 
 class _Course(TrainerCallback):  # type: ignore[misc]

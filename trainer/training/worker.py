@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from mlflow import MlflowClient
 
-from contract.errors import InputError
+from contract.errors import InputError, RatchetError
 from trainer import base_model
 from trainer.base_model import BaseModel
 from trainer.config import Config, load_config
@@ -24,6 +24,7 @@ from trainer.data.example import ExampleFile
 from trainer.training import checkpoints
 from trainer.training.batches import TrainingData
 from trainer.training.distributed import CONFIG, Task
+from trainer.training.divergence import Diverged
 from trainer.training.loop import train
 from trainer.training.recorder import Recorder
 
@@ -123,9 +124,11 @@ def main() -> None:
         work(folder, rank)
     except Exception as error:
         wrong_input = isinstance(error, InputError)
-        message = error.message if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        message = error.message if isinstance(error, RatchetError) else f"{type(error).__name__}: {error}"
         # For the command to print, if this is the process that failed first: the others only miss it.
         said = {"message": message[:2000], "input": wrong_input, "traceback": traceback.format_exc()}
+        if isinstance(error, Diverged):
+            said |= {"diverged": True, "traceback": ""}
         checkpoints.write_json(folder / f"failure-{rank}.json", said)
         # At once: closing the process group would wait for processes that are no more.
         os._exit(2 if wrong_input else 1)
