@@ -213,7 +213,12 @@ class Decoder:
         self.first, self.end = end - used, end
 
     def _choose(self, logits: torch.Tensor, sequences: Sequence[Completion]) -> None:
-        """Append to each sequence the token that its sampling takes from its logits, (B, vocabulary)."""
+        """Append to each sequence the token that its sampling takes from its logits, (B, vocabulary).
+
+        Raises FloatingPointError for logits that are NaN.
+        """
+        if bool(logits.isnan().any()):
+            raise FloatingPointError("the model's logits are NaN: its weights give no numbers")
         for row, item in enumerate(sequences):
             if item.rest is not None:
                 logits[row] = item.rest.mask(logits[row])
@@ -260,6 +265,23 @@ class _Watched(Decoder):
         super()._choose(logits, sequences)
 
 
+# What an architecture's own code raises at a cache, or arguments, that it does not know, and ours where nothing comes.
+UNABLE = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError),
+    FloatingPointError,
+)
+
+
+def gives_numbers(model: Any) -> bool:
+    """Whether the logits of a short text are numbers: not where weights are NaN."""
+    ids = torch.arange(1, 9, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    try:
+        with torch.inference_mode():
+            return not bool(model(input_ids=ids, use_cache=False).logits.isnan().any())
+    except UNABLE:
+        return True  # asked for a completion, it says so itself
+
+
 def works(model: Any, pad_token_id: int, columns: int = 1 << 20) -> bool:
     """Whether sequences that join one another give what each gives alone: tried, since no class name tells.
 
@@ -293,8 +315,7 @@ def works(model: Any, pad_token_id: int, columns: int = 1 << 20) -> bool:
             close = 0.1 if model.dtype == torch.bfloat16 else 0.01
             if not float((found - expected).abs().mean()) < close * float(expected.std()):
                 return False
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
-        # What an architecture's own code raises at a cache, or arguments, that it does not know.
+    except UNABLE as error:
         if "out of memory" in str(error).lower():
             raise
         return False

@@ -69,6 +69,7 @@ class CodeGenerationModel(PythonModel):
         """Load the weights, merging a PEFT adapter. Raises MlflowException for pickled weights."""
         from transformers import AutoTokenizer
 
+        from code_model.decoding import gives_numbers
         from code_model.engine import Engine, Limits
 
         config = dict(context.model_config or {})
@@ -85,6 +86,8 @@ class CodeGenerationModel(PythonModel):
         else:
             model = load_causal_lm(folder, dtype=dtype)
         self.model = model.to(device).eval()
+        if not gives_numbers(self.model):
+            raise invalid(f"The model in {folder} gives no numbers: its weights, or what they compute, are NaN.")
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.defaults = read_defaults(folder)
         self.engine = Engine(

@@ -192,8 +192,8 @@ def _refusal(status: int, body: bytes, retry_after: str | None) -> Refusal:
         message = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         message = "The model answered with an error."
-    if status == 500:
-        return Refusal(500, message)
+    if status >= 500:
+        return Refusal(503, message, retry_after_s=float(retry_after or 5))
     return Refusal(422 if status == 400 else status, message, retry_after_s=float(retry_after) if retry_after else None)
 
 
@@ -206,7 +206,7 @@ async def _lines(reply: aiohttp.ClientResponse, first: bytes) -> AsyncIterator[C
         except (ValueError, TypeError) as error:  # its own code says something else than the protocol
             raise Refusal(503, "The model's answer cannot be read. Ask again.") from error
         if "error" in item:
-            raise Refusal(503 if item.get("error_code") == "TEMPORARILY_UNAVAILABLE" else 500, item["error"])
+            raise Refusal(429 if item.get("error_code") == "RESOURCE_EXHAUSTED" else 503, item["error"])
         yield cast(CompletionEnd, item) if "finish_reason" in item else cast(CompletionPiece, item)
         if "finish_reason" in item:
             return

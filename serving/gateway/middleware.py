@@ -37,7 +37,7 @@ class Edge:
         scope = {**scope, "state": known}
         known["request_id"] = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
         known["live"], known["user"], known["failed"], known["too_large"] = None, "", None, False
-        path, began, status = scope["path"], time.monotonic(), 500
+        path, began, status = scope["path"], time.monotonic(), None
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -61,10 +61,10 @@ class Edge:
                 status = CLIENT_GONE
                 raise
             except Exception as error:
-                if status != 500:
+                if status is not None:
                     raise  # the answer has begun
                 log.error("%s: %s: %s", path, type(error).__name__, error, extra={"request_id": known["request_id"]})
-                await Refusal(500, "Something went wrong here. The log has more under this request's id.").response(
+                await Refusal(503, "Something went wrong here. The log has more under this request's id.").response(
                     path
                 )(scope, receive, sending)
         finally:

@@ -27,7 +27,7 @@ from contract.versions import UnknownVersion, VersionCode, refuse_unknown
 from serving.settings import RunSettings
 from serving.supervisor.versions import Refused, Unavailable
 
-SMOKE = {"inputs": ["def add(a, b):\n"], "params": {"max_new_tokens": 4}}
+SMOKE = {"inputs": ["def add(a, b):\n", "import ", "# "], "params": {"max_new_tokens": 4}}
 LAST_LINES = 40
 RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b(:|$)")  # how a traceback's last line begins
 log = logging.getLogger(__name__)
@@ -108,8 +108,11 @@ class ModelProcess:
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
                 answer: Any = json.load(reply)
-            if not isinstance(answer["predictions"][0], str):
+            texts = answer["predictions"]
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise ValueError(answer)
+            if not any(texts):
+                raise Refused(f"it answers the prompts {', '.join(map(repr, SMOKE['inputs']))} with empty texts alone")
             refuse_unknown(int(self._stats().get("protocol", 1)), None)
         except UnknownVersion as error:
             raise Refused(f"this serving cannot run it: {error.message}") from error

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from code_model import fim
-from code_model.decoding import Completion, Decoder, Sampling, choose, pack_linear_layers
+from code_model.decoding import Completion, Decoder, Sampling, choose, gives_numbers, pack_linear_layers
 from code_model.engine import Engine, Limits, Request
 from code_model.params import GenerationParams
 from code_model.pyfunc import generate
@@ -308,6 +308,20 @@ def test_an_idle_engine_holds_no_thread(parts, monkeypatch) -> None:
         assert time.monotonic() < until
         time.sleep(0.01)
     assert texts(engine.submit([row]))
+
+
+def test_a_model_that_gives_no_numbers_completes_nothing(tiny, parts) -> None:
+    """NaN has a largest place too: without a check it is a token like another."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32).eval()
+    engine = engine_of((model, parts[1]))
+    assert gives_numbers(model)
+    assert texts(engine.submit([("x", GenerationParams(max_new_tokens=2))]))
+    model.model.norm.weight.data[3] = torch.nan
+    assert not gives_numbers(model)
+    for temperature in (0.0, 1.0):
+        [asked] = engine.submit([("x", GenerationParams(max_new_tokens=2, temperature=temperature))])
+        with pytest.raises(MlflowException, match="logits are NaN"):
+            asked.future.result(30)
 
 
 def test_packed_layers_compute_the_same(tiny) -> None:

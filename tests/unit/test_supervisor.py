@@ -1,5 +1,8 @@
 """Which version the supervisor serves, as aliases move and files break; processes and registry are stand-ins."""
 
+import contextlib
+import io
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from serving.settings import ServingSettings
 from serving.supervisor import supervisor as module
 from serving.supervisor import versions
+from serving.supervisor.model_process import ModelProcess
 from serving.supervisor.supervisor import Supervisor
 from serving.supervisor.versions import Broken, NotYet, Refused
 
@@ -183,3 +187,26 @@ def test_where_another_version_is_live_a_broken_one_leaves_it_so(world, supervis
     supervisor.live.process.up = False  # and it comes back, though the alias names the refused one
     until(supervisor, lambda: supervisor.state.restarts == 1 and live(supervisor) is not None)
     assert live(supervisor)[0] == "1"
+
+
+@pytest.mark.parametrize(
+    ("predictions", "why"),
+    [
+        (["", "", ""], "with empty texts alone"),
+        (["", " x", ""], None),
+        ([None, 1, ""], "does not answer"),
+        ({}, "does not answer"),
+    ],
+)
+def test_an_empty_answer_is_none(monkeypatch, predictions, why: str | None) -> None:
+    process = object.__new__(ModelProcess)
+    process.url, process.timeout_s = "http://127.0.0.1:1", 1.0
+    monkeypatch.setattr(process, "_stats", lambda: {"protocol": 1})
+    monkeypatch.setattr(process, "last_words", lambda: "")
+    answer = io.BytesIO(json.dumps({"predictions": predictions}).encode())
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: contextlib.nullcontext(answer))
+    if why is None:
+        process.smoke()
+    else:
+        with pytest.raises(Refused, match=why):
+            process.smoke()

@@ -57,8 +57,9 @@ async def invocations(request: Request) -> Response:
             gateway.later(gateway.engine.cancel(request.state.live, request_id))
         raise
     if answer.status != 200:
-        headers = {"Retry-After": answer.retry_after or "2"} if answer.status in (429, 503) else {}
-        return Response(without_trace(answer.body), answer.status, headers, media_type="application/json")
+        status = answer.status if answer.status < 500 else 503  # MLflow's 500 is the model's failure
+        headers = {"Retry-After": answer.retry_after or "2"} if status in (429, 503) else {}
+        return Response(without_trace(answer.body), status, headers, media_type="application/json")
     if inputs is not None:
         # Not as the response's background task: gunicorn's next request on the connection would wait for ever.
         gateway.later(_record_invocation(gateway, request, request_id, began_ns, inputs, answer.body))
