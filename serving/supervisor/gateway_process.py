@@ -32,7 +32,7 @@ class GatewayProcess:
         metrics.mkdir()
         arguments = [
             *(sys.executable, "-m", "gunicorn", "serving.gateway.app:create()"),
-            *("--worker-class", "asgi"),
+            *("--worker-class", "serving.gateway.connections.Worker"),
             *("--workers", str(self.settings.serving_workers)),
             *("--bind", f"{self.settings.serving_host}:{self.settings.serving_port}"),
             *("--graceful-timeout", str(self.settings.serving_timeout_s)),
