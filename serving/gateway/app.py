@@ -21,6 +21,7 @@ from contract import logs
 from contract.names import SERVING_SUPERVISOR
 from serving.gateway.body import refusal_of
 from serving.gateway.errors import Refusal, too_large
+from serving.gateway.feedback import Feedbacks
 from serving.gateway.middleware import Edge
 from serving.gateway.routes import infill, mlflow, openai, operations
 from serving.gateway.worker import Gateway
@@ -41,7 +42,7 @@ def create() -> FastAPI:
         await gateway.engine.close()
 
     app = FastAPI(title="Ratchet serving", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.gateway = gateway
+    app.state.gateway, app.state.feedbacks = gateway, Feedbacks()
     for routes in (mlflow, openai, infill, operations):
         app.include_router(routes.router)
     app.add_exception_handler(Refusal, _refused)

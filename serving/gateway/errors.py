@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 OPENAI_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
@@ -18,6 +19,7 @@ OPENAI_TYPES = {
 MLFLOW_CODES = {
     400: "BAD_REQUEST",
     401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "RESOURCE_DOES_NOT_EXIST",
     413: "INVALID_PARAMETER_VALUE",
     415: "INVALID_PARAMETER_VALUE",

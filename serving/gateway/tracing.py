@@ -12,7 +12,7 @@ from contract.tracking import RETRIES
 from serving.gateway import metrics
 from serving.settings import ServingSettings
 
-COMPLETION_ID = "completion_id"  # tag of a trace
+COMPLETION_ID, USER = "completion_id", "user"  # tags of a trace
 LONGEST_QUEUE = 200  # traces, each no larger than a request and its answer
 
 
@@ -39,13 +39,17 @@ class UnknownCompletion(Exception):
     """No trace tells of a completion."""
 
 
+class NotYours(Exception):
+    """A completion was made for somebody else."""
+
+
 class Tracer:
     """Writes traces and feedback to the tracking server."""
 
     def __init__(self, settings: ServingSettings) -> None:
         self.settings = settings
         self._calls: queue.Queue[Call] = queue.Queue(LONGEST_QUEUE)
-        self._traces: dict[str, str] = {}  # completion id → trace id, of the last ones
+        self._traces: dict[str, tuple[str, str]] = {}  # completion id → (trace id, user), of the last ones
         self._experiment: str | None = None
         # Its own requests wait for nothing long; what fails is lost, and counted.
         os.environ.setdefault(RETRIES, "1")
@@ -67,12 +71,14 @@ class Tracer:
     def feedback(self, completion: str, accepted: bool, comment: str | None, user: str) -> str:
         """Store an assessment of a completion on its trace; returns the trace's id. Blocks.
 
-        Raises UnknownCompletion, or MlflowException where the tracking server does not take it.
+        Raises UnknownCompletion, NotYours, or MlflowException where the tracking server does not take it.
         """
         import mlflow
         from mlflow.entities import AssessmentSource, AssessmentSourceType
 
-        trace = self._traces.get(completion) or self._search(completion)
+        trace, owner = self._traces.get(completion) or self._search(completion)
+        if owner != user:
+            raise NotYours(completion)
         mlflow.log_feedback(
             trace_id=trace,
             name="accepted",
@@ -82,7 +88,7 @@ class Tracer:
         )
         return trace
 
-    def _search(self, completion: str) -> str:
+    def _search(self, completion: str) -> tuple[str, str]:
         import mlflow
 
         found = mlflow.search_traces(
@@ -94,7 +100,7 @@ class Tracer:
         )
         if not found:
             raise UnknownCompletion(completion)
-        return str(found[0].info.trace_id)
+        return str(found[0].info.trace_id), str(found[0].info.tags.get(USER, ""))
 
     def _connect(self) -> str:
         """The id of the experiment for traces, made where there is none."""
@@ -131,7 +137,7 @@ class Tracer:
                 "model": call.model,
                 "model_version": call.version,
                 "run_id": call.run_id,
-                "user": call.user,
+                USER: call.user,
             },
             metadata={"mlflow.modelId": call.models_id} if call.models_id.startswith("m-") else None,
             experiment_id=experiment,
@@ -140,6 +146,6 @@ class Tracer:
         if call.outputs is not None:
             span.set_outputs(call.outputs)
         span.end(end_time_ns=call.ended_ns)
-        self._traces[call.id] = span.trace_id
+        self._traces[call.id] = span.trace_id, call.user
         for old in list(self._traces)[:-LONGEST_QUEUE]:
             del self._traces[old]

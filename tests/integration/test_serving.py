@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -12,6 +13,7 @@ import requests
 from click.testing import CliRunner
 
 from services.tracking.readiness import wait_until
+from serving.gateway.feedback import new_id
 from serving.gateway.tokens import main as access
 from serving.supervisor.state import StateFile
 from tests.support.serving import PROMPT, Serving, register, serving_process
@@ -45,7 +47,7 @@ def service(stack: Stack, tiny, tmp_path_factory) -> Iterator[Serving]:
     number = register(stack, MODEL, endless)
     stack.client.set_registered_model_alias(MODEL, "production", number)
     home = tmp_path_factory.mktemp("serving")
-    tokens("add", "ada", "--file", str(home / "tokens"))
+    (home / "ada").write_text(tokens("add", "ada", "--file", str(home / "tokens")))
     (home / "token").write_text(tokens("add", "bob", "--file", str(home / "tokens")))
     with serving_process(stack, MODEL, home, SERVING_TOKENS_FILE=str(home / "tokens"), **LIMITS) as service:
         service.headers = {"Authorization": f"Bearer {(home / 'token').read_text()}"}
@@ -289,6 +291,21 @@ def test_feedback_is_an_assessment_on_the_completions_trace(stack: Stack, servic
     assert unknown.status_code == 404
     assert "No trace tells of the completion 'cmpl-unknown'" in unknown.json()["message"]
     assert post(service, "/feedback", {"id": "x", "accept": True}).status_code == 422
+    ada = {"Authorization": f"Bearer {(service.log.parent / 'ada').read_text()}"}
+    theirs = requests.post(f"{service.url}/feedback", json={"id": answer.id, "accepted": True}, headers=ada, timeout=30)
+    assert (theirs.status_code, theirs.json()["error_code"]) == (403, "PERMISSION_DENIED")
+    assert len(stack.client.get_trace(reply.json()["trace_id"]).info.assessments) == 1
+
+
+def test_floods_of_feedback_are_bounded(service: Serving) -> None:
+    made_up = [new_id("cmpl") for _ in range(70)]
+    with ThreadPoolExecutor(16) as pool:
+        statuses = [
+            answer.status_code
+            for answer in pool.map(lambda id: post(service, "/feedback", {"id": id, "accepted": True}), made_up)
+        ]
+    assert set(statuses) == {404, 429}
+    assert statuses.count(404) < 70 - 16
 
 
 def test_metrics_and_status_tell_what_went_on(service: Serving) -> None:

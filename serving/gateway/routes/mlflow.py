@@ -4,13 +4,13 @@ import asyncio
 import importlib.metadata
 import json
 import time
-import uuid
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from serving.gateway.body import loads
+from serving.gateway.feedback import new_id
 from serving.gateway.worker import ClientGone, Gateway, gateway_of, until_gone
 from serving.supervisor.state import WAITING
 
@@ -42,7 +42,7 @@ async def invocations(request: Request) -> Response:
     """MLflow's form: the live model's answer, without a stack trace."""
     gateway, body, began_ns = gateway_of(request), await request.body(), time.time_ns()
     content_type = request.headers.get("content-type", "application/json")
-    request_id = uuid.uuid4().hex  # the engine's: a client may send its own twice
+    request_id = new_id("inv").removeprefix("inv-")  # the engine's: a client may send its own twice
     inputs, body = with_request_id(body, content_type, request_id)
 
     async def ask() -> Any:

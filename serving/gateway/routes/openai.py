@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal, cast
@@ -16,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from contract.messages import CompletionEnd, CompletionPiece, CompletionRequest, Piece
 from serving.gateway.body import MOST_STOPS, SHOWN, body_of, shown
 from serving.gateway.errors import Refusal
+from serving.gateway.feedback import new_id
 from serving.gateway.routes.parameters import PENALTIES, changes_nothing
 from serving.gateway.worker import Gateway, gateway_of, until_gone
 
@@ -224,7 +224,7 @@ class Answer:
         self.request, self.gateway, self.body, self.inputs = request, gateway, body, inputs
         self.params = body.params()
         self.kind: Kind = kind
-        self.id = f"{'cmpl' if kind == 'text_completion' else 'chatcmpl'}-{uuid.uuid4().hex}"
+        self.id = new_id("cmpl" if kind == "text_completion" else "chatcmpl")
         self.created, self.began_ns = int(time.time()), time.time_ns()
         self.until = gateway.until()
         self.open = AsyncExitStack()

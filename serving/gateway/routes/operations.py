@@ -1,6 +1,5 @@
 """What operators and their tools ask: /status, /metrics, /feedback and the registry's /webhook."""
 
-import asyncio
 import os
 import signal
 import time
@@ -14,9 +13,8 @@ from starlette.responses import Response
 from contract.names import SERVING_SUPERVISOR
 from serving.gateway import metrics
 from serving.gateway.body import body_of
-from serving.gateway.errors import Refusal
-from serving.gateway.tracing import UnknownCompletion
-from serving.gateway.worker import Gateway, gateway_of
+from serving.gateway.feedback import Feedbacks
+from serving.gateway.worker import gateway_of
 
 router = APIRouter()
 NUDGE_EVERY_S = 1.0
@@ -55,7 +53,8 @@ async def prometheus(request: Request) -> Response:
 @router.post("/feedback")
 async def feedback(request: Request, given: Annotated[Feedback, Depends(body_of(Feedback))]) -> dict[str, Any]:
     """Accept or reject a completion by its id: an assessment on its trace."""
-    return {"trace_id": await _store_feedback(gateway_of(request), given, request.state.user)}
+    feedbacks: Feedbacks = request.app.state.feedbacks
+    return {"trace_id": await feedbacks.store(request, gateway_of(request), given.id, given.accepted, given.comment)}
 
 
 @router.post("/webhook")
@@ -66,22 +65,3 @@ async def webhook(request: Request) -> Response:
         gateway.nudged = now
         os.kill(int(supervisor), signal.SIGUSR1)
     return Response(status_code=204)
-
-
-async def _store_feedback(gateway: Gateway, given: Feedback, user: str) -> str:
-    """The trace's id. A trace may be on its way for some seconds. Raises Refusal."""
-    for pause in (0.5, 1.0, 2.0, 0.0):
-        try:
-            return await asyncio.to_thread(gateway.tracer.feedback, given.id, given.accepted, given.comment, user)
-        except UnknownCompletion:
-            await asyncio.sleep(pause)
-        except Exception as error:
-            raise Refusal(
-                503, "The tracking server did not take the feedback. Send it again.", retry_after_s=5
-            ) from error
-    share = gateway.settings.serving_trace_sample
-    raise Refusal(
-        404,
-        f"No trace tells of the completion '{given.id}'. Expected the id of an answer; of {share:.0%} of them a trace "
-        "is kept (SERVING_TRACE_SAMPLE).",
-    )
