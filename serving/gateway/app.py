@@ -4,6 +4,7 @@
     /v1/models /v1/completions /v1/chat/completions       routes/openai.py
     /infill                                               routes/infill.py
     /status /metrics /feedback /webhook                   routes/operations.py
+    /openapi.json                                         what all of them take
 
 Run by the supervisor: gunicorn "serving.gateway.app:create()".
 """
@@ -11,14 +12,18 @@ Run by the supervisor: gunicorn "serving.gateway.app:create()".
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from contract import logs
 from contract.names import SERVING_SUPERVISOR
+from contract.versions import RELEASE
 from serving.gateway.body import refusal_of
 from serving.gateway.errors import Refusal, too_large
 from serving.gateway.feedback import Feedbacks
@@ -27,6 +32,13 @@ from serving.gateway.routes import infill, mlflow, openai, operations
 from serving.gateway.worker import Gateway
 from serving.settings import RunSettings
 from serving.supervisor.state import end_with
+
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/completions": openai.CompletionsRequest,
+    "/v1/chat/completions": openai.ChatRequest,
+    "/infill": infill.InfillRequest,
+    "/feedback": operations.Feedback,
+}
 
 
 def create() -> FastAPI:
@@ -41,7 +53,7 @@ def create() -> FastAPI:
         yield
         await gateway.engine.close()
 
-    app = FastAPI(title="Ratchet serving", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Ratchet serving", version=RELEASE, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.gateway, app.state.feedbacks = gateway, Feedbacks()
     for routes in (mlflow, openai, infill, operations):
         app.include_router(routes.router)
@@ -49,7 +61,23 @@ def create() -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Edge, gateway=gateway)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the bodies that `body_of` reads, which FastAPI does not know of."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for path, form in BODIES.items():
+            schema = form.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[form.__name__] = schema
+            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form.__name__}"}}}
+            document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        app.openapi_schema = document
+    return app.openapi_schema
 
 
 async def _refused(request: Request, error: Exception) -> Response:

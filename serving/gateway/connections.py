@@ -1,7 +1,7 @@
-"""Connections to the gateway: gunicorn's, which waits for no client for ever, and answers one request after another.
+"""Connections to the gateway: gunicorn's, which wait for no client for ever, and answer one request after another.
 
-gunicorn 26's ASGI worker leaves a connection open on which nothing comes, drops what is sent behind a request before its
-answer, takes `+5` for a length, and hands upgrades to WebSocket to an application that has none.
+gunicorn 26's ASGI worker leaves a connection open on which nothing comes, drops what is sent behind a request before
+its answer, takes `+5` for a length, and hands upgrades to WebSocket to an application that has none.
 """
 
 import asyncio
@@ -86,7 +86,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]
 
     @staticmethod
     def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
-        return any(name == b"transfer-encoding" or (name == b"content-length" and int(value)) for name, value in headers)
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and int(value)) for name, value in headers
+        )
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]

@@ -5,6 +5,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from contract.errors import shortened
+
 OPENAI_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -29,6 +31,9 @@ MLFLOW_CODES = {
 }
 
 
+LONGEST = 1000  # characters of a message: what a client has sent may stand in it
+
+
 class Refusal(Exception):
     """An answer that is an error: an HTTP status, and a message for whoever asked."""
 
@@ -42,7 +47,8 @@ class Refusal(Exception):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.message = shortened(message, LONGEST)
+        self.status, self.code, self.param = status, code, param
         self.headers = {} if retry_after_s is None else {"Retry-After": f"{max(1, round(retry_after_s))}"}
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"

@@ -1,6 +1,6 @@
 """Whose feedback is stored: on a completion of one's own, not too much at once, and unknown ids cost next to nothing.
 
-A completion's id tells when it was made, so that an old one is looked up once and an invented one, as a rule, not at all.
+A completion's id tells when it was made: an old one is looked up once, and an invented one, as a rule, not at all.
 """
 
 import asyncio

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from services.tracking.readiness import wait_until
 from serving.gateway.feedback import new_id
 from serving.gateway.tokens import main as access
 from serving.supervisor.state import StateFile
+from tests.support import doses, fuzz
 from tests.support.serving import PROMPT, Serving, register, serving_process
 from tests.support.tracking import Stack
 
@@ -379,3 +382,20 @@ def test_the_state_is_read_again_when_it_changes(tmp_path) -> None:
     assert wait_until(lambda: file.read().status == state.SERVING, 5, lambda: True)
     path.unlink()
     assert file.read().status == state.SERVING
+
+
+def test_whatever_is_sent_there_is_an_answer(service: Serving) -> None:
+    token = service.headers["Authorization"].removeprefix("Bearer ")
+    found = fuzz.run(service.url, token, doses.FUZZED[0], seed=1)
+    assert not found.wrong, found.wrong[:5]
+    assert {"200", "400", "401", "404", "405", "413", "415", "422"} <= found.answers.keys()
+    assert service.ask().status_code in (200, 429)
+
+
+def test_the_gateway_is_as_its_openapi_document_says(service: Serving) -> None:
+    command = ["schemathesis", "run", f"{service.url}/openapi.json", "--checks", "not_a_server_error", "--no-color"]
+    command += ["--phases", "coverage,fuzzing", "--max-examples", str(doses.FUZZED[1]), "--seed", "1"]
+    command += [word for name, value in service.headers.items() for word in ("--header", f"{name}: {value}")]
+    done = subprocess.run([sys.executable, "-m", "schemathesis.cli", *command[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "Tested: 15" in done.stdout

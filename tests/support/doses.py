@@ -27,6 +27,7 @@ KILL_EVERY = 1 if FULL else 4  # so many writes of a promoter: kill it after eac
 PROMOTERS = 20 if FULL else 6  # at once
 STRATEGIES = ("ddp", "fsdp") if FULL else ("ddp",)  # under which two processes train as one does; fsdp does all weights
 DYING = ("ddp", "fsdp") if FULL else ("fsdp",)  # under which one of two processes dies
+FUZZED = (100_000, 500) if FULL else (1_000, 5)  # requests: ours, and schemathesis's for each operation
 LARGE_FILE_MB = 200 if FULL else 80  # through a tracking server with 48 MB of memory for temporary files
 
 full = pytest.mark.skipif(not FULL, reason="with the full doses alone: make test-long")

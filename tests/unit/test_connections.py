@@ -40,9 +40,7 @@ def port() -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connections, "HEAD_S", 0.5)
         patch.setattr(connections, "BODY_S", 0.7)
-        server = loop.run_until_complete(
-            loop.create_server(lambda: connections.Connection(worker), "127.0.0.1", 0)
-        )
+        server = loop.run_until_complete(loop.create_server(lambda: connections.Connection(worker), "127.0.0.1", 0))
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
         yield server.sockets[0].getsockname()[1]

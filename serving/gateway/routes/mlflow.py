@@ -9,7 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from contract.errors import shortened
 from serving.gateway.body import loads
+from serving.gateway.errors import LONGEST
 from serving.gateway.feedback import new_id
 from serving.gateway.worker import ClientGone, Gateway, gateway_of, until_gone
 from serving.supervisor.state import WAITING
@@ -95,8 +97,9 @@ def without_trace(body: bytes) -> bytes:
     """MLflow's error without a stack trace; another text than JSON in MLflow's form."""
     try:
         error = json.loads(body)
-        return json.dumps({"error_code": error["error_code"], "message": error["message"]}).encode()
+        message = shortened(str(error["message"]), LONGEST)
+        return json.dumps({"error_code": error["error_code"], "message": message}).encode()
     except (ValueError, KeyError, TypeError):
         text = body.decode(errors="replace").strip().splitlines()
-        message = text[0][:500] if text and "Traceback" not in text[0] else "The model failed."
+        message = shortened(text[0], LONGEST) if text and "Traceback" not in text[0] else "The model failed."
         return json.dumps({"error_code": "INTERNAL_ERROR", "message": message}).encode()

@@ -145,7 +145,7 @@ class Message(BaseModel):
         for part in parts:
             if part.get("type") != "text":
                 raise Refusal(
-                    422, f"A message has a part of type {part.get('type')!r}. Expected text.", param="messages"
+                    422, f"A message has a part of type {shown(part.get('type'))}. Expected text.", param="messages"
                 )
         return {"role": self.role, "content": "".join(str(part.get("text", "")) for part in parts)}
 
@@ -388,5 +388,8 @@ def _check_model(gateway: Gateway, name: str | None) -> None:
     served = gateway.settings.serving_model
     if name not in (None, "", served):
         raise Refusal(
-            404, f"The model '{name}' is not served here. Expected '{served}'.", code="model_not_found", param="model"
+            404,
+            f"The model {shown(name)} is not served here. Expected '{served}'.",
+            code="model_not_found",
+            param="model",
         )
