@@ -104,6 +104,7 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
     config = with_source(load_config(config_path, overrides))
     left = "A run that had not finished has registered nothing; the same command goes on with it."
     with _interruptible(left) as folder:
+        _check_before_imports(config)
         from trainer import job  # torch and transformers take seconds to import
 
         prepared = job.prepare(config, folder)
@@ -154,6 +155,19 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
         if not existed:
             with suppress(OSError):
                 output.rmdir()  # where nothing was written
+
+
+def _check_before_imports(config: Config) -> None:
+    """Raise InputError, or Unreachable, for what a second shows: a source that is not there, no tracking server."""
+    from trainer.data.prepare import check_sources, source_names
+
+    names = [*source_names(config.data.source), *source_names(config.data.eval_source)]
+    if not any(name.startswith("runs:") for name in names):  # those are looked up on the server
+        check_sources(config.data)
+    if config.distributed.machine_rank == 0:
+        from trainer import tracking
+
+        tracking.connect(config.tracking.uri)
 
 
 def _check_output(folder: Path, sources: list[Any]) -> None:

@@ -1,5 +1,7 @@
 """The command lines of promoter and trainer: where options may stand, and what is said of a slip."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,3 +74,20 @@ def test_a_metric_or_param_that_no_run_has_is_named(columns: Columns, expected: 
         columns.check(runs)
     columns.check([])
     Columns(tags=("gate",)).check(runs)  # one that only some have, and the metrics that are shown by default
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "expected"),
+    [
+        ("data.source=/nowhere", 2, "data.source is '/nowhere'"),
+        ("data.source=tests", 3, "No tracking server at"),
+        ("data.include=[]x", 2, "data.include"),
+    ],
+)
+def test_what_a_second_shows_is_said_before_torch_is_imported(root, setting: str, code: int, expected: str) -> None:
+    program = "import sys\nfrom trainer.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    settings = ["data.source=tests", f"tracking.uri={NOWHERE}", setting]
+    command = [sys.executable, "-c", program, "train", *settings]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (code, "False"), done.stderr
+    assert expected in done.stderr
