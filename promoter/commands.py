@@ -222,7 +222,7 @@ def history(uri: str, experiment_name: str, model_name: str, output_format: str,
     client = registry.connect(uri)
     registry.aliases(client, model_name)  # an unknown model is an error, not an empty history
     table = tables.history_table(records.history(client, model_name, limit, all_of_them))
-    click.echo(tables.render(table, output_format))
+    click.echo(tables.render(tables.fitted(table) if output_format == "text" else table, output_format))
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from contract import names
-from contract.errors import InputError
+from contract.errors import InputError, shortened
 from contract.metrics import SHOWN
 from promoter.decision import Decision
 
 MOST_NAMED = 8  # metrics or params, in a message
+LEAST_OF_A_REASON = 24  # characters
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,17 @@ def history_table(runs: list[Run]) -> pd.DataFrame:
     )
 
 
+def fitted(history: pd.DataFrame, width: int = 120) -> pd.DataFrame:
+    """A history for a terminal: of the runs' ids their beginnings, and of the reasons what there is room for."""
+    if history.empty:
+        return history
+    history = history.assign(evidence=history["evidence"].str[:8])
+    others = history.drop(columns="why").to_dict("list")
+    taken = sum(max(map(len, map(str, [name, *cells]))) + 1 for name, cells in others.items())
+    room = max(LEAST_OF_A_REASON, width - taken - 2)  # a space, and the mark of what was left out
+    return history.assign(why=[shortened(text, room) for text in history["why"]])
+
+
 def check_text(name: str, passed: bool, detail: str) -> str:
     """A check for a terminal."""
     mark = click.style("✓", fg="green") if passed else click.style("✗", fg="red", bold=True)
@@ -147,7 +159,8 @@ def decision_text(decision: Decision) -> str:
         if decision.passed
         else click.style("NOT passed", fg="red", bold=True)
     )
-    lines = [f"Gate: {verdict}"]
+    failed = [reason.check for reason in decision.reasons if not reason.passed]
+    lines = [f"Gate: {verdict}" + (f" ({', '.join(failed)})" if failed else "")]
     in_order = [reason for reason in decision.reasons if reason.group == "evidence" and reason.passed]
     if in_order:
         lines.append(check_text("evidence", True, f"{len(in_order)} checks passed (all are in the report)"))

@@ -5,12 +5,13 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from contract.errors import InputError
 from promoter.cli import main as promoter
-from promoter.tables import Columns
+from promoter.tables import Columns, decision_text, fitted, history_table, render
 from trainer.cli import main as trainer
 
 NOWHERE = "http://127.0.0.1:9"
@@ -91,3 +92,32 @@ def test_what_a_second_shows_is_said_before_torch_is_imported(root, setting: str
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (code, "False"), done.stderr
     assert expected in done.stderr
+
+
+def test_a_history_fits_a_terminal() -> None:
+    tags = {
+        "action": "auto-promote",
+        "outcome": "promoted",
+        "version": "12",
+        "moved_from": "Staging",
+        "by": "ada@laptop",
+    }
+    tags |= {"stage": "Production", "replaces": "11", "why": "eval/nll_per_token 1.2345 → 1.1234, and much more " * 9}
+    runs = [SimpleNamespace(info=SimpleNamespace(start_time=0, run_id="ab" * 16), data=SimpleNamespace(tags=tags))] * 2
+    table = history_table(runs)
+    lines = render(fitted(table), "text").splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 120
+    assert "eval/nll_per_token 1." in lines[1]
+    assert "ab" * 16 in render(table, "json")
+    assert render(fitted(history_table([])), "text") == "(nothing)"
+
+
+def test_the_headline_of_a_refusal_says_which_checks() -> None:
+    reasons = [
+        SimpleNamespace(group="gate", check=name, passed=passed, detail="why")
+        for name, passed in (("primary", True), ("floor eval/syntax_ok", False), ("guard eval/fim/stops", False))
+    ]
+    [headline, *rest] = decision_text(SimpleNamespace(passed=False, reasons=reasons)).splitlines()
+    assert click.unstyle(headline) == "Gate: NOT passed (floor eval/syntax_ok, guard eval/fim/stops)"
+    assert len(rest) == 3
