@@ -167,7 +167,7 @@ def _check_before_imports(config: Config) -> None:
     if config.distributed.machine_rank == 0:
         from trainer import tracking
 
-        tracking.connect(config.tracking.uri)
+        tracking.check_experiment(tracking.connect(config.tracking.uri), config.tracking.experiment_name)
 
 
 def _check_output(folder: Path, sources: list[Any]) -> None:

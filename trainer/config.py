@@ -220,7 +220,7 @@ class TrackingConfig:
     experiment_name: str = option(
         DEFAULT_EXPERIMENT,
         "MLflow experiment; the models are registered as {name}_model and {name}_pytorch_model.",
-        pattern=(r"[\w. -]+", "letters, digits, and any of _ - . and space"),
+        pattern=(r"[\w. -]{1,200}", "letters, digits, and any of _ - . and space, 200 at most"),
     )
     run_name: str | None = option(None, "Name of the run. Default: MLflow makes one.")
     public_url: str | None = option(

@@ -14,11 +14,13 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context import registry as context_registry
 
 from contract import names, tracking
+from contract.errors import InputError
 from contract.redaction import redact
 from contract.tracking import create_once, why_unreachable, without_retries
 from trainer.config import Config, flatten
@@ -46,6 +48,16 @@ def connect(uri: str) -> MlflowClient:
     # At exit MLflow ends a run that is still active as FINISHED. `run` ends ours, as they deserve.
     atexit.unregister(mlflow.tracking.fluent._safe_end_run)
     return client
+
+
+def check_experiment(client: MlflowClient, name: str) -> None:
+    """Raise InputError for an experiment that has been deleted: nothing can be logged to it."""
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
+        raise InputError(
+            f"tracking.experiment_name is '{name}', which has been deleted. Name another, or restore it: "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
 
 
 @contextmanager

@@ -130,6 +130,16 @@ def test_bad_training_input_is_one_message_and_its_exit_code(
     assert len(stack.client.search_runs([e.experiment_id for e in stack.client.search_experiments()])) == before
 
 
+def test_a_deleted_experiment_is_found_before_the_work_begins(stack: Stack, tiny, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
+    gone = stack.client.create_experiment("gone")
+    stack.client.delete_experiment(gone)
+    result = CliRunner().invoke(trainer, settings(tiny, "gone"))
+    assert result.exit_code == 2
+    assert f"mlflow experiments restore --experiment-id {gone}" in result.output
+    assert "Data" not in result.output
+
+
 def test_dry_run_checks_everything_and_leaves_no_trace(stack: Stack, tiny, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.url)
     result = CliRunner().invoke(trainer, ["train", *settings(tiny, "dry"), "--dry-run"])
