@@ -89,6 +89,7 @@ lint: .venv/.dev .venv/.checkov ## Check style, types, Dockerfiles, Compose file
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/bandit --quiet --recursive -ll -ii --configfile pyproject.toml contract code_model services trainer evaluator promoter serving infra
 	.venv/bin/hadolint Dockerfile infra/offline/*/Dockerfile tests/stack/production/stand-ins/*/Dockerfile
 	.venv/checkov/bin/checkov --directory infra/aws --framework terraform --quiet --compact --skip-download
 	.venv/bin/zizmor --offline --quiet .github/workflows

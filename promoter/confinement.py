@@ -232,7 +232,7 @@ def main(worker: str, answer: str, scratch: str, *folders: str) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     confine(Path(scratch), [Path(folder) for folder in folders])
     sys.argv = [worker, answer, scratch]
-    exec(program, {"__name__": "__main__", "__file__": worker})
+    exec(program, {"__name__": "__main__", "__file__": worker})  # nosec B102
 
 
 if __name__ == "__main__":
