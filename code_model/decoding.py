@@ -6,7 +6,7 @@ padding to its left, as in `generate`. So a step is one forward pass over the ba
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
@@ -26,6 +26,14 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
+class Scored(NamedTuple):
+    """A token with its log-likelihood in nats (None: it stands behind nothing), and the likeliest in its place."""
+
+    token: int
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+
 @dataclass(eq=False)
 class Completion:
     """One sequence: its prompt and what has been added to it, as token ids."""
@@ -35,6 +43,16 @@ class Completion:
     generator: torch.Generator | None = None  # of its own, so that a seed gives the same whatever runs beside it
     rest: Rest | None = None  # what its next tokens have to spell out
     new: list[int] = field(default_factory=list)
+    logprobs: int = -1  # of how many tokens in each place, beside the one that is taken; -1: of none
+    echo: bool = False  # the prompt's too
+    scored: list[Scored] = field(default_factory=list)
+
+    def score(self, logits: torch.Tensor, token: int) -> None:
+        """Note how likely a token was by the logits of its place, (vocabulary,)."""
+        found = logits.float().log_softmax(-1)
+        values, tokens = found.topk(min(self.logprobs, len(found)))
+        top = list(zip(tokens.tolist(), values.tolist(), strict=True))
+        self.scored.append(Scored(token, float(found[token]), top))
 
     def add(self, token: int) -> None:
         """Take in the next token."""
@@ -65,6 +83,17 @@ class Reading:
         self.padded = any(padding)
         self.columns, self.done = longest, 0
         self.cache = DynamicCache()
+
+    def score(self, logits: torch.Tensor, start: int) -> None:
+        """Note how likely the prompts' tokens were; `logits` of the columns from `start` on, (B, n, vocabulary)."""
+        for row, item in enumerate(self.sequences):
+            first = self.columns - len(item.prompt)  # the row's first column with a token
+            if not item.echo:
+                continue
+            if start <= first < start + logits.shape[1]:
+                item.scored.append(Scored(item.prompt[0], None, []))
+            for column in range(max(start, first), min(start + logits.shape[1], self.columns - 1)):
+                item.score(logits[row, column - start], item.prompt[column + 1 - first])
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
@@ -118,14 +147,17 @@ class Decoder:
     def read(self, reading: "Reading", columns: int) -> bool:
         """Read so many columns more of some prompts. After the last, their sequences have joined: True."""
         start, end = reading.done, min(reading.done + columns, reading.columns)
+        echoes = any(item.echo for item in reading.sequences)
         output = self.model(
             input_ids=reading.ids[:, start:end],
             attention_mask=reading.real[:, :end] if reading.padded else None,
             position_ids=reading.positions[:, start:end],
             past_key_values=reading.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=0 if echoes else 1,
         )
+        if echoes:
+            reading.score(output.logits, start)
         reading.done = end
         if end < reading.columns:
             return False
@@ -222,13 +254,14 @@ class Decoder:
         for row, item in enumerate(sequences):
             if item.rest is not None:
                 logits[row] = item.rest.mask(logits[row])
-        plain = all(item.sampling == Sampling() for item in sequences)
-        if plain:
-            for item, token in zip(sequences, logits.argmax(-1).tolist(), strict=True):
-                item.add(token)
-            return
-        for item, row in zip(sequences, logits, strict=True):
-            item.add(choose(row.float(), item))
+        if all(item.sampling == Sampling() for item in sequences):
+            chosen = logits.argmax(-1).tolist()
+        else:
+            chosen = [choose(row.float(), item) for item, row in zip(sequences, logits, strict=True)]
+        for item, row, token in zip(sequences, logits, chosen, strict=True):
+            if item.logprobs >= 0:
+                item.score(row, token)
+            item.add(token)
 
 
 def choose(logits: torch.Tensor, sequence: Completion) -> int:

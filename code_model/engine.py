@@ -26,8 +26,8 @@ from mlflow.protos.databricks_pb2 import (
 from code_model import memory
 from code_model.decoding import Completion, Decoder, Reading, Sampling, pack_linear_layers, works
 from code_model.encoder import Encoder
-from code_model.healing import Rest, take_back, vocabulary
-from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishReason
+from code_model.healing import Rest, Start, take_back, vocabulary
+from code_model.messages import PROTOCOL, CompletionUsage, EngineStats, FinishReason, TokenLogprob
 from code_model.params import GenerationParams, invalid
 from code_model.text import TextStream, encode_completions, encode_prompt
 from code_model.threads import Threads
@@ -38,6 +38,7 @@ REMEMBERED = 1000  # finished requests whose usage is still known
 PIECE_S = 0.1  # how long prompts are read before those under way get their next token
 LEAST_COLUMNS = 16  # of prompts, that are read at once
 PROBED = 4  # columns
+ECHOED = 64  # columns
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Result:
     text: str
     finish_reason: FinishReason
     usage: Usage
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(eq=False)
@@ -86,6 +88,8 @@ class Request:
     deadline: float  # on the monotonic clock
     on_text: Callable[[str], None] | None = None  # called by the engine's thread with each piece of the completion
     id: str = ""
+    logprobs: int = -1  # of how many tokens in each place, beside the one that is taken; -1: of none
+    echo: bool = False  # of the prompt's too
     future: "Future[Result]" = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
     cancelled: bool = False
@@ -145,13 +149,22 @@ class Engine:
         id: str = "",
         on_text: Callable[[str], None] | None = None,
         deadline_s: float | None = None,
+        logprobs: int = -1,
+        echo: bool = False,
     ) -> list[Request]:
-        """Queue some prompts, all or none. Raises MlflowException, RESOURCE_EXHAUSTED, where the queue is full."""
+        """Queue some prompts, all or none. Raises MlflowException, RESOURCE_EXHAUSTED, where the queue is full.
+
+        With `logprobs` the results tell how likely each token was, and so many others in its place; with `echo` the
+        prompt's tokens too. No token of the prompt's end is taken back then.
+        """
+        if self.whole is not None and logprobs >= 0:
+            raise invalid(f"logprobs is {logprobs}. Expected none: this model's are not known here.")
         most = self.limits.max_batch + self.limits.max_queue
         if len(rows) > most:
             raise invalid(f"{len(rows)} prompts in one request. Expected {most} at most here.")
         limit = min(deadline_s or self.limits.deadline_s, self.limits.deadline_s)
-        requests = [Request(prompt, params, time.monotonic() + limit, on_text, id) for prompt, params in rows]
+        until = time.monotonic() + limit
+        requests = [Request(prompt, params, until, on_text, id, logprobs, echo) for prompt, params in rows]
         with self._news:
             waiting = self._count_waiting()
             free = max(0, self.limits.max_batch - len(self._active) - len(self._joining))
@@ -222,7 +235,7 @@ class Engine:
         self._check_characters(request.prompt, wanted)
         ids = encode_prompt(self.tokenizer, request.prompt)
         self._check_tokens(len(ids), wanted)
-        start = take_back(self.tokenizer, ids, request.prompt)
+        start = take_back(self.tokenizer, ids, request.prompt) if request.logprobs < 0 else Start(ids, "", [])
         rest = Rest.of(self.tokenizer, start.held)
         params = request.params
         sampling = Sampling(params.temperature, params.top_p, params.top_k, params.repetition_penalty)
@@ -233,7 +246,9 @@ class Engine:
             generator = torch.Generator(device=self.model.device)
             generator.manual_seed(params.seed) if params.seed >= 0 else generator.seed()
         request.prompt_tokens, request.held = len(ids), start.held
-        request.completion = Completion(start.ids, sampling, generator, rest)
+        request.completion = Completion(
+            start.ids, sampling, generator, rest, logprobs=request.logprobs, echo=request.echo and request.logprobs >= 0
+        )
         request.text = TextStream(self.tokenizer, start.ids, params.stop, start.held)
 
     def _check_characters(self, prompt: str, wanted: int) -> None:
@@ -350,7 +365,9 @@ class Engine:
     def _read(self, reading: Reading) -> None:
         """Read on in the prompts of those that join; after the last piece they are under way."""
         rows, columns = len(reading.sequences), reading.columns
-        if self.in_pieces and self._active:
+        if self.in_pieces and any(request.echo for request in self._joining):
+            columns = ECHOED  # the logits of each column are looked at
+        elif self.in_pieces and self._active:
             columns = max(LEAST_COLUMNS, int(self._read_rate * PIECE_S / rows))
         before, began = reading.done, time.monotonic()
         joined = self.decoder.read(reading, columns)
@@ -431,7 +448,24 @@ class Engine:
             for old in list(itertools.islice(self._usage, max(0, len(self._usage) - REMEMBERED))):
                 del self._usage[old]
         self._settle(request)
-        request.future.set_result(Result(text, reason, usage))
+        request.future.set_result(Result(text, reason, usage, self._logprobs(request.completion)))
+
+    def _logprobs(self, completion: Completion) -> list[TokenLogprob] | None:
+        if completion.logprobs < 0:
+            return None
+        return [
+            TokenLogprob(
+                token=self._text_of(item.token),
+                logprob=item.logprob,
+                top={self._text_of(token): value for token, value in reversed(item.top)},  # of one text the likeliest
+            )
+            for item in completion.scored
+        ]
+
+    def _text_of(self, token: int) -> str:
+        texts = vocabulary(self.tokenizer).texts
+        found = texts[token] if token < len(texts) else ""
+        return found or str(self.tokenizer.convert_ids_to_tokens(token))
 
     def _fail(self, request: Request, error: MlflowException) -> None:
         if not request.future.done():

@@ -95,7 +95,12 @@ async def _complete(
         loop.call_soon_threadsafe(pieces.put_nowait, item)
 
     [submitted] = engine.submit(
-        [(prompt, params)], asked.get("id", ""), put if asked.get("stream") else None, asked.get("deadline_s")
+        [(prompt, params)],
+        asked.get("id", ""),
+        put if asked.get("stream") else None,
+        asked.get("deadline_s"),
+        asked.get("logprobs", -1),
+        asked.get("echo", False),
     )
     submitted.future.add_done_callback(put)
 
@@ -125,7 +130,10 @@ async def _complete(
 
 
 def _end(result: Result) -> CompletionEnd:
-    return CompletionEnd(text=result.text, finish_reason=result.finish_reason, usage=result.usage.message())
+    end = CompletionEnd(text=result.text, finish_reason=result.finish_reason, usage=result.usage.message())
+    if result.logprobs is not None:
+        end["logprobs"] = result.logprobs
+    return end
 
 
 def _error(error: MlflowException) -> EngineError:

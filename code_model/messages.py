@@ -1,6 +1,6 @@
 """What goes over the engine's socket: a copy of the engine's part of contract/messages.py, logged with each version."""
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 PROTOCOL = 1
 
@@ -29,6 +29,8 @@ class CompletionRequest(TypedDict, total=False):
     params: dict[str, Any]  # generation parameters; the others are the model's defaults
     stream: bool
     deadline_s: float  # from now
+    logprobs: int  # with the answer's end the likelihood of each token, and of so many others in its place
+    echo: bool  # with `logprobs`: of the prompt's tokens too
 
 
 class CompletionPiece(TypedDict):
@@ -47,12 +49,21 @@ class CompletionUsage(TypedDict):
     batch: int  # completions that were under way when it began, itself too
 
 
+class TokenLogprob(TypedDict):
+    """How likely a token was."""
+
+    token: str
+    logprob: float | None  # in nats; None: of the prompt's first token, which stands behind nothing
+    top: dict[str, float]  # the likeliest in its place
+
+
 class CompletionEnd(TypedDict):
     """The last line of the answer: all of the text."""
 
     text: str
     finish_reason: FinishReason
     usage: CompletionUsage
+    logprobs: NotRequired[list[TokenLogprob]]  # where they were asked for; of the prompt's tokens first
 
 
 class EngineError(TypedDict):

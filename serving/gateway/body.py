@@ -13,11 +13,13 @@ from serving.gateway.errors import Refusal
 
 Form = TypeVar("Form", bound=BaseModel)
 HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: an editor cuts a text by UTF-16's units
+MOST_LOGPROBS = 20  # tokens in each place
 MOST_STOPS = 64  # texts; they are looked for behind every token
 SHOWN = 100  # characters of a value in a message
 TYPES = ("body", "str", "int", "float")  # which pydantic has in the place of an error, where a field may be several
 EXPECTED = {
     "prompt": "a text, or a list of texts: token ids are not taken",
+    "logprobs": f"a number from 0 to {MOST_LOGPROBS} for completions, true or false for chat",
     "stop": f"a text, or a list of at most {MOST_STOPS} texts",
 }
 

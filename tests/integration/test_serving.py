@@ -170,7 +170,7 @@ def test_a_model_without_a_chat_template_says_so(client: openai.OpenAI) -> None:
         ({"temperature": -1}, openai.UnprocessableEntityError, "temperature is -1"),
         ({"n": 0}, openai.UnprocessableEntityError, "n is 0"),
         ({"prompt": [1, 2]}, openai.UnprocessableEntityError, "prompt"),
-        ({"logprobs": 3}, openai.UnprocessableEntityError, "logprobs is 3. It is not supported here"),
+        ({"logprobs": 30}, openai.UnprocessableEntityError, "logprobs is 30. Expected a number from 0 to 20"),
         ({"prompt": "x" * 20_001}, openai.APIStatusError, "larger than 20000 bytes"),
     ],
 )
@@ -382,6 +382,43 @@ def test_the_state_is_read_again_when_it_changes(tmp_path) -> None:
     assert wait_until(lambda: file.read().status == state.SERVING, 5, lambda: True)
     path.unlink()
     assert file.read().status == state.SERVING
+
+
+def test_logprobs_and_echo_in_openais_forms(client: openai.OpenAI, service: Serving) -> None:
+    prompt = "def add(a, b):\n"
+    found = client.completions.create(model=MODEL, prompt=prompt, max_tokens=1, logprobs=2, echo=True)
+    [choice] = found.choices
+    told = choice.logprobs
+    assert choice.text.startswith(prompt)
+    assert "".join(told.tokens) == choice.text
+    assert told.token_logprobs[0] is told.top_logprobs[0] is None
+    assert all(value <= 0 for value in told.token_logprobs[1:])
+    assert all(
+        len(top) in (2, 3) and value in top.values()
+        for top, value in zip(told.top_logprobs[1:], told.token_logprobs[1:], strict=True)
+    )
+    assert told.token_logprobs[-1] == max(told.top_logprobs[-1].values())  # greedy: as lm-evaluation-harness asks
+    assert told.text_offset[:2] == [0, len(told.tokens[0])]
+    [only] = client.completions.create(model=MODEL, prompt=prompt, max_tokens=0, logprobs=0, echo=True).choices
+    assert (only.text, only.logprobs.token_logprobs) == (prompt, told.token_logprobs[:-1])
+    [plain] = client.completions.create(model=MODEL, prompt=prompt, max_tokens=3, logprobs=1).choices
+    assert plain.logprobs.text_offset[0] == len(prompt)
+    assert len(plain.logprobs.tokens) == 3
+    message = [{"role": "user", "content": "x"}]
+    body = {"messages": message, "max_tokens": 2, "logprobs": True, "top_logprobs": 2}
+    answer = post(service, "/v1/chat/completions", body)
+    if answer.status_code == 200:  # the tiny model has a chat template
+        [token, _] = answer.json()["choices"][0]["logprobs"]["content"]
+        assert token["logprob"] == token["top_logprobs"][0]["logprob"]
+        assert bytes(token["bytes"]).decode() == token["token"]
+    for wrong, param in (
+        ({"logprobs": 1, "stream": True}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"echo": True, "suffix": "x"}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ):
+        refused = post(service, "/v1/completions", {"prompt": "x", **wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
 
 
 def test_whatever_is_sent_there_is_an_answer(service: Serving) -> None:

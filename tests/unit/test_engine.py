@@ -146,6 +146,38 @@ def test_short_prompts_overtake_long_ones(parts, monkeypatch) -> None:
     assert engine.stats()["waiting"] == 0
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_logprobs_are_those_of_one_forward_pass(parts, monkeypatch, echo: bool) -> None:
+    """Of several prompts together, read in pieces, beside one that wants none."""
+    model, tokenizer = parts
+    monkeypatch.setattr("code_model.engine.ECHOED", 5)
+    engine = engine_of(parts)
+    prompts = ["def f(a):\n    return ", "x = 1\ny", "a"]
+    rows = [(prompt, GenerationParams(max_new_tokens=4)) for prompt in prompts]
+    other = engine.submit([("z" * 30, GenerationParams(max_new_tokens=30))])
+    for request, prompt in zip(engine.submit(rows, logprobs=3, echo=echo), prompts, strict=True):
+        result = request.future.result(60)
+        ids = encode_prompt(tokenizer, prompt)
+        assert request.completion is not None
+        whole = ids + request.completion.new
+        with torch.inference_mode():
+            expected = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+        first = 0 if echo else len(ids)
+        assert result.logprobs is not None
+        assert len(result.logprobs) == len(whole) - first
+        for place, item in enumerate(result.logprobs, first):
+            if place == 0:
+                assert (item["logprob"], item["top"]) == (None, {})
+                continue
+            assert item["logprob"] == pytest.approx(float(expected[place - 1, whole[place]]), abs=1e-4)
+            likeliest = expected[place - 1].topk(3).values.tolist()
+            top = sorted(item["top"].values(), reverse=True)  # some tokens have one text
+            assert top[0] == pytest.approx(likeliest[0], abs=1e-4)
+            assert all(any(abs(value - other) < 1e-4 for other in likeliest) for value in top)
+        assert "".join(item["token"] for item in result.logprobs) == (prompt if echo else "") + result.text
+    assert other[0].future.result(60).logprobs is None
+
+
 def test_a_seed_gives_the_same_whatever_runs_beside_it(engine: Engine) -> None:
     row = ("def f(", GenerationParams(max_new_tokens=12, temperature=0.9, top_p=0.9, top_k=40, seed=7))
     other = ("y = ", GenerationParams(max_new_tokens=30, temperature=1.0, seed=1))

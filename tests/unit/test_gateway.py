@@ -119,7 +119,7 @@ def test_two_names_that_say_different_things_are_refused() -> None:
     [
         *(("min_p", 0.1), ("stop_token_ids", [2]), ("ignore_eos", True), ("min_tokens", 5), ("guided_json", {})),
         *(("grammar", "root ::= x"), ("length_penalty", 0.5), ("use_beam_search", True), ("prompt_logprobs", 0)),
-        *(("logprobs", 0), ("logprobs", 3), ("logprobs", True), ("echo", True), ("top_logprobs", 1)),
+        *(("top_logprobs", 1), ("top_logprobs", 21)),
         *(("include_stop_str_in_output", True), ("tool_choice", "required"), ("tools", [{}]), ("logit_bias", {"1": 2})),
         *(("modalities", ["text", "audio"]), ("audio", {}), ("prediction", {}), ("chat_template", "x")),
         *(("continue_final_message", True), ("add_generation_prompt", False), ("response_format", {"type": "json"})),
@@ -165,3 +165,27 @@ def test_what_the_engine_refuses_is_told_by_the_clients_names() -> None:
 def test_infill_takes_llama_cpps_other_fields() -> None:
     form = read({"prompt": "x", "samplers": ["top_k"], "n_predict": 3, "stop": ["a"], "t_max_ms": 500}, InfillRequest)
     assert form.as_completions().params() == {"max_new_tokens": 3, "stop": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [
+        (CompletionsRequest, {"logprobs": True}),
+        (CompletionsRequest, {"logprobs": 21}),
+        (CompletionsRequest, {"logprobs": -1}),
+        (CompletionsRequest, {"logprobs": 1, "stream": True}),
+        (ChatRequest, {"logprobs": 0}),
+        (ChatRequest, {"logprobs": 3}),
+        (ChatRequest, {"logprobs": True, "stream": True}),
+    ],
+)
+def test_logprobs_have_a_form_of_their_own_in_each(form: Any, fields: dict[str, Any]) -> None:
+    with pytest.raises(Refusal, match="logprobs"):
+        asked(form, **fields)
+    assert read({"prompt": "x", "logprobs": False}).wanted_logprobs == -1
+    assert read({"prompt": "x", "logprobs": 0}).wanted_logprobs == 0
+
+
+def test_a_chat_has_no_echo() -> None:
+    with pytest.raises(Refusal, match="echo is True"):
+        asked(ChatRequest, echo=True)

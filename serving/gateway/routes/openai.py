@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
 from contract.messages import CompletionEnd, CompletionPiece, CompletionRequest, Piece
-from serving.gateway.body import MOST_STOPS, SHOWN, body_of, shown
+from serving.gateway.body import MOST_LOGPROBS, MOST_STOPS, SHOWN, body_of, shown
 from serving.gateway.errors import Refusal
 from serving.gateway.feedback import new_id
+from serving.gateway.routes import logprobs
 from serving.gateway.routes.parameters import PENALTIES, changes_nothing
 from serving.gateway.worker import Gateway, gateway_of, until_gone
 
@@ -61,6 +62,11 @@ class OpenAIRequest(BaseModel):
     repeat_penalty: float | None = None
     best_of: int | None = None  # only what changes nothing
 
+    @property
+    def wanted_logprobs(self) -> int:
+        """Of how many tokens in each place the likelihood is wanted, beside the one that is taken; -1: of none."""
+        return -1
+
     def params(self) -> dict[str, Any]:
         """The generation parameters that are set; the others are the model's own defaults. Raises Refusal."""
         values = {
@@ -80,6 +86,9 @@ class OpenAIRequest(BaseModel):
 
     def refuse_what_is_not_there(self) -> None:
         """Raise Refusal for what would change the answer and is not supported."""
+        if self.stream and self.wanted_logprobs >= 0:
+            message = "logprobs of a stream are not supported here. Leave one of them out: stream or logprobs."
+            raise Refusal(422, message, param="logprobs")
         for name, value in (self.model_extra or {}).items():
             if not changes_nothing(name, value):
                 field = name[:SHOWN]
@@ -112,6 +121,26 @@ class CompletionsRequest(OpenAIRequest):
     suffix: str | None = None
     path: str = ""
     input_extra: list[Snippet] = Field(default=[], max_length=MOST_SNIPPETS)
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=MOST_LOGPROBS)] | Literal[False] | None = None
+    echo: bool = False
+
+    @property
+    def wanted_logprobs(self) -> int:
+        return -1 if self.logprobs is None or self.logprobs is False else self.logprobs
+
+    @property
+    def only_echo(self) -> bool:
+        """Whether the prompt alone is wanted, with its likelihoods."""
+        return self.echo and self.max_tokens == 0
+
+    def params(self) -> dict[str, Any]:
+        return super().params() | ({"max_new_tokens": 1} if self.only_echo else {})
+
+    def refuse_what_is_not_there(self) -> None:
+        super().refuse_what_is_not_there()
+        if self.echo and (self.stream or self.suffix or self.path or self.input_extra):
+            message = "echo is true, with stream, suffix, path or input_extra. Expected a prompt alone, answered whole."
+            raise Refusal(422, message, param="echo")
 
     def inputs(self) -> list[CompletionRequest]:
         """What is asked of the engine. Raises Refusal where that is nothing."""
@@ -154,6 +183,19 @@ class ChatRequest(OpenAIRequest):
     """The body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
+    logprobs: bool = Field(default=False, strict=True)
+    top_logprobs: int = Field(default=0, ge=0, le=MOST_LOGPROBS)
+
+    @property
+    def wanted_logprobs(self) -> int:
+        return self.top_logprobs if self.logprobs else -1
+
+    def refuse_what_is_not_there(self) -> None:
+        super().refuse_what_is_not_there()
+        if self.top_logprobs and not self.logprobs:
+            raise Refusal(
+                422, f"top_logprobs is {self.top_logprobs}. Expected logprobs: true with it.", param="top_logprobs"
+            )
 
 
 @router.get("/models")
@@ -245,6 +287,8 @@ class Answer:
 
     async def _ask(self, given: CompletionRequest, number: int) -> AsyncIterator[CompletionPiece | CompletionEnd]:
         params = dict(self.params)
+        if (wanted := self.body.wanted_logprobs) >= 0:
+            given = {**given, "logprobs": wanted, "echo": bool(getattr(self.body, "echo", False))}
         if number and params.get("seed", -1) >= 0:
             params["seed"] = (params["seed"] + number) % SEEDS  # or all n would be the same
         try:
@@ -282,9 +326,33 @@ class Answer:
         await self.close()
         self._record()
         choices = [
-            self._choice(index, end["text"], end["finish_reason"], False) for index, end in sorted(self.ends.items())
+            self._choice(
+                index, self._text(index, end), end["finish_reason"], False, logprobs=self._logprobs(index, end)
+            )
+            for index, end in sorted(self.ends.items())
         ]
         return {**self._head(False), "choices": choices, "usage": self._usage()}
+
+    def _text(self, index: int, end: CompletionEnd) -> str:
+        if not isinstance(self.body, CompletionsRequest) or not self.body.echo:
+            return end["text"]
+        return self._prompt(index) + ("" if self.body.only_echo else end["text"])
+
+    def _prompt(self, index: int) -> str:
+        return str(self.inputs[index // self.body.n].get("prompt", ""))
+
+    def _logprobs(self, index: int, end: CompletionEnd) -> dict[str, Any] | None:
+        """In the form of the request. Raises Refusal where the version has none."""
+        if self.body.wanted_logprobs < 0:
+            return None
+        found = end.get("logprobs")
+        if found is None:
+            raise Refusal(422, "The version that is served tells no logprobs: leave them out.", param="logprobs")
+        if not isinstance(self.body, CompletionsRequest):
+            return logprobs.of_chat(found)
+        return logprobs.of_completion(
+            found[:-1] if self.body.only_echo else found, 0 if self.body.echo else len(self._prompt(index))
+        )
 
     async def events(self) -> AsyncIterator[bytes]:
         """The pieces of all completions as they come, as server-sent events."""
@@ -343,8 +411,16 @@ class Answer:
     def _event(self, choices: list[dict[str, Any]]) -> bytes:
         return _sse({**self._head(True), "choices": choices})
 
-    def _choice(self, index: int, text: str, reason: str | None, chunk: bool, role: bool = False) -> dict[str, Any]:
-        end = {"index": index, "finish_reason": reason, "logprobs": None}
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        reason: str | None,
+        chunk: bool,
+        role: bool = False,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        end = {"index": index, "finish_reason": reason, "logprobs": logprobs}
         if self.kind == "text_completion":
             return {"text": text, **end}
         if not chunk:

@@ -17,9 +17,9 @@ WHATEVER_IT_IS = frozenset(
 )
 PENALTIES = ("presence_penalty", "frequency_penalty")
 WITH_THESE: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys((*PENALTIES, "min_p", "min_tokens", "top_logprobs", "mirostat"), (0,)),
+    **dict.fromkeys((*PENALTIES, "min_p", "min_tokens", "mirostat"), (0,)),
     **dict.fromkeys(("length_penalty", "typical_p"), (1,)),
-    **dict.fromkeys(("echo", "logprobs", "ignore_eos", "use_beam_search", "continue_final_message"), (False,)),
+    **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), (False,)),
     **dict.fromkeys(("include_stop_str_in_output", "return_tokens", "return_token_ids"), (False,)),
     **dict.fromkeys(("skip_special_tokens", "add_special_tokens", "add_generation_prompt"), (True,)),
     **dict.fromkeys(("tools", "functions", "stop_token_ids", "bad_words"), ([],)),
