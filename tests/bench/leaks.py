@@ -137,10 +137,10 @@ def prepare(name: str, folder: Path, overrides: list[str]) -> None:
     """Let `trainer prepare` make a data set of a code base."""
     from trainer.cli import main as trainer
 
-    # One token for about a byte, so most functions fit into 4,096 of them, as into 1,024 of a real model.
+    # One token for about a byte, so most functions fit into 4,032 of them, as into 1,024 of a real model.
     settings = [
         "model.name=bundled:tiny-random",
-        "trainer.max_length=4096",
+        "trainer.max_length=4032",
         *overrides,
         f"data.source={codebases.fetch(name)}",
     ]
