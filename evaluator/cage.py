@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from evaluator import program
+from evaluator import program, system_calls
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -44,6 +44,8 @@ def in_cage(work: Work) -> int:
     """Do `work` as the first process of a new cage; returns its exit code. Raises CageError."""
     if sys.platform != "linux" or os.uname().machine not in SYS_PIVOT_ROOT:
         raise CageError(_advice(f"{sys.platform} on {os.uname().machine} has no such namespaces"))
+    if not system_calls.is_there():
+        raise CageError(_advice(system_calls.MISSING))
     stranger = STRANGER + os.getpid() % 65536
     user = stranger if os.geteuid() == 0 and _exists(stranger) else None
     ready, mapped, problem = os.pipe(), os.pipe(), os.pipe()

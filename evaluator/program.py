@@ -15,7 +15,8 @@ What this does not cover:
   end or slow it. The evaluation then fails; no verdict is forged by that.
 - Memory that shows in no process and no file: what is in the buffers of sockets and pipes or was sent through them, and
   shared memory that was written and given back (madvise). Only a container's own limit counts that.
-- A hole in the kernel: no filter of system calls but Docker's own, in the stack, stands in between.
+- A hole in the kernel: but for keyrings and some kinds of sockets (system_calls.py), only Docker's own filter of
+  system calls, in the stack, stands in between.
 - Timing: programs share the machine's cores and caches with everything else on it.
 """
 
@@ -34,6 +35,8 @@ import sys
 import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
+
+from evaluator import system_calls
 
 executable = sys.executable  # by which programs are run; the cage may show it elsewhere
 WRITABLE = (Path("/dev/shm"), Path("/tmp"))  # all that there is to write to, in container and cage; in memory
@@ -176,6 +179,8 @@ def _become(folder: Path, pipes: tuple[int, int, int, int], limits: Limits, user
         if keyctl := SYS_KEYCTL.get(os.uname().machine):  # in a container Docker forbids it to all
             _libc.syscall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, None)  # a new one, without the caller's keys
             _libc.syscall(keyctl, KEYCTL_CLEAR, USER_KEYRING)  # of what an earlier program has put there
+        if system_calls.is_there():
+            system_calls.load()
         os.chdir(folder)
         places = {"HOME": str(folder), "TMPDIR": str(folder)}
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", **places}

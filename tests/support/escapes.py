@@ -233,6 +233,31 @@ ESCAPES = tuple(
             "no key",
         ),
         Escape(
+            "a keyring of its own",
+            """
+            import ctypes
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.syscall(248, b"user", b"ratchet:mine", b"x", 1, -2) > 0 or ctypes.get_errno() != 1, "forbidden"
+            """,
+            ("failed",),
+            "forbidden",
+        ),
+        *(
+            Escape(
+                f"a socket of {family}",
+                f"""
+                import socket
+                try:
+                    socket.socket({number}, socket.SOCK_STREAM if {number} == 40 else socket.SOCK_SEQPACKET)
+                except PermissionError:
+                    raise SystemExit("forbidden")
+                """,
+                ("failed",),
+                "forbidden",
+            )
+            for family, number in (("the hypervisor", 40), ("the kernel's cryptography", 38))
+        ),
+        Escape(
             "namespaces of its own",
             """
             import ctypes
