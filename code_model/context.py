@@ -43,8 +43,12 @@ IMPORT = re.compile(
     r"|import\b|#\s*(include|import)\b|extern crate\b|export\s+(\*|\{.*\})\s*from\b|@import\b"
     r"|(const|let|var)\s.*=\s*require\("
 )
-MOST_IMPORT_LINES = 40  # of one import
+MOST_IMPORT_LINES = 400  # of one import
 WORD = re.compile(r"[^\W\d]\w+")
+NO_HEAD = re.compile(
+    r"#\s*(if|ifdef|ifndef|else|elif|endif|define|undef|pragma|error|line)\b|\s*(public|private|protected|internal)\s*:"
+    r"|\s*(//|#\s|/?\*)"
+)  # of the preprocessor; a label; a comment
 QUOTES = re.compile(r'"""|\'\'\'|/\*|\*/')  # around strings and comments of several lines
 
 
@@ -79,7 +83,9 @@ def sizer(tokenizer: Any) -> Size:
 
 
 def prompt(context: Context, tokenizer: Any, budget: int) -> str:
-    """A context as this tokenizer's model expects it, in at most so many tokens."""
+    """A context as this tokenizer's model expects it, in at most so many tokens; line ends as in training."""
+    prefix, suffix = context.prefix.replace("\r\n", "\n"), context.suffix and context.suffix.replace("\r\n", "\n")
+    context = context._replace(prefix=prefix, suffix=suffix)
     return rendered(fit(context, budget, counter(tokenizer), sizer(tokenizer)), tokenizer)
 
 
@@ -135,8 +141,11 @@ def _cut(context: Context, room: int, count: Count) -> Context:
     sizes_before, sizes_after = _sizes(before[::-1], room, count), _sizes(after, room, count)
     # What one side does not need is the other's.
     for_after = min(sum(sizes_after), max(int(room * SUFFIX_SHARE), room - sum(sizes_before)))
-    kept_after = _fitting(sizes_after, for_after)
+    kept_after, partly = _fitting(sizes_after, for_after), ""
     room -= sum(kept_after)
+    if after and not kept_after:  # a long line: as much of it as there is room for
+        partly, taken = _beginning_of(after[0], max(int(room * SUFFIX_SHARE), room - sum(sizes_before)), count)
+        room -= taken
     kept, outline = _fitting(sizes_before, room), ""
     if len(kept) < len(before):
         share = int(room * OUTLINE_SHARE)
@@ -150,7 +159,7 @@ def _cut(context: Context, room: int, count: Count) -> Context:
         outline = "".join(text for end, text in chosen if end <= len(before) - len(kept))
     room -= sum(kept)
     prefix = "".join([outline, *before[len(before) - len(kept) :], line])
-    suffix = None if context.suffix is None else "".join(after[: len(kept_after)])
+    suffix = None if context.suffix is None else partly or "".join(after[: len(kept_after)])
     return Context(prefix, suffix, context.path, tuple(_others(context.others, room + for_others, count)))
 
 
@@ -187,6 +196,17 @@ def _end_of(line: str, room: int, count: Count) -> tuple[str, int]:
         if size <= room:
             return line, size
         line = line[-int(len(line) * max(room, 0) / size * 0.9) :] if room * len(line) > size else ""
+    return "", 0
+
+
+def _beginning_of(line: str, room: int, count: Count) -> tuple[str, int]:
+    """As much of a line's beginning as fits into so many tokens, and how many that are."""
+    line = line[: max(room, 1) * LONGEST_TOKEN]
+    while line:
+        [size] = count([line])
+        if size <= room:
+            return line, size
+        line = line[: int(len(line) * max(room, 0) / size * 0.9)]
     return "", 0
 
 
@@ -268,23 +288,24 @@ def _is_open(text: str) -> bool:
 
 def _heads(before: Sequence[str], line: str, hidden: int) -> Iterator[_Piece]:
     """The first lines of what the cursor is in, by indentation, and of a string or comment that would begin inside."""
-    opened = _opened(before[:hidden])
+    opened, _ = _quoted(before[:hidden])
+    _, quoted = _quoted(before)
     if opened is not None:
         yield _Piece(opened, before[opened])
     depth = _depth(line) if line else None
-    closing = False  # the line above which we are is the end of a head of several lines
+    going_on = False  # the line below is the end of a head of several lines, or its brace
     for number in range(len(before) - 1, -1, -1):
         text = before[number]
-        if not text.strip():
+        if not text.strip() or number in quoted or NO_HEAD.match(text):
             continue
         own = _depth(text)
         depth = own + 1 if depth is None else depth
-        if own < depth or (closing and own == depth):
-            closing = text.lstrip()[0] in ")]}"
+        if own < depth or (going_on and own == depth):
+            going_on = text.lstrip()[0] in ")]}" or text.strip() == "{"
             depth = own
-            if number < hidden and not closing:
+            if number < hidden and not going_on:
                 yield _Piece(number, text)
-        if depth == 0 and not closing:
+        if depth == 0 and not going_on:
             return
 
 
@@ -292,16 +313,27 @@ def _depth(line: str) -> int:
     return len(line) - len(line.lstrip(" \t")) if line.strip() else len(line.rstrip("\n"))
 
 
-def _opened(lines: Sequence[str]) -> int | None:
-    """The line with the beginning of a string or comment that goes on behind the last line."""
-    mark, where = "", None
+def _quoted(lines: Sequence[str]) -> tuple[int | None, set[int]]:
+    """(the line where a string or comment begins that goes on behind the last line; the lines inside of others)."""
+    mark, where = "", 0
+    inside: set[int] = set()
     for number, line in enumerate(lines):
-        for found in QUOTES.findall(line):
-            if not mark and found != "*/":
-                mark, where = found, number
-            elif found == mark or (mark == "/*" and found == "*/"):
-                mark, where = "", None
-    return where
+        for found in QUOTES.finditer(line):
+            quote = found[0]
+            if mark and (quote == mark or (mark == "/*" and quote == "*/")):
+                inside.update(range(where + 1, number + 1))
+                mark = ""
+            elif not mark and quote != "*/" and not _in_text(line, found.start()):
+                mark, where = quote, number
+    return (where if mark else None), inside
+
+
+def _in_text(line: str, end: int) -> bool:
+    """Whether a place in a line is in a comment, or in a string that begins and ends in it."""
+    before = line[:end]
+    if before.lstrip().startswith(("#", "//")):
+        return True
+    return any(before.count(quote) % 2 for quote in "\"'") and not before.endswith(("'", '"'))
 
 
 def _others(others: Sequence[File], room: int, count: Count) -> Iterator[File]:

@@ -216,3 +216,50 @@ def test_long_texts_are_not_remembered() -> None:
     count = Counter(Tokenizer())
     assert count(["a", "b" * 1_000_000, "a"]) == [1, 1_000_000, 1]
     assert list(count._known) == ["a"]
+
+
+def shown(text: str, budget: int = 140) -> list[str]:
+    """The lines before the cursor that are shown of a text."""
+    return cut(text, budget).prefix.splitlines()
+
+
+FILLING = "".join(f"            fill({number});\n" for number in range(60))
+
+
+@pytest.mark.parametrize(
+    ("head", "wanted"),
+    [
+        ("class A\n{\n    void f()\n    {\n        if (x)\n        {\n", ["class A", "    void f()", "        if (x)"]),
+        ("int\nf(int a,\n  int b)\n{\n        {\n", ["f(int a,"]),
+        (
+            "class A {\npublic:\n    void f() {\n        if (x) {\n#if B\n",
+            ["class A {", "    void f() {", "        if (x) {"],
+        ),
+        (
+            'class A:\n    def f():\n        x = """\nselect\n""")\n        if x:\n',
+            ["class A:", "    def f():", "        if x:"],
+        ),
+        ("f = glob('a/*.py')\ndef g():\n    # it's '''\n        if x:\n", ["def g():", "        if x:"]),
+    ],
+)
+def test_heads_are_what_the_cursor_is_in(head: str, wanted: list[str]) -> None:
+    found = shown(head + FILLING + "            ", 200)
+    assert [line for line in found if "fill" not in line and line.strip()] == wanted
+
+
+def test_a_long_import_keeps_what_is_wanted_and_its_end() -> None:
+    text = (
+        "from big import (\n"
+        + "".join(f"    name_{n},\n" for n in range(70))
+        + ")\n"
+        + "x = 1\n" * 300
+        + "y = name_60("
+    )
+    found = shown(text, 160)
+    assert found[:3] == ["from big import (", "    name_60,", ")"]
+
+
+def test_the_rest_of_a_long_line_is_cut_and_not_left_out() -> None:
+    context = fit(Context("a = ", "b" * 5000 + "\nc\n"), 100, count, size)
+    assert 40 < len(context.suffix or "") < 400
+    assert set(context.suffix or "") == {"b"}

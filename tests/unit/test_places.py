@@ -114,3 +114,38 @@ def test_no_file_has_more_than_its_share() -> None:
     assert np.bincount(groups[capped(numbers, groups, 10)], minlength=10)[7:].tolist() == [10, 10, 5]
     assert turns(numbers, groups)[:3].tolist() == [0, 1, 2]
     assert turns(numbers, groups)[80] == 0
+
+
+BRANCHES = (
+    "def f(a, b):\n"
+    + "".join(
+        f"    {word} a == {number}:\n" + "".join(f"        call_{number}_{line}(a, b, {line})\n" for line in range(9))
+        for number, word in enumerate(["if", "elif", "elif", "elif"])
+    )
+    + "    else:\n        call(b)\n    return a\n"
+)
+
+
+def test_what_comes_next_ends_with_its_branch() -> None:
+    """Not behind the head of another branch, whose body does not belong to it."""
+    made = [place for place in found(BRANCHES, window=120) if place.kind == "next_block"]
+    assert len(made) > 3
+    for place in made:
+        lines = BRANCHES[place.start : place.end].rstrip("\n").split("\n")
+        first = len(lines[0]) - len(lines[0].lstrip())
+        assert not lines[-1].endswith(":")
+        assert all(len(line) - len(line.lstrip()) >= first for line in lines)
+
+
+DECORATED = "class A:\n" + "".join(
+    f"    @property\n    @wraps({number})\n    def value_{number}(self):\n        return self.x * {number}\n\n"
+    for number in range(40)
+)
+
+
+def test_no_completion_ends_between_a_decorator_and_its_target() -> None:
+    made = [place for window in (60, 90, 150, 300) for place in found(DECORATED, window=window)]
+    lines = [DECORATED[place.start : place.end] for place in made]
+    whole = [text.rstrip("\n").split("\n")[-1] for text in lines if text.endswith("\n")]
+    assert len(whole) > 20
+    assert not [line for line in whole if line.lstrip().startswith("@")]

@@ -129,3 +129,16 @@ def test_no_example_is_there_twice(tmp_path: Path) -> None:
     found = load_from(tmp_path, near_duplicate_threshold=1, max_length=500, **ALL)
     numbers = [item.number for item in [*found.train, *found.held_out]]
     assert len(numbers) == len(set(numbers))
+
+
+def test_no_prompt_shows_a_copy_of_another_file(tmp_path: Path) -> None:
+    """A copy may be of what is judged by, or of the file that is completed."""
+    write_tree(tmp_path, files=6)
+    for path in list(tmp_path.glob("*.py")):
+        (tmp_path / f"copy_of_{path.name}").write_text(path.read_text())
+    found = load_from(tmp_path, max_length=3000, **ALL)
+    dropped = set(found.report.file_names["dropped: exact duplicate"])
+    assert len(dropped) == 6
+    shown = {file.path for item in [*found.train, *found.held_out] for file in fim.read(item.prompt).others}
+    assert shown
+    assert not shown & dropped

@@ -42,6 +42,7 @@ class Choosing:
         self.config, self.limits, self.candidates, self.report, self.times = config, limits, candidates, report, times
         self.tests_per_other = config.max_test_share / max(1 - config.max_test_share, 1e-9)
         self.weights = [getattr(config, f"{kind}_weight") for kind in KINDS]
+        self.dropped_files: set[int] = set()  # as copies of others
 
     def sides(self, first_of_train: int, has_eval_source: bool) -> tuple[Numbers, Numbers]:
         """What to train on, and what to judge by. Candidates before `first_of_train` are from data.eval_source."""
@@ -80,6 +81,7 @@ class Choosing:
             for duplicate in np.flatnonzero(found):
                 self.report.drop_file(candidates.files.path(int(duplicate)), f"dropped: {reason} duplicate")
         self.report.files["read"] -= int((exact | near | ~written).sum())
+        self.dropped_files = set(np.flatnonzero(exact | near | ~written).tolist())
         in_duplicate = np.append(exact | near | ~written, False)[np.asarray(candidates.file)]
         self._count("dropped: in a file that is a duplicate", live & in_duplicate)
         live = live & ~in_duplicate

@@ -6,7 +6,7 @@ Which lines of them: those with most names in common with the lines around the c
 import re
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import lru_cache
 from pathlib import PurePosixPath
 
@@ -34,11 +34,11 @@ class Neighbours:
         self._related = lru_cache(maxsize=64)(self._find)
         self._pieces = lru_cache(maxsize=64)(self._cut)
 
-    def of(self, number: int, near: str, allowed: Callable[[int], bool]) -> Iterator[File]:
-        """Pieces for a cursor in file `number` with the lines `near` around it, from the files that are allowed."""
+    def of(self, number: int, near: str, hidden: Set[int]) -> Iterator[File]:
+        """Pieces for a cursor in file `number` with the lines `near` around it, from files that are not hidden."""
         words = set(WORD.findall(near))
         imported, beside = self._related(number)
-        for other in [item for item in (*imported, *beside) if allowed(item)][:MOST]:
+        for other in [item for item in (*imported, *beside) if item not in hidden][:MOST]:
             best = max(self._pieces(other), key=lambda piece: len(piece[1] & words), default=None)
             if best is not None and (best[1] & words or other in imported):
                 yield File(self._files.path(other), best[0])

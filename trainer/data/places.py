@@ -24,6 +24,7 @@ FROM_THE_FIRST = 0.5  # share of the blocks that begin with the first of the sta
 # What is wanted in a gap: whole statements; the rest of a line, or more; an expression or a call; any characters.
 STYLES = {"block": 0.45, "rest": 0.3, "expression": 0.1, "characters": 0.15}
 # A line that goes on with the statement before it.
+ATTACHED = re.compile(r"\s*(@[\w.]+(\(.*\))?|#!?\[.*\]|template\s*<.*>)\s*$")
 CLOSING = re.compile(r"\s*([)\]}]|(else|elif|except|finally|catch|end|fi|done|esac|case|default)\b)")
 ONE_LINE = 0.6  # share of the gaps of the second kind that end with their line
 MOST_LINES = 8  # of the others, after the first
@@ -65,21 +66,32 @@ class _File:
     def statements(self, start: int, end: int, most: float, rng: random.Random) -> tuple[int, int]:
         """Of lines that stand together whole statements, from the first or any on, as many as so many tokens hold."""
         depth = _depth(self.lines[start])
-        begins = [n for n in range(start, end) if _depth(self.lines[n]) <= depth and not CLOSING.match(self.lines[n])]
+        begins = [
+            number
+            for number in range(start, end)
+            if _depth(self.lines[number]) <= depth
+            and not CLOSING.match(self.lines[number])
+            and (number == start or not self._goes_on(number))
+        ]
         if begins and rng.random() >= FROM_THE_FIRST:
             start = rng.choice(begins)
         last = self.fitting(start, end, most)
         return start, max((n for n in [*begins, end] if start <= n <= last), default=start)
+
+    def _goes_on(self, line: int) -> bool:
+        """Whether the line above belongs to this one: a decorator, an annotation, an attribute, a template."""
+        return bool(ATTACHED.match(self.lines[line - 1]))
 
     def whole_statements(self, start: int, end: int, most: float) -> int:
         """How far from line `start` towards `end` whole statements go in so many tokens, in its block."""
         depth, last, found = _depth(self.lines[start]), self.fitting(start, end, most), start
         for line in range(start + 1, last + 1):
             text = self.lines[line] if line < end else ""
-            if line == end or (text.strip() and _depth(text) <= depth and not CLOSING.match(text)):
+            if line == end or (text.strip() and _depth(text) < depth):  # the block ends, be it with an `else`
                 found = line
-                if line == end or _depth(text) < depth:
-                    break
+                break
+            if text.strip() and _depth(text) == depth and not CLOSING.match(text) and not self._goes_on(line):
+                found = line
         while found > start and not self.lines[found - 1].strip():
             found -= 1
         return found

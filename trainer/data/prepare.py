@@ -146,7 +146,7 @@ class _Preparation:
         train, held_out = choosing.sides(first_of_train, bool(held_out_sources))
         self._check(sources, int(train.sum()), int(held_out.sum()))
         writer = Writer(candidates, self.limits, self.report, self.work, writing(int((train | held_out).sum())))
-        judged = writer.write(train, held_out)
+        judged = writer.write(train, held_out, choosing.dropped_files)
         self._check(sources, len(writer.train_lengths), len(judged))
         for name in OUTPUTS:
             (self.work / name).replace(folder / name)  # whole or not at all

@@ -1,7 +1,7 @@
 """From a place in a file to an example: with as much around it as fits, as an editor would send it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Set
 from functools import lru_cache
 
 from code_model import context, fim
@@ -27,8 +27,8 @@ class Prompts:
         text = self._candidates.files.get(file).text
         return next((text.find(item) for item in context.imports_of(text)), math.inf)
 
-    def example(self, number: int, allowed: Callable[[int], bool]) -> Example:
-        """The example of candidate `number`. `allowed`: whether a piece of some file may be in its prompt."""
+    def example(self, number: int, hidden: Set[int]) -> Example:
+        """The example of candidate `number`. `hidden`: the files of which no piece may be in its prompt."""
         candidates = self._candidates
         file = candidates.files.get(candidates.file[number])
         start, end, kind = candidates.start[number], candidates.end[number], KINDS[candidates.kind[number]]
@@ -38,7 +38,7 @@ class Prompts:
             text[:start],
             text[end:] if kind == "fim" else None,
             file.path,
-            tuple(self._neighbours.of(candidates.file[number], near, allowed)),
+            tuple(self._neighbours.of(candidates.file[number], near, hidden)),
         )
         [wanted] = self._count([completion])
         fitted = context.fit(asked, self._window - wanted - 1, self._count, self._size)

@@ -70,12 +70,15 @@ class Writer:
         """Tokens of each example to train on."""
         return np.asarray(self.sides[TRAIN].lengths)
 
-    def write(self, train: Numbers, held_out: Numbers) -> list[Example]:
-        """Make and write the examples, (len(candidates),) saying which; returns those to judge by."""
+    def write(self, train: Numbers, held_out: Numbers, dropped: set[int]) -> list[Example]:
+        """Make and write the examples, (len(candidates),) saying which; returns those to judge by.
+
+        No prompt shows anything of the `dropped` files: they are copies of others, which may be judged by.
+        """
         candidates = self.candidates
         files = np.asarray(candidates.file)
         # What is judged by is never shown in a prompt to train on.
-        judged_files = set(files[held_out].tolist())
+        judged_files = dropped | set(files[held_out].tolist())
         rows = candidates.rows()
         judged: list[Example] = []
         seen: set[int] = set()  # of one file: two places may make the same example
@@ -109,8 +112,8 @@ class Writer:
                 if not (train[number] or held_out[number]):
                     continue
                 if row is None:
-                    allowed = (lambda other: other not in judged_files) if train[number] else (lambda other: True)
-                    waiting.append((number, self.prompts.example(number, allowed)))
+                    hidden = judged_files if train[number] else dropped
+                    waiting.append((number, self.prompts.example(number, hidden)))
                 else:
                     waiting.append((number, continuation(row) if held_out[number] else row))
                 if len(waiting) >= BATCH:
