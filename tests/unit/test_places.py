@@ -137,9 +137,8 @@ def test_what_comes_next_ends_with_its_branch() -> None:
         assert all(len(line) - len(line.lstrip()) >= first for line in lines)
 
 
-DECORATED = "class A:\n" + "".join(
-    f"    @property\n    @wraps({number})\n    def value_{number}(self):\n        return self.x * {number}\n\n"
-    for number in range(40)
+DECORATED = "def outer(f):\n" + "".join(
+    f"    @wraps({number})\n    def value_{number}(self):\n        return self.x * {number}\n" for number in range(40)
 )
 
 
