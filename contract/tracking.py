@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
-from contract.errors import InputError, RatchetError, Unreachable
+from contract.errors import InputError, RatchetError, Unreachable, shortened
 from contract.redaction import redact
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def connect(uri: str, setting: str, how_else: str) -> "MlflowClient":
     `setting`: where the URI was given, for messages; `how_else`: how to name another one. Raises InputError for what is
     not a URL, and Unreachable, within seconds, where no server answers.
     """
-    if not re.match(r"(https?|file|sqlite|postgresql\+psycopg2)://?", uri):
-        raise InputError(f"{setting} is '{uri}'. Expected a URL such as http://127.0.0.1:5000.")
+    check_url(uri, setting)
     if reason := why_unreachable(uri):
         raise Unreachable(
             f"No tracking server at {redact(uri)} ({reason}). Start it with `make start-mlflow`, or name another with "
@@ -43,7 +43,50 @@ def connect(uri: str, setting: str, how_else: str) -> "MlflowClient":
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    return mlflow.MlflowClient()
+    client = mlflow.MlflowClient()
+    if uri.startswith("http"):
+        check_login(client, uri)
+    return client
+
+
+def check_url(uri: str, setting: str) -> None:
+    """Raise InputError for what is no URL that MLflow's client takes. `setting`: where it was given."""
+    try:
+        parts = urlsplit(uri)
+        parts.port  # noqa: B018 (raises)
+        known = re.match(r"(https?://[^/]|(file|sqlite|postgresql\+psycopg2)://?)", uri)
+    except ValueError:
+        known = None
+    if not known:
+        raise InputError(f"{setting} is '{redact(uri)}'. Expected a URL such as http://127.0.0.1:5000.")
+
+
+def check_login(client: "MlflowClient", uri: str) -> None:
+    """Raise InputError where a server that answers is none of MLflow's, or does not let this user in."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with without_retries():
+            client.search_experiments(max_results=1)
+    except MlflowException as error:
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+        said = str(error.message)
+        if status == 401 or "error code 401" in said:
+            raise InputError(
+                f"{redact(uri)} asks for a login, or does not know this one. Expected MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or both in ~/.mlflow/credentials."
+            ) from error
+        if error.error_code in ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST") or "error code 404" in said:
+            raise InputError(
+                f"{redact(uri)} is no MLflow tracking server: {first_line(said)}. Expected the URL of one, such as "
+                "http://127.0.0.1:5000."
+            ) from error
+        # What else is wrong, whoever asks for more will be told.
+
+
+def first_line(text: str) -> str:
+    """What stands first in a text, for a message."""
+    return shortened(text.strip().partition("\n")[0], 200).rstrip(".")
 
 
 def why_unreachable(uri: str) -> str:

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from contract import names, tracking
-from contract.errors import InputError
+from contract.errors import InputError, shortened
 from contract.metrics import Direction
 from contract.names import ARCHIVED, PREVIOUS, PRODUCTION, STAGING
 from promoter.ledger import Judged
@@ -48,7 +48,8 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        known = ", ".join(model.name for model in client.search_registered_models(max_results=20)) or "none yet"
+        names = [shortened(model.name) for model in client.search_registered_models(max_results=20)]
+        known = ", ".join(name if name.isprintable() else repr(name) for name in names) or "none yet"
         raise InputError(f"There is no registered model '{name}'. Registered: {known}.") from error
     return {alias: str(number) for alias, number in found.items()}
 
@@ -95,7 +96,7 @@ def version(client: MlflowClient, name: str, number: str) -> ModelVersion:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
     known = [str(item.version) for item in versions(client, name, limit=20)]
-    raise InputError(f"There is no version {number} of {name}. Newest: {', '.join(known) or 'none'}.")
+    raise InputError(f"There is no version '{number}' of {name}. Newest: {', '.join(known) or 'none'}.")
 
 
 def with_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

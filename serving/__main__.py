@@ -4,6 +4,7 @@ curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
      -d '{"prompt": "def add(a, b):\\n", "max_tokens": 32}'
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -13,8 +14,11 @@ from pydantic import ValidationError
 from contract import logs
 from contract.errors import InputError
 from contract.files import why_not_free
+from contract.tracking import check_url
 from serving.settings import ServingSettings
 from serving.supervisor.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -39,8 +43,16 @@ def main(**given: Any) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
+    check_url(settings.mlflow_tracking_uri, "MLFLOW_TRACKING_URI")
     check_port_is_free(settings.serving_host, settings.serving_port)
     logs.set_up("serving")
+    if settings.serving_tokens_file is not None and not settings.serving_tokens_file.is_file():
+        log.warning(
+            "SERVING_TOKENS_FILE is %s, where there is no file: nobody may ask until one is made there by "
+            "`python -m serving.gateway.tokens add NAME --file %s`",
+            settings.serving_tokens_file,
+            settings.serving_tokens_file,
+        )
     sys.exit(Supervisor(settings).run())
 
 

@@ -178,6 +178,8 @@ def _check_output(folder: Path, sources: list[Any]) -> None:
     outputs = {os.path.realpath(folder / name): name for name in OUTPUTS}
     for source in chain.from_iterable(map(source_names, sources)):
         path = folders.path_of(source, f"The source is '{source}'")
+        if os.path.realpath(path) == os.path.realpath(folder):
+            raise click.UsageError(f"--output is '{folder}', the source '{source}' itself. Expected another folder.")
         if folders.exists(path) and (name := outputs.get(os.path.realpath(path))):
             raise click.UsageError(
                 f"--output is '{folder}', where {name} is the source '{source}' itself. Expected another folder."

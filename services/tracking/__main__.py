@@ -70,11 +70,15 @@ def check(settings: TrackingSettings) -> None:
             ("mlflow_admin_password", "the password of the user `admin`, 12 characters or more"),
             ("mlflow_secret_key", "a random text, the same for all servers, by which forms are signed"),
         ):
-            if not getattr(settings, name).get_secret_value():
+            given = getattr(settings, name).get_secret_value()
+            if name == "mlflow_admin_password" and 0 < len(given) < 12:
+                raise InputError(f"MLFLOW_ADMIN_PASSWORD has {len(given)} characters. Expected 12 or more.")
+            if not given:
                 raise InputError(
                     f"TRACKING_AUTH is on and {name.upper()} is not set. Expected {what}, in the environment or in "
                     f"the file /run/secrets/{name}."
                 )
+        access.roles(settings.tracking_roles)
     connections.pool(settings)
 
 

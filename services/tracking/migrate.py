@@ -56,6 +56,11 @@ CAUSES = (
         "`docker compose run --rm database-role`).",
     ),
     ("unable to open database file", "the folder of a SQLite file has to be there, and writable."),
+    (
+        "disk is full",
+        "there is no space left in the database's folder. Make some, and give the same command again; of a new SQLite "
+        "database delete the file first.",
+    ),
     ("file is not a database", "name a SQLite file, or one that is not there yet."),
     ("Can't load plugin", "expected postgresql+psycopg2://… or sqlite:///…"),
     ("No module named 'psycopg", "install the extra `tracking-prod`, and write postgresql+psycopg2:// in the URI."),

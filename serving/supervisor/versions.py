@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from contract import fetching, manifest, versions
 from contract.errors import InputError, RatchetError, Unreachable
 from contract.files import try_lock, write_whole
 from contract.manifest import NotAsTrained
-from contract.names import MANIFEST_SHA256, PREVIOUS, REFUSED
+from contract.names import MANIFEST_SHA256, PREVIOUS, PRODUCTION, REFUSED
 from contract.tracking import RETRIES
 from contract.versions import UnknownVersion, VersionCode
 from serving.settings import ServingSettings
@@ -68,14 +69,20 @@ def _named(settings: ServingSettings, alias: str) -> "ModelVersion":
         return MlflowClient(settings.mlflow_tracking_uri).get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise NotYet(
-                f"No version of '{name}' has the alias '{alias}'. Put one there first: "
-                "promoter promote --stage Production --version N"
-            ) from error
+            raise NotYet(f"No version of '{name}' has the alias '{alias}'. {_advice(name, alias)}") from error
         raise Unreachable(
             f"No answer from the tracking server at {settings.mlflow_tracking_uri}: {error}. Start it with "
             "`make start-mlflow` (in the stack: `docker compose up -d tracking`), or set MLFLOW_TRACKING_URI."
         ) from error
+
+
+def _advice(name: str, alias: str) -> str:
+    if alias != PRODUCTION:
+        return f"Expected SERVING_ALIAS to be one that a version has; it is '{PRODUCTION}' by default."
+    return (
+        f"Put one there first: promoter promote --model-name {shlex.quote(name)} --stage Production --version N; or "
+        "set SERVING_MODEL to the model that is meant."
+    )
 
 
 def folder_of(settings: ServingSettings, version: "ModelVersion") -> Path:

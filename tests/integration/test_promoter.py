@@ -346,7 +346,7 @@ def test_an_approval_is_for_one_stage_and_one_policy(registry: Registry, tmp_pat
 def test_a_number_is_a_number_however_it_is_written(registry: Registry) -> None:
     registry.promote(registry.add(0.0))
     for number in ("01", "1.0", "-1", "١", "x"):
-        assert f"There is no version {number} of" in registry.run("archive", "--version", number, expected=2)
+        assert f"There is no version '{number}' of" in registry.run("archive", "--version", number, expected=2)
 
 
 def test_a_dry_run_says_so_in_markdown_too(registry: Registry) -> None:
@@ -413,7 +413,7 @@ def test_archive_takes_the_aliases_and_keeps_the_version_out(registry: Registry)
     assert registry.aliases == {"production": "1"}
     assert registry.tags(number)["stage"] == "Archived"
     assert "Nothing to do: there is no candidate" in registry.run("auto-promote")
-    assert "There is no version 9" in registry.run("archive", "--version", "9", expected=2)
+    assert "There is no version '9'" in registry.run("archive", "--version", "9", expected=2)
 
 
 def test_dry_runs_write_nothing_at_all(registry: Registry) -> None:

@@ -1,7 +1,9 @@
 """The command lines of promoter and trainer: where options may stand, and what is said of a slip."""
 
+import http.server
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from contract.errors import InputError
+from contract.tracking import check_url
 from promoter.cli import main as promoter
 from promoter.tables import Columns, decision_text, fitted, history_table, render
 from trainer.cli import main as trainer
@@ -121,3 +124,37 @@ def test_the_headline_of_a_refusal_says_which_checks() -> None:
     [headline, *rest] = decision_text(SimpleNamespace(passed=False, reasons=reasons)).splitlines()
     assert click.unstyle(headline) == "Gate: NOT passed (floor eval/syntax_ok, guard eval/fim/stops)"
     assert len(rest) == 3
+
+
+@pytest.mark.parametrize("uri", ["127.0.0.1:5201", "http://[::1", "http://127.0.0.1:99999", "http:///x", "ftp://x", ""])
+def test_what_is_no_url_is_no_absent_server(uri: str) -> None:
+    with pytest.raises(InputError, match=r"tracking\.uri is '.*'\. Expected a URL such as"):
+        check_url(uri, "tracking.uri")
+    for good in ("http://127.0.0.1:5000", "https://user:word@host/path", "sqlite:///x.db", "http://[::1]:5000"):
+        check_url(good, "tracking.uri")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(401, "MLFLOW_TRACKING_USERNAME"), (404, "is no MLflow tracking server")]
+)
+def test_a_server_that_lets_nobody_in_or_is_another_is_told_at_once(status: int, expected: str) -> None:
+    """By every command, before any work."""
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else status)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = CliRunner().invoke(
+            promoter, ["history"], env={"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.server_port}"}
+        )
+        server.shutdown()
+    assert found.exit_code == 2, found.output
+    assert expected in found.output
