@@ -193,7 +193,7 @@ def test_serving_writes_traces_and_feedback(logins: Logins, live: ModelVersion) 
         tracer._write(call)
         trace = tracer.feedback("cmpl-1", True, "good", "ada")
         tracer._traces.clear()
-        assert tracer._search("cmpl-1") == trace
+        assert tracer._search("cmpl-1") == (trace, "ada")
         assert client.get_trace(trace).info.assessments[0].value is True
 
 
