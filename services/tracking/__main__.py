@@ -17,7 +17,7 @@ import click
 from sqlalchemy.engine import make_url
 
 from contract import logs
-from contract.errors import InputError
+from contract.errors import InputError, RatchetError
 from contract.files import why_not_free
 from services.settings import read
 from services.tracking import access, connections
@@ -107,8 +107,24 @@ def set_up(settings: TrackingSettings) -> None:
     except OSError as error:
         raise InputError(f"RATCHET_HOME is {settings.home}, where nothing can be written: {error.strerror}.") from error
     uri = _backend_store_uri(settings)
-    migrate(uri, with_users=settings.tracking_auth)
+    if settings.mlflow_backend_store_uri:
+        migrate(uri, settings.tracking_auth)
+    else:
+        _migrate_own(uri, settings)
     connections.check_limit(uri, settings.tracking_connections)
+
+
+def _migrate_own(uri: str, settings: TrackingSettings) -> None:
+    """Migrate the embedded default's database; of a new one nothing half-made is left."""
+    path = settings.home / "mlflow.db"
+    is_new = not path.exists()
+    try:
+        migrate(uri, settings.tracking_auth, f"The database {path}")
+    except RatchetError:
+        if is_new:
+            for left in settings.home.glob("mlflow.db*"):
+                left.unlink()
+        raise
 
 
 def _backend_store_uri(settings: TrackingSettings) -> str:

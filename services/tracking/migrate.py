@@ -58,8 +58,7 @@ CAUSES = (
     ("unable to open database file", "the folder of a SQLite file has to be there, and writable."),
     (
         "disk is full",
-        "there is no space left in the database's folder. Make some, and give the same command again; of a new SQLite "
-        "database delete the file first.",
+        "there is no space left where the database is. Make some, and give the same command again.",
     ),
     ("file is not a database", "name a SQLite file, or one that is not there yet."),
     ("Can't load plugin", "expected postgresql+psycopg2://… or sqlite:///…"),
@@ -67,10 +66,13 @@ CAUSES = (
 )
 
 
-def migrate(uri: str, with_users: bool = False) -> None:
+def migrate(
+    uri: str, with_users: bool = False, database: str = "MLFLOW_BACKEND_STORE_URI names a database that"
+) -> None:
     """Create or upgrade the tables (`mlflow db upgrade`; those of users too). Safe to repeat, and safe to kill.
 
-    Raises InputError, with the likely cause, or RatchetError for an unknown one, where the database refuses.
+    `database`: what it is, for messages. Raises InputError, with the likely cause, or RatchetError for an unknown one,
+    where the database refuses.
     """
     from alembic.util import CommandError
     from mlflow.db import upgrade
@@ -88,10 +90,7 @@ def migrate(uri: str, with_users: bool = False) -> None:
         cause = next((what for found, what in CAUSES if found in reason), None)
         # Where the cause is one to be set right, it was bad input; else the work failed.
         kind = InputError if cause or isinstance(error, ArgumentError) else RatchetError
-        raise kind(
-            f"MLFLOW_BACKEND_STORE_URI names a database that cannot be used: {reason}"
-            + (f"\nLikely: {cause}" if cause else "")
-        ) from error
+        raise kind(f"{database} cannot be used: {reason}" + (f"\nLikely: {cause}" if cause else "")) from error
 
 
 def _measure(uri: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
+from contract.errors import InputError
 from contract.files import free_port
 from promoter.lock import lease
 from services.tracking.__main__ import main as tracking
@@ -248,3 +249,29 @@ def test_port_that_was_just_freed_is_free() -> None:
             connection.close()
             client.recv(1)
     check_port_is_free(host, port)
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_of_a_new_database_nothing_half_made_is_left(tmp_path, monkeypatch, was_there: bool) -> None:
+    """As where the disk is full: the next try would stumble over what is there. One that was there is kept."""
+    home = tmp_path / "home"
+    home.mkdir()
+    if was_there:
+        (home / "mlflow.db").write_text("everything")
+
+    def fill(uri: str, with_users: bool, database: str) -> None:
+        with (home / "mlflow.db").open("a") as file:
+            file.write(" and more")
+        raise InputError(f"{database} cannot be used: database or disk is full")
+
+    monkeypatch.setattr("services.tracking.__main__.migrate", fill)
+    result = CliRunner().invoke(tracking, ["--setup-only"], env={"RATCHET_HOME": str(home)})
+    assert result.exit_code == 2
+    assert f"The database {home / 'mlflow.db'} cannot be used" in result.output
+    assert (home / "mlflow.db").exists() == was_there
+
+
+def test_a_short_password_is_named_by_its_own_variable(tmp_path) -> None:
+    env = {"RATCHET_HOME": str(tmp_path), "TRACKING_AUTH": "true", "MLFLOW_ADMIN_PASSWORD": "short"}
+    result = CliRunner().invoke(tracking, [], env=env | {"MLFLOW_SECRET_KEY": "any"})
+    assert (result.exit_code, "MLFLOW_ADMIN_PASSWORD has 5 characters. Expected 12" in result.output) == (2, True)
