@@ -288,8 +288,7 @@ def _is_open(text: str) -> bool:
 
 def _heads(before: Sequence[str], line: str, hidden: int) -> Iterator[_Piece]:
     """The first lines of what the cursor is in, by indentation, and of a string or comment that would begin inside."""
-    opened, _ = _quoted(before[:hidden])
-    _, quoted = _quoted(before)
+    opened, quoted = _quoted(before, hidden)
     if opened is not None:
         yield _Piece(opened, before[opened])
     depth = _depth(line) if line else None
@@ -313,11 +312,14 @@ def _depth(line: str) -> int:
     return len(line) - len(line.lstrip(" \t")) if line.strip() else len(line.rstrip("\n"))
 
 
-def _quoted(lines: Sequence[str]) -> tuple[int | None, set[int]]:
-    """(the line where a string or comment begins that goes on behind the last line; the lines inside of others)."""
+def _quoted(lines: Sequence[str], seen_from: int) -> tuple[int | None, set[int]]:
+    """(the line where a string or comment begins that goes on at line `seen_from`; the lines inside of all)."""
     mark, where = "", 0
+    opened: int | None = None
     inside: set[int] = set()
     for number, line in enumerate(lines):
+        if number == seen_from and mark:
+            opened = where
         for found in QUOTES.finditer(line):
             quote = found[0]
             if mark and (quote == mark or (mark == "/*" and quote == "*/")):
@@ -325,7 +327,9 @@ def _quoted(lines: Sequence[str]) -> tuple[int | None, set[int]]:
                 mark = ""
             elif not mark and quote != "*/" and not _in_text(line, found.start()):
                 mark, where = quote, number
-    return (where if mark else None), inside
+    if seen_from >= len(lines) and mark:
+        opened = where
+    return opened, inside
 
 
 def _in_text(line: str, end: int) -> bool:
