@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from contract.errors import InputError
 from contract.metrics import SHOWN, lower_is_better
 from contract.names import ARCHIVED, PRODUCTION, STAGING, VALIDATED, VALIDATION
+from contract.tracking import without_retries
 from promoter import policy, promotion, records, registry, report, stages, tables
 from promoter.decision import Stage
 from promoter.lock import Claim, lease
@@ -41,9 +42,12 @@ def compare(
         raise InputError(f"There is no experiment '{experiment_name}'. There are: {known}.")
     order = order_by or f"metrics.`{metrics[0]}` {'ASC' if lower_is_better(metrics[0]) else 'DESC'}"
     try:
-        runs = client.search_runs([experiment.experiment_id], filter_string, order_by=[order], max_results=limit)
+        # Once: at some filters, such as a time that is no date, MLflow's server fails, and would again.
+        with without_retries() if filter_string or order_by else nullcontext():
+            runs = client.search_runs([experiment.experiment_id], filter_string, order_by=[order], max_results=limit)
     except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
+        fails = error.error_code == "INTERNAL_ERROR" and bool(filter_string or order_by)
+        if error.error_code != "INVALID_PARAMETER_VALUE" and not fails:
             raise
         raise InputError(
             f"--filter is '{filter_string}' and --order-by '{order}', which MLflow does not take: {error.message}. "

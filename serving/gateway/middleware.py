@@ -17,6 +17,7 @@ from serving.supervisor.state import Live
 
 log = logging.getLogger(__name__)
 OPEN = ("/ping", "/health", "/version", "/webhook")  # to everybody: they tell nothing, and cost nothing
+ABSOLUTE = re.compile(r"/?https?://[^/]*")  # a request's target as a proxy gets it
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499  # nginx's number for it: nobody reads it, but the metrics
 
@@ -31,6 +32,8 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if absolute := ABSOLUTE.match(scope["path"]):
+            scope = {**scope, "path": scope["path"][absolute.end() :] or "/"}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         known: dict[str, Any] = dict(scope.get("state") or {})  # gunicorn's own is shared by all requests

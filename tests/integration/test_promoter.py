@@ -461,6 +461,12 @@ def test_github_gets_a_step_summary(registry: Registry, monkeypatch, tmp_path) -
     assert "| eval/nll_per_token |" in text
 
 
+def test_a_filter_at_which_the_server_fails_is_the_filter_s_fault(registry: Registry) -> None:
+    registry.add(0.0)
+    late = "attributes.start_time > 99999999999999999999999"
+    assert f"--filter is '{late}'" in registry.run("compare", "--filter", late, expected=2)
+
+
 def test_tables_take_any_column_and_filter(registry: Registry) -> None:
     for number in range(3):
         registry.add(-0.1 * number)

@@ -421,6 +421,12 @@ def test_logprobs_and_echo_in_openais_forms(client: openai.OpenAI, service: Serv
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
 
 
+def test_a_target_may_be_absolute(service: Serving) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    sent = f"GET http://elsewhere/ping HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    assert fuzz.exchange(host, int(port), sent, whole=True).startswith(b"HTTP/1.1 200 ")
+
+
 def test_whatever_is_sent_there_is_an_answer(service: Serving) -> None:
     token = service.headers["Authorization"].removeprefix("Bearer ")
     found = fuzz.run(service.url, token, doses.FUZZED[0], seed=1)
