@@ -452,3 +452,10 @@ def test_database_and_artifacts_are_their_owners_alone(logins: Logins) -> None:
     found = [path for path in logins.stack.home.rglob("*") if path.name.endswith(".db") or path.name == "artifacts"]
     assert len(found) >= 2
     assert not [path for path in found if path.stat().st_mode & 0o077]
+
+
+def test_the_ui_is_told_to_report_nothing(logins: Logins) -> None:
+    told = logins.ask("admin", "GET", "/ajax-api/3.0/mlflow/ui-telemetry").json()
+    assert told == {"disable_ui_events": [], "disable_ui_telemetry": True, "ui_rollout_percentage": 0}
+    sent = logins.ask("admin", "POST", "/ajax-api/3.0/mlflow/ui-telemetry", json={"records": []})
+    assert sent.json() == {"status": "disabled"}
