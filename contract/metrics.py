@@ -74,8 +74,15 @@ def _tokens(table: "pd.DataFrame", k: int) -> Any:
 
 
 def _nats(name: str, help: str) -> Definition:
-    """A metric that is the mean of its column, in nats an example."""
-    return Definition(name, help, "lower_is_better", (name,), lambda table, k: table[name].astype(float), _ones, name)
+    """A metric that is the mean of its column, in nats an example. NaN is no absence: it makes the metric NaN."""
+    columns = (name, "tokens")
+    return Definition(
+        name, help, "lower_is_better", columns, lambda table, k: table[name].astype(float), _has_reference, "tokens"
+    )
+
+
+def _has_reference(table: "pd.DataFrame", k: int) -> Any:
+    return (table["tokens"] > 0).astype(float)
 
 
 def _bytes(table: "pd.DataFrame", k: int) -> Any:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from contract import metrics
 from contract.metrics import NoValue, parse, per_example
 from trainer.config import EvalConfig
 from trainer.evaluation.summary import summarise
@@ -70,3 +71,18 @@ def test_a_kind_that_is_not_there_is_zero_examples() -> None:
     assert metric is not None
     with pytest.raises(NoValue, match="zero examples of kind next_block"):
         per_example(metric, table())
+
+
+@pytest.mark.parametrize("column", ["nll", "first_token_nll", "first_line_nll"])
+def test_a_likelihood_that_is_no_number_is_not_left_out(column: str) -> None:
+    """Or the model with the most of them would have the best figures."""
+    rows = pd.DataFrame(
+        {"example_id": ["a", "b", "c"], "tokens": [3, 4, 0], "reference": ["x", "yy", ""], "nll": [1.0, 2.0, np.nan]}
+        | {key: [1.0, 3.0, np.nan] for key in ("first_token_nll", "first_line_nll")}
+    )
+    found = metrics.summary(rows, "eval")
+    assert found["eval/nll_per_token"] == pytest.approx(3 / 7)
+    assert found["eval/first_line_nll"] == pytest.approx(2.0)
+    rows.loc[0, column] = np.nan
+    name = "nll_per_token" if column == "nll" else column
+    assert np.isnan(metrics.summary(rows, "eval")[f"eval/{name}"])
