@@ -353,7 +353,7 @@ class Supervisor:
         number, why = str(task.version.version), error.message
         serving = self.live.version.version if self.live else None
         rest = f" Version {serving} serves on." if serving else ""
-        log.error("Version %s does not go live: %s.%s", number, why, rest)
+        log.error("Version %s does not go live: %s.%s", number, why.rstrip("."), rest)
         self.not_before = time.monotonic() + self.pause
         self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
         if isinstance(error, Refused):
@@ -438,7 +438,7 @@ class Supervisor:
         """End the gateway, once it has answered what it had begun, and then the models."""
         if self.preparing is not None:
             self.preparing.abandoned.set()
-        if self.live is None:
+        if self.live is None and self.ended is None:
             self._tell(status=state.FAILING, message="serving is being stopped")  # nobody waits for a model any more
         self.gateway.end(lambda: self.live is not None and bool(self.live.process.busy()))
         if self.preparing is not None:
