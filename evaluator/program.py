@@ -196,6 +196,7 @@ def _watch(child: int, output: int, mark_out: int, deadline: float, limits: Limi
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
         while True:
+            began = time.monotonic()  # it had not ended then
             for _ in selector.select(LOOK_S):
                 piece = os.read(output, 65536)
                 if not piece:
@@ -205,10 +206,10 @@ def _watch(child: int, output: int, mark_out: int, deadline: float, limits: Limi
             if total > MAX_OUTPUT:
                 return "output", bytes(printed), b""
             ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if began > deadline or (ended is None and time.monotonic() > deadline):
+                return "timeout", bytes(printed), b""
             if ended is not None:
                 break
-            if time.monotonic() > deadline:
-                return "timeout", bytes(printed), b""
             if _memory_in_use() > limits.memory_mb * 1_000_000:
                 return "memory", bytes(printed), b""
     _kill_all()  # now, so that nothing holds the pipes open; but for one that was sent through a socket
