@@ -131,6 +131,7 @@ def _map_users(process: int, user: int | None) -> None:
 
 def _furnish() -> None:
     """Make the cage's file system, and go there."""
+    os.umask(0o022)  # whatever the caller's is: who runs the programs has to find them
     root = "/sys"  # a folder that is always there, and that nobody in here needs: it is covered by the new root
     new = Path(root)
     folders = _python_folders()

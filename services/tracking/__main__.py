@@ -25,6 +25,7 @@ from services.tracking.migrate import migrate
 from services.tracking.settings import TrackingSettings
 
 log = logging.getLogger(__name__)
+PRIVATE = 0o077  # umask: database and artifacts are their owner's alone
 ENV_TEMPLATE = Path(__file__).parents[2] / "infra" / "env" / "dev.env"
 
 
@@ -93,9 +94,16 @@ def check_port_is_free(host: str, port: int) -> None:
 
 def set_up(settings: TrackingSettings) -> None:
     """Create what is missing of folders, env file and tables. Safe to repeat; keeps what is there."""
+    before = os.umask(PRIVATE)
+    try:
+        _set_up(settings)
+    finally:
+        os.umask(before)
+
+
+def _set_up(settings: TrackingSettings) -> None:
     try:
         if not settings.mlflow_backend_store_uri:  # the embedded default
-            os.umask(0o077)  # database and artifacts are their owner's alone
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             env_file = settings.home / "dev.env"
             if not env_file.exists():
@@ -144,6 +152,7 @@ def _database(settings: TrackingSettings) -> str:
 
 def serve(settings: TrackingSettings) -> None:
     """Become `mlflow server` (its process replaces this one, so that signals reach it)."""
+    os.umask(PRIVATE)
     os.environ |= {
         # Features that Ratchet does not use and that start processes of their own.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

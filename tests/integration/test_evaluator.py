@@ -223,3 +223,26 @@ def test_a_virtual_environment_below_tmp_leaves_tmp_to_the_programs() -> None:
         )
     assert answer.returncode == 0, answer.stderr
     assert [json.loads(line)["outcome"] for line in answer.stdout.splitlines()] == ["passed"] * 3, answer.stdout
+
+
+def test_a_private_umask_keeps_no_program_out() -> None:
+    before = os.umask(0o077)
+    try:
+        with Sandbox(5, 512) as sandbox:
+            assert sandbox.run("import os, tempfile\nwith tempfile.TemporaryFile(): pass").passed
+    finally:
+        os.umask(before)
+
+
+def test_setting_tracking_up_leaves_the_umask_alone(tmp_path: Path, monkeypatch) -> None:
+    from services.tracking.__main__ import set_up
+    from services.tracking.settings import TrackingSettings
+
+    monkeypatch.setattr("services.tracking.__main__.migrate", lambda *_: None)
+    before = os.umask(0o022)
+    try:
+        set_up(TrackingSettings(ratchet_home=tmp_path / "home"))
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert (tmp_path / "home" / "artifacts").stat().st_mode & 0o077 == 0
