@@ -76,7 +76,7 @@ class TrainerConfig:
         "lora", "Train an adapter, or all weights (needs about 16 bytes of memory for each).", choices=("lora", "full")
     )
     lr: float = option(5e-4, "Peak learning rate (AdamW).", above=0, below=1)
-    epochs: float = option(1.0, "Passes over the training examples.", above=0, at_most=10_000)
+    epochs: float = option(1.0, "Passes over the training examples.", above=0, at_most=1_000_000)
     max_steps: int | None = option(None, "Stop after this many optimizer steps; overrides epochs.", at_least=1)
     batch_size: int = option(8, "Examples per forward pass, in each process.", at_least=1)
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.", at_least=1)
