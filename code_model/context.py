@@ -134,7 +134,7 @@ def _cut(context: Context, room: int, count: Count) -> Context:
     """The context to about so many tokens, path and markers not counted."""
     before, after = _lines(context.prefix), _lines(context.suffix or "")
     line = before.pop() if before and not before[-1].endswith("\n") else ""
-    line, taken = _end_of(line, room, count)
+    line, taken = _part_of(line, room, count, end=True)
     room -= taken
     for_others = int(room * OTHERS_SHARE) if context.others and room >= LARGE else 0
     room -= for_others
@@ -144,7 +144,8 @@ def _cut(context: Context, room: int, count: Count) -> Context:
     kept_after, partly = _fitting(sizes_after, for_after), ""
     room -= sum(kept_after)
     if after and not kept_after:  # a long line: as much of it as there is room for
-        partly, taken = _beginning_of(after[0], max(int(room * SUFFIX_SHARE), room - sum(sizes_before)), count)
+        most = max(int(room * SUFFIX_SHARE), room - sum(sizes_before))
+        partly, taken = _part_of(after[0], most, count, end=False)
         room -= taken
     kept, outline = _fitting(sizes_before, room), ""
     if len(kept) < len(before):
@@ -188,25 +189,15 @@ def _fitting(sizes: Sequence[int], room: int) -> list[int]:
     return list(sizes)
 
 
-def _end_of(line: str, room: int, count: Count) -> tuple[str, int]:
-    """A line, or as much of its end as fits into so many tokens, and how many that are."""
-    line = line[-max(room, 1) * LONGEST_TOKEN :]
-    while line:
+def _part_of(line: str, room: int, count: Count, end: bool) -> tuple[str, int]:
+    """A line, or as much of its end or its beginning as fits into so many tokens, and how many that are."""
+    most = max(room, 1) * LONGEST_TOKEN
+    while line and most:
+        line = line[-most:] if end else line[:most]
         [size] = count([line])
         if size <= room:
             return line, size
-        line = line[-int(len(line) * max(room, 0) / size * 0.9) :] if room * len(line) > size else ""
-    return "", 0
-
-
-def _beginning_of(line: str, room: int, count: Count) -> tuple[str, int]:
-    """As much of a line's beginning as fits into so many tokens, and how many that are."""
-    line = line[: max(room, 1) * LONGEST_TOKEN]
-    while line:
-        [size] = count([line])
-        if size <= room:
-            return line, size
-        line = line[: int(len(line) * max(room, 0) / size * 0.9)]
+        most = int(len(line) * max(room, 0) / size * 0.9)
     return "", 0
 
 

@@ -62,7 +62,7 @@ def check_url(uri: str, setting: str) -> None:
 
 
 def check_login(client: "MlflowClient", uri: str) -> None:
-    """Raise InputError where a server that answers is none of MLflow's, or does not let this user in."""
+    """Raise InputError if the server is not MLflow's, or refuses this user."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -78,15 +78,10 @@ def check_login(client: "MlflowClient", uri: str) -> None:
             ) from error
         if error.error_code in ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST") or "error code 404" in said:
             raise InputError(
-                f"{redact(uri)} is no MLflow tracking server: {first_line(said)}. Expected the URL of one, such as "
+                f"{redact(uri)} is no MLflow tracking server: {shortened(said, 200)} Expected the URL of one, such as "
                 "http://127.0.0.1:5000."
             ) from error
         # What else is wrong, whoever asks for more will be told.
-
-
-def first_line(text: str) -> str:
-    """What stands first in a text, for a message."""
-    return shortened(text.strip().partition("\n")[0], 200).rstrip(".")
 
 
 def why_unreachable(uri: str) -> str:

@@ -136,7 +136,7 @@ def history_table(runs: list[Run]) -> pd.DataFrame:
 
 
 def fitted(history: pd.DataFrame, width: int = 120) -> pd.DataFrame:
-    """A history for a terminal: of the runs' ids their beginnings, and of the reasons what there is room for."""
+    """A history that fits a terminal: run ids and reasons are shortened."""
     if history.empty:
         return history
     history = history.assign(evidence=history["evidence"].str[:8])

@@ -104,7 +104,7 @@ def set_up(settings: TrackingSettings) -> None:
 def _set_up(settings: TrackingSettings) -> None:
     try:
         if not settings.mlflow_backend_store_uri:  # the embedded default
-            settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            settings.home.mkdir(parents=True, exist_ok=True)
             env_file = settings.home / "dev.env"
             if not env_file.exists():
                 shutil.copy(ENV_TEMPLATE, env_file)

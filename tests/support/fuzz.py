@@ -161,7 +161,7 @@ def exchange(host: str, port: int, sent: bytes, whole: bool) -> bytes:
 
 
 def judged(path: str, sent: bytes, answer: bytes, whole: bool) -> tuple[str, str | None]:
-    """(the status, or what there is instead; what is wrong with the answer)."""
+    """(the status, or `nothing` if none came; the fault of the answer, None if it has none)."""
     head, _, body = answer.partition(b"\r\n\r\n")
     status = head[9:12].decode("latin-1") if head.startswith(b"HTTP/1.") else "nothing"
     if b"Traceback" in answer or b'File "' in answer:

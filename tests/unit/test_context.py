@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from code_model import fim
-from code_model.context import Counter, fit, imports_of
+from code_model.context import Counter, _part_of, fit, imports_of
 from code_model.fim import Context, File
 
 FILE = '''"""Billing."""
@@ -263,3 +263,14 @@ def test_the_rest_of_a_long_line_is_cut_and_not_left_out() -> None:
     context = fit(Context("a = ", "b" * 5000 + "\nc\n"), 100, count, size)
     assert 40 < len(context.suffix or "") < 400
     assert set(context.suffix or "") == {"b"}
+
+
+def test_a_line_of_hardly_more_characters_than_tokens_is_cut_to_its_end() -> None:
+    """21 characters of 20 tokens, and room for one: less than a character a token would go on for ever."""
+
+    def dense(texts: Sequence[str]) -> list[int]:
+        return [max(len(text) - 1, 0) for text in texts]
+
+    assert _part_of("x" * 21, 1, dense, end=True) == ("", 0)
+    assert _part_of("ab" * 21, 10, dense, end=True)[0].endswith("ab")
+    assert _part_of("ab" * 21, 10, dense, end=False)[0].startswith("ab")
