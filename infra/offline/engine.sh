@@ -30,7 +30,7 @@ candidate() { # the version that apt would install, empty where it knows none
 plugin_from_next_debian() { # package, plugin
     local folder mirror
     folder=$(mktemp -d)
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Label: Debian' | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Label: Debian' | sed -n 1p)
     [ -n "$mirror" ] || refuse "apt knows no Debian mirror to take $1 from. Install $1 yourself, then run this again."
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$folder/sources.list"
     mkdir -p "$folder/lists/partial" "$PLUGINS"

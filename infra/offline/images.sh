@@ -28,7 +28,7 @@ if ! command -v mmdebstrap >/dev/null; then
     command -v apt-get >/dev/null || refuse "mmdebstrap is missing, and so is apt-get. Expected Debian or Ubuntu."
     apt-get update -q=2 && apt-get install -y -q=2 --no-install-recommends mmdebstrap >/dev/null
 fi
-known_to_apt() { apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' "Label: $1" | head -n 1; }
+known_to_apt() { apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' "Label: $1" | sed -n 1p; }
 mirror=${DEBIAN_MIRROR:-$(known_to_apt Debian)}
 security=$(known_to_apt Debian-Security)
 [ -n "$mirror" ] || refuse "apt knows no Debian mirror. Name one: make offline-images DEBIAN_MIRROR=http://…"
