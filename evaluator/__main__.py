@@ -4,6 +4,7 @@
     python -m evaluator --connect DIR    in the stack, where its container is the cage: answers the socket of each
                                          trainer that listens in DIR
     python -m evaluator --check          say whether programs can be run here
+    python -m evaluator --health         say whether the container's first process does its work
 
 In:  {"timeout_s": 5, "memory_mb": 1024} once, then {"program": "assert 1 + 1 == 2"} for each
 Out: {"passed": true, "outcome": "passed", "detail": "", "seconds": 0.03} for each, before the next is read
@@ -27,6 +28,8 @@ from evaluator.program import Limits, prepare_process, run
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5  # how often the container looks for a trainer
+LATE_S = 60.0  # what a step may take beyond its limit before the container counts as unhealthy
+OWN_NAME = Path("/proc/self/comm")
 
 
 def main() -> int:
@@ -36,7 +39,10 @@ def main() -> int:
     )
     parser.add_argument("--connect", metavar="DIR", type=Path, help="answer the sockets in this folder, for ever")
     parser.add_argument("--check", action="store_true", help="run one program, and say whether that works")
+    parser.add_argument("--health", action="store_true", help="the container's health check")
     options = parser.parse_args()
+    if options.health:
+        return health(Path("/proc/1/comm").read_text())
     if options.connect is not None:
         if os.getpid() != 1:
             print("--connect is for a container whose first process this is.", file=sys.stderr)
@@ -61,13 +67,31 @@ def answer(requests: Iterable[bytes], replies: Any, user: int | None = None) -> 
         if limits is None:
             limits = Limits(**request)
             continue
+        expect_next(limits.timeout_s)
         try:
             verdict = run(request["program"], limits, user)
         except OSError as error:  # ours, and not the connection's
             raise RuntimeError(f"A program broke the evaluator: {error}") from error
         replies.write(json.dumps(verdict._asdict()).encode() + b"\n")
         replies.flush()
+        expect_next(None)
     return 0
+
+
+def expect_next(within_s: float | None) -> None:
+    """Say by when the next step has to come (s from now; None: whenever the trainer wants one).
+
+    It stands in this process's name: that, unlike a file, no program that runs here can write.
+    """
+    OWN_NAME.write_text("waiting" if within_s is None else str(int(time.monotonic() + within_s + LATE_S)))
+
+
+def health(name: str) -> int:
+    """The exit code of the health check, by the name of the container's first process."""
+    if not name.strip().isdigit() or time.monotonic() <= int(name):
+        return 0
+    print(f"The evaluator is {time.monotonic() - int(name):.0f} s late.")
+    return 1
 
 
 def check(user: int | None) -> int:
@@ -86,6 +110,7 @@ def answer_sockets(folder: Path) -> None:
     """
     log.info("Waiting for trainers in %s", folder)
     while True:
+        expect_next(POLL_S)
         for path in sorted(folder.glob("*.sock")):
             with socket.socket(socket.AF_UNIX) as connection:
                 lock: list[int] = []
@@ -94,6 +119,7 @@ def answer_sockets(folder: Path) -> None:
                     _, lock, _, _ = socket.recv_fds(connection, 1, 1)
                     with connection.makefile("rwb") as stream:
                         log.info("Serving a trainer")
+                        expect_next(None)
                         answer(stream, stream)
                 except (OSError, ValueError, TypeError, KeyError) as error:
                     if not isinstance(error, ConnectionRefusedError | FileNotFoundError):  # left by a dead trainer

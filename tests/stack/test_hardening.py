@@ -48,6 +48,8 @@ def test_every_container_is_read_only_without_rights_and_bounded(created: Platfo
     assert host["MemorySwap"] == host["Memory"]  # and none of it on disk
     assert {limit["Name"]: limit["Hard"] for limit in host["Ulimits"]} == {"core": 0}
     assert host["PidsLimit"] > 0
+    # As many cores as there are where a variable says nothing else, and one for those with little to do.
+    assert host["NanoCpus"] == (0 if service in ("postgres", "minio", "tracking", "trainer", "serving") else 1e9)
     assert host["LogConfig"]["Config"]["max-size"]
     assert host["NetworkMode"] not in ("host", "bridge")
 
@@ -58,7 +60,7 @@ def test_no_container_of_ours_runs_as_root(created: Platform, service: str) -> N
     assert int(uid) > 0
 
 
-@pytest.mark.parametrize("service", ["postgres", "minio", "tracking", "serving"])
+@pytest.mark.parametrize("service", ["postgres", "minio", "tracking", "evaluator", "serving"])
 def test_long_running_services_have_a_health_check_and_restart(created: Platform, service: str) -> None:
     container = created.inspect(service)
     assert container["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
