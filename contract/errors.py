@@ -10,7 +10,17 @@ Besides: 1 where the gate or a check says no, 130 after Ctrl-C, 143 after SIGTER
 was expected and what to do. What HTTP clients of the gateway see: serving/gateway/errors.py.
 """
 
+import errno
+import shutil
+import tempfile
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
 import click
+
+# What libraries say that pass no `errno` on: the system, torch, SQLite.
+_FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc", "disk is full")
 
 
 class RatchetError(click.ClickException):
@@ -35,6 +45,48 @@ class Busy(RatchetError):
     """Somebody else is doing this, or has taken over; the command exits with 4 and has moved nothing."""
 
     exit_code = 4
+
+
+def disk_full(error: BaseException, left: str, folders: Iterable[str | Path] = ()) -> RatchetError | None:
+    """An error that comes from a full disk, as one of ours; None for any other.
+
+    `left`: what has become of the work, for the message. `folders`: where the command writes, whose free space it names
+    beside that of TMPDIR.
+    """
+    if not any(
+        getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(one) for words in _FULL)
+        for one in _chain(error)
+    ):
+        return None
+    disks: dict[int, str] = {}
+    for folder in map(Path, (tempfile.gettempdir(), *folders)):
+        there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        disks.setdefault(there.stat().st_dev, f"{shutil.disk_usage(there).free / 1e6:,.1f} MB in {folder}")
+    space = ", ".join(disks.values())
+    return RatchetError(f"The disk is full. {left} Free by now: {space}. Make room, or write elsewhere.")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def unexpected(error: BaseException, left: str) -> RatchetError:
+    """An error that nobody foresaw, as one of ours: where it happened stands in a file, for whoever mends it."""
+    lines = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="ratchet-", suffix=".log", delete=False, encoding="utf-8") as file:
+            file.write(lines)
+        where = f"Please report it, with {file.name}, which says where"
+    except OSError:
+        where = f"Please report it, with this:\n{lines}"
+    said = shortened(" ".join(str(error).split()), 300)
+    return RatchetError(f"A mistake of Ratchet's own: {type(error).__name__}: {said}. {left} {where}.")
 
 
 def shortened(text: str, most: int = 80) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from contract.errors import Unreachable
+from contract.errors import Unreachable, disk_full, unexpected
 from contract.tracking import as_ours
 from promoter.options import options, text
 
@@ -23,12 +23,11 @@ class _Promoter(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):  # click's matter
             raise
         except Exception as error:
-            left = "What was begun is finished by the same command, once it does."
-            if (ours := as_ours(error, left)) is None and isinstance(error, OSError):
+            left = "What was begun is finished by the same command."
+            ours = disk_full(error, left) or as_ours(error, left)
+            if ours is None and isinstance(error, OSError):
                 ours = Unreachable(f"The tracking server, or its store, did not do its work: {error}. {left}")
-            if ours is None:
-                raise
-            raise ours from error
+            raise ours or unexpected(error, left) from error
         except KeyboardInterrupt:
             click.echo("Interrupted. What was begun is finished by the same command.", err=True)
             ctx.exit(130)

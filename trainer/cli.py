@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from code_model import threads
-from contract.errors import InputError
+from contract.errors import InputError, disk_full, unexpected
 from contract.names import EVALUATOR_DIR, GOMP_SPINCOUNT, PRODUCTION, pyfunc_model
 from contract.redaction import redact
 from contract.tracking import as_ours
@@ -103,7 +103,7 @@ def train(config_path: str | None, dry_run: bool, overrides: tuple[str, ...]) ->
     """
     config = with_source(load_config(config_path, overrides))
     left = "A run that had not finished has registered nothing; the same command goes on with it."
-    with _interruptible(left) as folder:
+    with _interruptible(left, config.checkpoint.folder, config.model.cache_dir) as folder:
         _check_before_imports(config)
         from trainer import job  # torch and transformers take seconds to import
 
@@ -139,7 +139,7 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
     except OSError as error:
         raise click.UsageError(f"--output is '{output}', where nothing can be written: {error}.") from error
     try:
-        with _interruptible("Nothing was written."):
+        with _interruptible("Nothing was written.", output, config.model.cache_dir):
             from trainer import base_model
             from trainer.data.prepare import OUTPUTS
             from trainer.preparation import check_length, prepare_data
@@ -210,7 +210,7 @@ def evaluate(
     Example: trainer evaluate --model-uri models:/code_model_fine_tuning_model/2 --data held_out.jsonl
     """
     config = load_config(config_path, overrides)
-    with _interruptible("A run that had begun is marked KILLED."):
+    with _interruptible("A run that had begun has ended, as FAILED or KILLED.", config.checkpoint.folder):
         from trainer.evaluation.registered_version import evaluate_version, settings_of
 
         if data is not None:
@@ -256,7 +256,7 @@ def export(
     if gguf_type is not None and form != "gguf":
         raise click.UsageError(f"--gguf-type is {gguf_type}, and --format is {form}. Expected --format gguf with it.")
     config = load_config(config_path, overrides)
-    with _interruptible("Nothing was written."):
+    with _interruptible("Nothing was written.", output):
         from trainer.export import export as write
 
         write(config, model_uri, form, output, gguf_type or "f16")
@@ -337,8 +337,11 @@ def _step_back() -> None:
 
 
 @contextmanager
-def _interruptible(what_is_left: str) -> Iterator[Path]:
-    """Exit with 130 or 143, and a word on what is left, at Ctrl-C or SIGTERM; gives a folder that goes afterwards."""
+def _interruptible(what_is_left: str, *writes: str | Path) -> Iterator[Path]:
+    """Give every way to fail its exit code and a word on what is left; yields a folder that goes afterwards.
+
+    `writes`: the folders that the command writes to, besides its own.
+    """
     _step_back()
     from trainer import tracking
 
@@ -346,10 +349,11 @@ def _interruptible(what_is_left: str) -> Iterator[Path]:
         try:
             with tempfile.TemporaryDirectory(prefix="ratchet-data-") as folder:
                 yield Path(folder)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
         except Exception as error:
-            if (ours := as_ours(error, what_is_left)) is None:
-                raise
-            raise ours from error
+            ours = disk_full(error, what_is_left, writes)
+            raise ours or as_ours(error, what_is_left) or unexpected(error, what_is_left) from error
         except KeyboardInterrupt as interrupt:
             terminated = isinstance(interrupt, tracking.Terminated)
             click.echo(f"\n{'Terminated' if terminated else 'Interrupted'}. {what_is_left}", err=True)

@@ -128,10 +128,17 @@ def run(
     if resume:
         with suppress(MlflowException):  # a run that was left RUNNING has no such tag
             client.delete_tag(run_id, "ended_because")
-    with alive(client, run_id, root):
-        active = mlflow.start_run(run_id=run_id)
-        with _ending(client, run_id):
-            yield active
+    began = False
+    try:
+        with alive(client, run_id, root):
+            active = mlflow.start_run(run_id=run_id)
+            began = True
+            with _ending(client, run_id):
+                yield active
+    finally:
+        if not began:
+            with suppress(MlflowException):
+                client.set_terminated(run_id, "FAILED")
 
 
 def _create_run(client: MlflowClient, experiment_id: str, name: str | None, tags: dict[str, str]) -> str:

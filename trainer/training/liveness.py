@@ -54,8 +54,14 @@ def volume(root: Path) -> str:
     """A name for the disk that the folder is on, made once."""
     path = root / "volume-id"
     root.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError), path.open("x") as file:
-        file.write(uuid.uuid4().hex)
+    aside = root / f"volume-id.{uuid.uuid4().hex}"
+    if not path.exists():
+        try:
+            aside.write_text(uuid.uuid4().hex)
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(aside)  # whole, or not at all
+        finally:
+            aside.unlink(missing_ok=True)
     return path.read_text()
 
 
