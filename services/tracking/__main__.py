@@ -43,8 +43,9 @@ def main(setup_only: bool, no_setup: bool, host: str | None, port: int | None) -
     if not setup_only:
         logs.set_up("tracking")
         logging.getLogger("alembic").setLevel(logging.WARNING)
+    # A migration needs no password; who sets a server up on this machine would start it next.
+    check(settings, whole=not (setup_only and settings.mlflow_backend_store_uri))
     if not setup_only:
-        check(settings)
         check_port_is_free(settings.tracking_host, settings.tracking_port)
     if not no_setup:
         set_up(settings)
@@ -64,8 +65,8 @@ def check_home(settings: TrackingSettings) -> None:
         )
 
 
-def check(settings: TrackingSettings) -> None:
-    """Raise InputError for settings that do not go together."""
+def check(settings: TrackingSettings, whole: bool = True) -> None:
+    """Raise InputError for settings that do not go together; those not `whole` may lack the secrets of a login."""
     if settings.tracking_auth:
         for name, what in (
             ("mlflow_admin_password", "the password of the user `admin`, 12 characters or more"),
@@ -74,7 +75,7 @@ def check(settings: TrackingSettings) -> None:
             given = getattr(settings, name).get_secret_value()
             if name == "mlflow_admin_password" and 0 < len(given) < 12:
                 raise InputError(f"MLFLOW_ADMIN_PASSWORD has {len(given)} characters. Expected 12 or more.")
-            if not given:
+            if not given and whole:
                 raise InputError(
                     f"TRACKING_AUTH is on and {name.upper()} is not set. Expected {what}, in the environment or in "
                     f"the file /run/secrets/{name}."

@@ -190,6 +190,15 @@ def test_mlflows_forms_are_answered_as_mlflow_does(service: Serving) -> None:
     unknown = post(service, "/invocations", {"inputs": ["a"], "params": {"max_tokens": 3}})
     assert unknown.status_code == 400
     assert "Unknown generation parameter 'max_tokens'" in unknown.json()["message"]
+    for body, words in (
+        ({"inputs": ["a"], "parms": {}}, "There is 'parms', which is not known here. Did you mean params?"),
+        ({"inputs": ["a"], "max_tokens": 3}, "Expected inputs and params."),
+        ({"inputs": ["a"], "instances": ["a"]}, "There are inputs and instances. Expected one of"),
+        ({"inputs": None}, "inputs is null. Expected prompts"),
+    ):
+        wrong = post(service, "/invocations", body)
+        assert wrong.status_code == 400
+        assert words in wrong.json()["message"]
     for body in ("{nope", "[]", '{"x": 1}'):
         wrong = post(service, "/invocations", body)
         assert wrong.status_code == 400

@@ -271,7 +271,15 @@ def test_of_a_new_database_nothing_half_made_is_left(tmp_path, monkeypatch, was_
     assert (home / "mlflow.db").exists() == was_there
 
 
-def test_a_short_password_is_named_by_its_own_variable(tmp_path) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--setup-only"]])
+def test_a_short_password_is_named_by_its_own_variable(tmp_path, arguments: list[str]) -> None:
     env = {"RATCHET_HOME": str(tmp_path), "TRACKING_AUTH": "true", "MLFLOW_ADMIN_PASSWORD": "short"}
-    result = CliRunner().invoke(tracking, [], env=env | {"MLFLOW_SECRET_KEY": "any"})
+    result = CliRunner().invoke(tracking, arguments, env=env | {"MLFLOW_SECRET_KEY": "any"})
     assert (result.exit_code, "MLFLOW_ADMIN_PASSWORD has 5 characters. Expected 12" in result.output) == (2, True)
+
+
+def test_setup_only_refuses_what_the_server_would_refuse(tmp_path) -> None:
+    env = {"RATCHET_HOME": str(tmp_path), "TRACKING_AUTH": "true"}
+    result = CliRunner().invoke(tracking, ["--setup-only"], env=env)
+    assert (result.exit_code, "MLFLOW_ADMIN_PASSWORD is not set" in result.output) == (2, True)
+    assert not list(tmp_path.iterdir())

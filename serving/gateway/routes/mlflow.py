@@ -1,6 +1,7 @@
 """MLflow's forms: /invocations, /ping, /health and /version, as `mlflow models serve` answers them."""
 
 import asyncio
+import difflib
 import importlib.metadata
 import json
 import time
@@ -10,13 +11,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from contract.errors import shortened
-from serving.gateway.body import loads
-from serving.gateway.errors import LONGEST
+from serving.gateway.body import loads, shown
+from serving.gateway.errors import LONGEST, Refusal
 from serving.gateway.feedback import new_id
 from serving.gateway.worker import ClientGone, Gateway, gateway_of, until_gone
 from serving.supervisor.state import WAITING
 
 router = APIRouter()
+DATA = ("inputs", "instances", "dataframe_split", "dataframe_records")  # what MLflow takes prompts as: one of them
 MLFLOW_VERSION = importlib.metadata.version("mlflow")
 
 
@@ -79,18 +81,33 @@ async def _record_invocation(
 def with_request_id(body: bytes, content_type: str, request_id: str) -> tuple[dict[str, Any] | None, bytes]:
     """(the JSON object, the body with the request's id among its params); (None, the body as it is) for other bodies.
 
-    What is wrong with them, MLflow says itself. Raises Refusal for what is no JSON.
+    What is wrong with them, MLflow says itself. Raises Refusal for what it would leave out in silence, and for what is
+    no JSON.
     """
     if not content_type.startswith("application/json"):
         return None, body
     asked = loads(body)
     if not isinstance(asked, dict) or not isinstance(asked.get("params") or {}, dict):
         return None, body
-    if any(name in asked for name in ("inputs", "instances", "dataframe_split", "dataframe_records")):
+    if named := [name for name in DATA if name in asked]:
+        _check(asked, named)
         sent = asked | {"params": {**(asked.get("params") or {}), "request_id": request_id}}
     else:
         sent = asked | {"request_id": request_id}
     return asked, json.dumps(sent).encode()
+
+
+def _check(asked: dict[str, Any], named: list[str]) -> None:
+    if len(named) > 1:
+        raise Refusal(400, f"There are {' and '.join(named)}. Expected one of {', '.join(DATA)}.")
+    if asked[named[0]] is None:
+        raise Refusal(400, f"{named[0]} is null. Expected prompts, such as a list of texts.")
+    known = (*named, "params", "signature_name")
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Expected {named[0]} and params."
+            raise Refusal(400, f"There is {shown(name)}, which is not known here. {hint}")
 
 
 def without_trace(body: bytes) -> bytes:
