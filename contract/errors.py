@@ -55,7 +55,7 @@ def disk_full(error: BaseException, left: str, folders: Iterable[str | Path] = (
     """
     if not any(
         getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(one) for words in _FULL)
-        for one in _chain(error)
+        for one in chain(error)
     ):
         return None
     disks: dict[int, str] = {}
@@ -66,7 +66,7 @@ def disk_full(error: BaseException, left: str, folders: Iterable[str | Path] = (
     return RatchetError(f"The disk is full. {left} Free by now: {space}. Make room, or write elsewhere.")
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """An error and what it came from."""
     seen: set[int] = set()
     one: BaseException | None = error

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from services.tracking.access import CONFIG
+from services.tracking.bad_input import named
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,8 +14,10 @@ ASSISTANT = "/mlflow/assistant/"  # MLflow's assistant runs commands here, insta
 
 def create() -> "ASGIApp":
     """The application, with logins where TRACKING_AUTH is on."""
+    from mlflow.server import app as flask_application
     from starlette.responses import JSONResponse
 
+    flask_application.config["PROPAGATE_EXCEPTIONS"] = True  # to bad_input.named, and not into a page of HTML
     if os.environ.get(CONFIG):
         from mlflow.server.auth import create_app
 
@@ -29,4 +32,4 @@ def create() -> "ASGIApp":
             return
         await inner(scope, receive, send)
 
-    return application
+    return named(application)

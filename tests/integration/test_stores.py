@@ -17,7 +17,9 @@ from contract.errors import InputError
 from services.bucket.__main__ import main as bucket
 from services.tracking.migrate import LOCK, migrate
 from services.tracking.readiness import wait_until
+from tests.support.fuzz_tracking import fuzz
 from tests.support.images import base_image
+from tests.support.tracking import make_stack, server
 
 pytestmark = pytest.mark.integration
 
@@ -251,3 +253,16 @@ def test_versioning_and_lifecycle_are_turned_on_where_the_server_knows_them(moto
     second = run_bucket(moto)
     assert second.output.count("already") == 3
     assert client.get_bucket_lifecycle_configuration(Bucket="artifacts-here")["Rules"] == rules
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_odd_requests_are_refused_and_not_failed(tmp_path, request, store: str) -> None:
+    stack = make_stack(tmp_path / "home")
+    if store == "postgres":
+        stack.env["MLFLOW_BACKEND_STORE_URI"] = request.getfixturevalue("database")
+        stack.env["MLFLOW_ARTIFACTS_DESTINATION"] = (tmp_path / "artifacts").as_uri()
+    stack.home.mkdir()
+    with server(stack):
+        answers, wrong = fuzz(stack.url, 700)
+    assert wrong == []
+    assert answers[400] > 200

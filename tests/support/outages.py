@@ -15,6 +15,7 @@ import sqlalchemy
 from sqlalchemy import event
 from werkzeug.security import generate_password_hash
 
+from services.tracking.bad_input import named
 from tests.support.rights import application
 
 TRAINER = ("trainer", "password-of-the-trainer")
@@ -40,9 +41,11 @@ def gone(at: range) -> Iterator[Iterator[int]]:
 def main() -> None:
     from fastapi.testclient import TestClient
 
-    client = TestClient(application(), base_url="http://127.0.0.1", raise_server_exceptions=False)
-    from mlflow.server import auth
+    client = TestClient(named(application()), base_url="http://127.0.0.1", raise_server_exceptions=False)
+    from mlflow.server import app, auth
     from mlflow.server.auth import sqlalchemy_store
+
+    app.config["PROPAGATE_EXCEPTIONS"] = True  # as services.tracking.application does
 
     sqlalchemy_store.generate_password_hash = partial(generate_password_hash, method="pbkdf2:sha256:1")  # 600 checks
     api = "/api/2.0/mlflow"
