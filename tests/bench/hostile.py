@@ -96,6 +96,7 @@ KINDS: dict[str, Bad] = {
         path="a.py",
         input_extra=[{"filename": f"{n}.py", "text": text} for n, text in enumerate(SOME)] * 2,
     ),
+    "64 times": completion(n=64, temperature=1),  # what the next one is beyond
     "64 long stop texts, 64 times": completion(n=64, temperature=1, stop=[f"{n}" + "x" * 10_000 for n in range(64)]),
     "64 long prompts": completion(prompt=[SOURCE[at : at + 6000] for at in range(0, 64_000, 1000)], max_tokens=1),
     "a chat of 10,000 messages": post(
