@@ -24,12 +24,11 @@ from typing import Any
 
 from evaluator import logs
 from evaluator.cage import CageError, in_cage
-from evaluator.program import Limits, prepare_process, run
+from evaluator.program import Limits, prepare_process, run, set_name
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5  # how often the container looks for a trainer
 LATE_S = 60.0  # what a step may take beyond its limit before the container counts as unhealthy
-OWN_NAME = Path("/proc/self/comm")
 
 
 def main() -> int:
@@ -79,11 +78,8 @@ def answer(requests: Iterable[bytes], replies: Any, user: int | None = None) -> 
 
 
 def expect_next(within_s: float | None) -> None:
-    """Say by when the next step has to come (s from now; None: whenever the trainer wants one).
-
-    It stands in this process's name: that, unlike a file, no program that runs here can write.
-    """
-    OWN_NAME.write_text("waiting" if within_s is None else str(int(time.monotonic() + within_s + LATE_S)))
+    """Say by when the next step has to come (s from now; None: whenever the trainer wants one)."""
+    set_name("waiting" if within_s is None else str(int(time.monotonic() + within_s + LATE_S)))
 
 
 def health(name: str) -> int:

@@ -1,11 +1,13 @@
 """The evaluator's container: nothing in it but Python, no way out, and every escape tried and stopped."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from evaluator.__main__ import health as evaluator_health
 from tests.support.escapes import ESCAPES, LEGACIES, Escape
 from tests.support.stack import Platform
 
@@ -48,6 +50,16 @@ def test_nothing_is_left_behind(platform: Platform) -> None:
     programs = [program for _, first, second in LEGACIES for program in (first, second)]
     verdicts = run_programs(platform, programs)
     assert [verdict["passed"] for verdict in verdicts] == [True] * len(programs), verdicts
+
+
+def test_the_heartbeat_cannot_be_forged_and_tells_a_late_evaluator(platform: Platform) -> None:
+    forged = "try:\n    open('/proc/1/comm', 'w').write('1')\nexcept OSError:\n    pass\nelse:\n    assert False"
+    [verdict] = run_programs(platform, [forged])
+    assert verdict["passed"], verdict
+    health = ("exec", "-T", "evaluator", "python", "-m", "evaluator", "--health")
+    assert platform.docker_compose(*health) == ""
+    assert evaluator_health(str(int(time.monotonic()) - 30)) == 1
+    assert [evaluator_health(name) for name in ("waiting", str(int(time.monotonic()) + 30))] == [0, 0]
 
 
 def test_no_socket_is_left_for_a_program_to_find(platform: Platform) -> None:
