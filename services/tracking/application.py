@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from services.tracking.access import CONFIG
+from services.tracking.artifact_paths import what_is_wrong
 from services.tracking.bad_input import named
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ def create() -> "ASGIApp":
         if scope["type"] == "http" and ASSISTANT in f"{scope['path']}/":
             refusal = {"error_code": "ENDPOINT_NOT_FOUND", "message": "MLflow's assistant is off on this server."}
             await JSONResponse(refusal, 404)(scope, receive, send)
+            return
+        if scope["type"] == "http" and (
+            why := what_is_wrong(scope["method"], scope["path"], scope["query_string"].decode("latin-1"))
+        ):
+            refusal = {"error_code": "INVALID_PARAMETER_VALUE", "message": f"Nothing was done: {why}."}
+            await JSONResponse(refusal, 400)(scope, receive, send)
             return
         await inner(scope, receive, send)
 

@@ -76,8 +76,9 @@ def named(inner: "ASGIApp") -> "ASGIApp":
                 raise
             while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # of anyio's
                 error = error.exceptions[0]
-            if (status := _answer(error).status_code) >= 500:
-                log.error("%s %s failed with %s", scope["method"], scope["path"], status, exc_info=error)
+            status = _answer(error).status_code
+            level = logging.ERROR if status >= 500 else logging.WARNING  # it may be a mistake of the server's own
+            log.log(level, "%s %s: %s", scope["method"], scope["path"], status, exc_info=error)
             await _answer(error)(scope, receive, send)
             return
         if failed:
@@ -110,6 +111,7 @@ def _answer(error: BaseException | str) -> "Response":
         body: str = error.serialize_as_json()  # type: ignore[no-untyped-call]
         return Response(body, status, media_type="application/json")
     if is_at_fault(error):
-        said = shortened(f"The request cannot be answered: {error}", 1000)
+        words = getattr(error, "strerror", None) or error  # without the path on this machine
+        said = shortened(f"The request cannot be answered: {words}", 1000)
         return JSONResponse({"error_code": "INVALID_PARAMETER_VALUE", "message": said}, 400)
     return JSONResponse({"error_code": "INTERNAL_ERROR", "message": "The server failed; its log says why."}, 500)
