@@ -1,13 +1,17 @@
 """The tracking server: connecting to it, and creating what must not be there twice."""
 
+import logging
 import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
+
+import click
 
 from contract.errors import InputError, RatchetError, Unreachable, shortened
 from contract.redaction import redact
@@ -34,8 +38,6 @@ def connect(uri: str, setting: str, how_else: str) -> "MlflowClient":
             f"No tracking server at {redact(uri)} ({reason}). Start it with `make start-mlflow`, or name another with "
             f"{how_else} or MLFLOW_TRACKING_URI."
         )
-    import logging
-
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -46,6 +48,7 @@ def connect(uri: str, setting: str, how_else: str) -> "MlflowClient":
     client = mlflow.MlflowClient()
     if uri.startswith("http"):
         check_login(client, uri)
+        say_when_waiting()
     return client
 
 
@@ -59,6 +62,10 @@ def check_url(uri: str, setting: str) -> None:
         known = None
     if not known:
         raise InputError(f"{setting} is '{redact(uri)}'. Expected a URL such as http://127.0.0.1:5000.")
+    if uri.startswith("sqlite"):
+        folder = Path(re.sub(r"^sqlite:/{0,3}", "", uri).partition("?")[0]).absolute().parent
+        if not os.access(folder, os.W_OK | os.X_OK):  # MLflow would try for minutes
+            raise InputError(f"{setting} is '{uri}', a file in '{folder}', where nothing can be written.")
 
 
 def check_login(client: "MlflowClient", uri: str) -> None:
@@ -112,6 +119,36 @@ def as_ours(error: Exception, left: str) -> RatchetError | None:
     if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE" and not isinstance(error, RestException):
         return InputError(why)
     return Unreachable(f"The tracking server did not do its work: {why.rstrip('.')}. {left}")
+
+
+class _Waiting(logging.Handler):
+    """Says, every ten seconds at most, that a request is sent again: MLflow's client waits for minutes in silence."""
+
+    EVERY_S = 10.0
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self._said = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        retry = record.args[-1] if isinstance(record.args, tuple) and record.args else None
+        history = getattr(retry, "history", ())
+        if not history or time.monotonic() < self._said + self.EVERY_S:
+            return
+        self._said = time.monotonic()
+        last = history[-1]
+        why = f"answers {last.status}" if last.status else f"does not answer ({type(last.error).__name__})"
+        left = getattr(retry, "total", 0)
+        click.echo(f"The tracking server {why}: asking it again, {left} times more at most.", err=True)
+
+
+def say_when_waiting() -> None:
+    """Have this process say when it waits for the tracking server."""
+    logger = logging.getLogger("urllib3.util.retry")
+    if not any(isinstance(handler, _Waiting) for handler in logger.handlers):
+        logger.addHandler(_Waiting())
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
 
 
 @contextmanager

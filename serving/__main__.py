@@ -4,7 +4,9 @@ curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
      -d '{"prompt": "def add(a, b):\\n", "max_tokens": 32}'
 """
 
+import errno
 import logging
+import os
 import sys
 from typing import Any
 
@@ -44,6 +46,11 @@ def main(**given: Any) -> None:
         first = error.errors()[0]
         raise InputError(f"{str(first['loc'][0]).upper()} is {first['input']!r}: {first['msg']}.") from error
     check_url(settings.mlflow_tracking_uri, "MLFLOW_TRACKING_URI")
+    if not settings.mlflow_tracking_uri.startswith("http"):
+        raise InputError(
+            f"MLFLOW_TRACKING_URI is '{settings.mlflow_tracking_uri}'. Expected a server's, such as http://127.0.0.1:5000."
+        )
+    check_home(settings)
     check_port_is_free(settings.serving_host, settings.serving_port)
     logs.set_up("serving")
     if settings.serving_tokens_file is not None and not settings.serving_tokens_file.is_file():
@@ -54,6 +61,17 @@ def main(**given: Any) -> None:
             settings.serving_tokens_file,
         )
     sys.exit(Supervisor(settings).run())
+
+
+def check_home(settings: ServingSettings) -> None:
+    """Raise InputError where no version could be kept."""
+    try:
+        settings.models.mkdir(parents=True, exist_ok=True)
+        if not os.access(settings.models, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        home = settings.ratchet_home.absolute()
+        raise InputError(f"RATCHET_HOME is {home}, where nothing can be written: {error.strerror}.") from error
 
 
 def check_port_is_free(host: str, port: int) -> None:

@@ -64,13 +64,26 @@ class ServingSettings(BaseSettings):
     log_format: Literal["plain", "json"] = Field(
         default="plain", description="How it logs: lines for people, or a JSON object a line."
     )
-    serving_trace_sample: float = Field(default=1.0, ge=0, le=1, description="Share of requests that is traced.")
-    serving_trace_prompts: bool = Field(default=True, description="Whether traces hold prompts and completions.")
+    serving_trace_sample: float = Field(
+        default=1.0, ge=0, le=1, description="Share of traces that hold prompt and completion; the small facts all do."
+    )
+    serving_trace_prompts: bool = Field(default=True, description="Whether any traces hold prompts and completions.")
+    serving_trace_redact: bool = Field(
+        default=True, description="Whether secrets in prompts and completions are overwritten before they are stored."
+    )
+    serving_events_max_bytes: int = Field(
+        default=1 << 28, ge=1 << 20, description="What may wait for the tracking server; beyond it texts are left out."
+    )
 
     @property
     def models(self) -> Path:
         """Where the files of served versions are kept."""
         return self.ratchet_home.absolute() / "serving"
+
+    @property
+    def events(self) -> Path:
+        """Where what is told of completions waits for the tracking server."""
+        return self.ratchet_home.absolute() / "events"
 
     @property
     def deadline_s(self) -> float:

@@ -11,7 +11,7 @@ from tests.support.images import ROOT
 
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TRAINER_NICE"] = "0"  # else a test that runs the trainer in its own process would go on behind the others
-os.environ.setdefault("RATCHET_HOME", str(ROOT / "var"))  # as the Makefile says, and nothing in the user's own folders
+os.environ.setdefault("RATCHET_HOME", "var")  # as the Makefile does: nothing in the folders of whoever runs them
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # several processes compute at once here: none is to wait spinning
 os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"  # an image more to pull; every container here is closed by its test
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"

@@ -20,6 +20,7 @@ from contract.errors import InputError, disk_full, unexpected
 from contract.names import EVALUATOR_DIR, GOMP_SPINCOUNT, PRODUCTION, pyfunc_model
 from contract.redaction import redact
 from contract.tracking import as_ours
+from trainer import folders
 from trainer.config import CONFIGS, Config, load_config, to_yaml, with_source
 from trainer.options import walk
 
@@ -343,6 +344,7 @@ def _interruptible(what_is_left: str, *writes: str | Path) -> Iterator[Path]:
     `writes`: the folders that the command writes to, besides its own.
     """
     _step_back()
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(folders.cache()) / "matplotlib"))  # its own takes any XDG_CACHE_HOME
     from trainer import tracking
 
     with tracking.terminated_as_interrupt():

@@ -9,16 +9,17 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from contract import logs
-from contract.errors import InputError, RatchetError
-from contract.files import why_not_free
+from contract.errors import InputError, RatchetError, disk_full
+from contract.files import why_not_free, write_whole
 from services.settings import read
 from services.tracking import access, connections
 from services.tracking.migrate import migrate
@@ -26,6 +27,26 @@ from services.tracking.settings import TrackingSettings
 
 log = logging.getLogger(__name__)
 PRIVATE = 0o077  # umask: database and artifacts are their owner's alone
+ARTIFACT_SCHEMES = frozenset(
+    {
+        "",
+        "file",
+        "s3",
+        "gs",
+        "wasb",
+        "wasbs",
+        "abfs",
+        "abfss",
+        "adl",
+        "hdfs",
+        "viewfs",
+        "dbfs",
+        "r2",
+        "b2",
+        "oss",
+        "sftp",
+    }
+)
 ENV_TEMPLATE = Path(__file__).parents[2] / "infra" / "env" / "dev.env"
 
 
@@ -81,12 +102,42 @@ def check(settings: TrackingSettings, whole: bool = True) -> None:
                     f"the file /run/secrets/{name}."
                 )
         access.roles(settings.tracking_roles)
+    elif settings.tracking_roles:
+        raise InputError(
+            f"TRACKING_ROLES is '{settings.tracking_roles}' and TRACKING_AUTH is off. Expected both, or neither."
+        )
+    check_stores(settings)
     connections.pool(settings)
+
+
+def check_stores(settings: TrackingSettings) -> None:
+    """Raise InputError for a database or an artifact store that nothing could be kept in."""
+    destination = settings.artifacts_destination
+    if (scheme := urlsplit(destination).scheme) not in ARTIFACT_SCHEMES:
+        raise InputError(
+            f"MLFLOW_ARTIFACTS_DESTINATION is '{destination}', of the scheme '{scheme}'. Expected "
+            f"{', '.join(sorted(filter(None, ARTIFACT_SCHEMES)))}, or a folder."
+        )
+    try:
+        url = make_url(_backend_store_uri(settings))
+    except ArgumentError:
+        return  # `migrate` says what is wrong with it
+    if url.get_backend_name() != "sqlite":
+        return
+    if url.database in (None, "", ":memory:"):
+        raise InputError(
+            "MLFLOW_BACKEND_STORE_URI names a SQLite database in memory: nothing would remain. Name a file."
+        )
+    folder = Path(str(url.database)).absolute().parent
+    if settings.mlflow_backend_store_uri and not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"MLFLOW_BACKEND_STORE_URI names a file in '{folder}', where nothing can be written.")
 
 
 def check_port_is_free(host: str, port: int) -> None:
     """Raise InputError where something listens already."""
     if why := why_not_free(host, port):
+        if "Name or service" in why or "nodename" in why or "Cannot assign" in why:
+            raise InputError(f"TRACKING_HOST is '{host}', which is no address of this machine: {why}.")
         raise InputError(
             f"Cannot listen on {host}:{port}: {why}. Stop what runs there (`make down` if it is Ratchet's), or set "
             "TRACKING_PORT to a free port."
@@ -107,13 +158,15 @@ def _set_up(settings: TrackingSettings) -> None:
         if not settings.mlflow_backend_store_uri:  # the embedded default
             settings.home.mkdir(parents=True, exist_ok=True)
             env_file = settings.home / "dev.env"
-            if not env_file.exists():
-                shutil.copy(ENV_TEMPLATE, env_file)
+            if not env_file.exists() or not env_file.stat().st_size:
+                write_whole(env_file, ENV_TEMPLATE.read_text(encoding="utf-8"))
         if not settings.mlflow_artifacts_destination:
             (settings.home / "artifacts").mkdir(parents=True, exist_ok=True)
             for path in (settings.home / "artifacts", *settings.home.glob("mlflow.db*")):  # of an earlier release
                 path.chmod(path.stat().st_mode & 0o700)
     except OSError as error:
+        if full := disk_full(error, "Nothing was set up.", [settings.home]):
+            raise full from error
         raise InputError(f"RATCHET_HOME is {settings.home}, where nothing can be written: {error.strerror}.") from error
     uri = _backend_store_uri(settings)
     if settings.mlflow_backend_store_uri:

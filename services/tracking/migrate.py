@@ -62,6 +62,7 @@ CAUSES = (
     ),
     ("file is not a database", "name a SQLite file, or one that is not there yet."),
     ("Can't load plugin", "expected postgresql+psycopg2://… or sqlite:///…"),
+    ("No module named 'MySQLdb'", "expected postgresql+psycopg2://… or sqlite:///…"),
     ("No module named 'psycopg", "install the extra `tracking-prod`, and write postgresql+psycopg2:// in the URI."),
 )
 

@@ -1,8 +1,10 @@
-"""The only public port: MLflow's forms, OpenAI's, llama.cpp's, and what tells how things are.
+"""The only public port: MLflow's forms, OpenAI's, llama.cpp's, Tabby's, and what tells how things are.
 
     /invocations /ping /health /version                   routes/mlflow.py
     /v1/models /v1/completions /v1/chat/completions       routes/openai.py
     /infill                                               routes/infill.py
+    /tabby/v1/…                                           routes/tabby.py
+    /v1/events /ingest/continue                           routes/events.py
     /status /metrics /feedback /webhook                   routes/operations.py
     /openapi.json                                         what all of them take
 
@@ -28,7 +30,7 @@ from serving.gateway.body import refusal_of
 from serving.gateway.errors import Refusal, too_large
 from serving.gateway.feedback import Feedbacks
 from serving.gateway.middleware import Edge
-from serving.gateway.routes import infill, mlflow, openai, operations
+from serving.gateway.routes import events, infill, mlflow, openai, operations, tabby
 from serving.gateway.worker import Gateway
 from serving.settings import RunSettings
 from serving.supervisor.state import end_with
@@ -37,6 +39,9 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": openai.CompletionsRequest,
     "/v1/chat/completions": openai.ChatRequest,
     "/infill": infill.InfillRequest,
+    "/tabby/v1/completions": tabby.TabbyRequest,
+    "/v1/events": events.EditorEvent,
+    "/ingest/continue": events.ContinueData,
     "/feedback": operations.Feedback,
 }
 
@@ -55,7 +60,7 @@ def create() -> FastAPI:
 
     app = FastAPI(title="Ratchet serving", version=RELEASE, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.gateway, app.state.feedbacks = gateway, Feedbacks()
-    for routes in (mlflow, openai, infill, operations):
+    for routes in (mlflow, openai, infill, tabby, events, operations):
         app.include_router(routes.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -28,9 +28,7 @@ def body_of(form: type[Form]) -> Callable[[Request], Awaitable[Form]]:
     """A dependency: the request's body as this form. Raises Refusal for any other body."""
 
     async def parsed(request: Request) -> Form:
-        coding = request.headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("", "identity"):
-            raise Refusal(415, f"Content-Encoding is {shown(coding)}. Expected none: send the JSON as it is.")
+        refuse_codings(request)
         kind = request.headers.get("content-type", "")
         hint = "" if "json" in kind.lower() else f" Content-Type is {shown(kind)}."
         found = loads(await request.body(), nulls=False, hint=hint)
@@ -42,6 +40,13 @@ def body_of(form: type[Form]) -> Callable[[Request], Awaitable[Form]]:
             raise refusal_of(error.errors(include_url=False)) from error
 
     return parsed
+
+
+def refuse_codings(request: Request) -> None:
+    """Raise Refusal for a body that is compressed."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise Refusal(415, f"Content-Encoding is {shown(coding)}. Expected none: send the JSON as it is.")
 
 
 def loads(body: bytes, nulls: bool = True, hint: str = "") -> Any:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from contract.messages import EngineStats
 from serving.supervisor.state import State
 
+LABELS = ("version", "language", "user", "repository")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60)
 
 requests = Counter("ratchet_requests", "Requests answered", ["path", "status", "version"])
@@ -31,7 +33,55 @@ batch_size = Histogram(
 )
 prompt_tokens = Counter("ratchet_prompt_tokens", "Tokens of prompts", ["version"])
 completion_tokens = Counter("ratchet_completion_tokens", "Tokens of completions", ["version"])
-traces_lost = Counter("ratchet_traces_lost", "Traces that did not reach the tracking server", ["reason"])
+events_lost = Counter("ratchet_events_lost", "Traces and events that are not kept", ["reason"])
+texts_dropped = Counter("ratchet_trace_texts_dropped", "Traces without texts, since too much waits to be sent")
+
+# What is counted of completions and events (serving/gateway/events/store.py): its name there, here, and what it is.
+COUNTED = {
+    "completions": ("completions", "Requests for completions that were answered"),
+    "empty": ("completions_empty", "Of them those without a text"),
+    "cut_off": ("completions_cut_off", "Of them those that a limit cut off"),
+    "viewed": ("completions_viewed", "Completions that an editor says it showed"),
+    "shown": ("completions_shown", "Completions that were shown for at least 750 ms"),
+    "accepted": ("completions_accepted", "Of those shown so long, how many were accepted"),
+    "shown_characters": ("characters_shown", "Characters of completions that were shown for at least 750 ms"),
+    "accepted_characters": ("characters_accepted", "Of those, characters of completions that were accepted"),
+}
+
+
+class Counts(Protocol):
+    """Where completions and events are counted: serving/gateway/events/store.py."""
+
+    def counts(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
+        """(name, labels, value) of each count."""
+
+    def length(self) -> int:
+        """How many traces and events are on their way."""
+
+
+class _Counted(Collector):
+    """What this machine has counted of completions and events."""
+
+    def __init__(self, store: Counts) -> None:
+        self.store = store
+
+    def collect(self) -> Iterator[Metric]:
+        families = {
+            name: CounterMetricFamily(f"ratchet_{ours}", text, labels=LABELS) for name, (ours, text) in COUNTED.items()
+        }
+        for name, text in (("watched", "Characters of completions, asked after so many seconds what is left of them"),
+                           ("kept", "Of those, characters that are left")):  # fmt: skip
+            families[name] = CounterMetricFamily(f"ratchet_characters_{name}", text, labels=(*LABELS, "after_s"))
+        for name, labels, value in self.store.counts():
+            kind, _, seconds = name.partition("_characters_")
+            if seconds:
+                families[kind].add_metric([*labels, seconds], value)
+            else:
+                families[name].add_metric(labels, value)
+        yield from families.values()
+        yield GaugeMetricFamily(
+            "ratchet_events_waiting", "Traces and events on their way to the tracking server", value=self.store.length()
+        )
 
 
 class _Supervised(Collector):
@@ -59,10 +109,11 @@ class _Supervised(Collector):
         yield GaugeMetricFamily("ratchet_engine_waiting", "Completions in the queue", value=waiting)
 
 
-def page(state: State, engine: EngineStats | None) -> bytes:
+def page(state: State, engine: EngineStats | None, store: Counts) -> bytes:
     """The metrics in Prometheus's text format."""
     registry = CollectorRegistry()
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     registry.register(_Supervised(state, engine))
+    registry.register(_Counted(store))
     return generate_latest(registry)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from contract.errors import InputError
+from contract.errors import InputError, disk_full
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -91,14 +91,20 @@ def _load(path: Path) -> dict[str, str]:
 
 def _store(path: Path, lines: str) -> None:
     """Replace the file's text in place: a container sees the file that it was given, and no other of the same name."""
+    is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        if is_new:
             path.touch(mode=0o644)
         with path.open("r+", encoding="utf-8") as file:  # never empty meanwhile
+            os.posix_fallocate(file.fileno(), 0, max(1, len(lines.encode())))  # or not begun, where the disk is full
             file.write(lines)
             file.truncate()
     except OSError as error:
+        if is_new:
+            path.unlink(missing_ok=True)
+        if full := disk_full(error, "Nothing was changed.", [path.parent]):
+            raise full from error
         raise InputError(f"--file is '{path}', which cannot be written: {error.strerror}.") from error
 
 

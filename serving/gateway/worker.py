@@ -1,8 +1,11 @@
-"""What the routes of one worker share: settings, the way to the model, tokens, traces."""
+"""What the routes of one worker share: settings, the way to the model, tokens, events."""
 
 import asyncio
+import random
+import socket
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -10,12 +13,16 @@ from starlette.requests import Request
 from contract.messages import CompletionUsage
 from serving.gateway import metrics
 from serving.gateway.engine_client import EngineClient
+from serving.gateway.events.facts import Completion, digest, language_of
+from serving.gateway.events.sender import Sender
+from serving.gateway.events.store import Store
 from serving.gateway.tokens import Tokens
-from serving.gateway.tracing import Call, Tracer
 from serving.settings import RunSettings
 from serving.supervisor.state import Live
 
 T = TypeVar("T")
+LONGEST_TEXT = 50_000  # characters of one in a trace
+LONGEST_REPOSITORY = 200
 
 
 class Gateway:
@@ -25,7 +32,9 @@ class Gateway:
         self.settings = settings
         self.engine = EngineClient(settings)
         self.tokens = Tokens(settings.serving_tokens_file)
-        self.tracer = Tracer(settings)
+        self.store = Store(settings.events, socket.gethostname(), settings.serving_events_max_bytes)
+        self.sender = Sender(settings, self.store, settings.events / "sender.lock")
+        self.sender.start()
         self.nudged = 0.0
         self._tasks: set[asyncio.Future[None]] = set()
 
@@ -39,46 +48,67 @@ class Gateway:
         """When a request that comes now has to be answered, on the monotonic clock."""
         return time.monotonic() + self.settings.deadline_s
 
-    def record(
-        self,
-        request: Request,
-        id: str,
-        began_ns: int,
-        inputs: dict[str, Any],
-        outputs: dict[str, Any],
-        usages: Sequence[CompletionUsage],
-    ) -> None:
-        """Count what a request took, and trace it."""
+    async def record(self, request: Request, answered: "Answered") -> None:
+        """Count what a request took, and keep its facts: from then on events may come in."""
         live: Live = request.state.live
-        for usage in usages:
+        for usage in answered.usages:
             metrics.queue_seconds.labels(live.version).observe(usage["queue_s"])
             metrics.first_token_seconds.labels(live.version).observe(usage["first_token_s"])
             metrics.batch_size.labels(live.version).observe(usage["batch"])
             metrics.prompt_tokens.labels(live.version).inc(usage["prompt_tokens"])
             metrics.completion_tokens.labels(live.version).inc(usage["completion_tokens"])
-        if not self.tracer.sampled():
-            return
-        self.tracer.record(
-            Call(
-                id,
-                request.state.request_id,
-                request.url.path,
-                live.version,
-                live.model,
-                live.run_id,
-                live.models_id,
-                request.state.user,
-                began_ns,
-                time.time_ns(),
-                inputs if self.settings.serving_trace_prompts else None,
-                outputs if self.settings.serving_trace_prompts else None,
-                {
-                    "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
-                    "completion_tokens": sum(usage["completion_tokens"] for usage in usages),
-                    "queue_s": max((usage["queue_s"] for usage in usages), default=0.0),
-                },
-            )
+        text = "".join(answered.completions)
+        sampled = self.settings.serving_trace_prompts and random.random() < self.settings.serving_trace_sample
+        completion = Completion(
+            id=answered.id,
+            request_id=request.state.request_id,
+            path=request.url.path,
+            user=request.state.user,
+            model=live.model,
+            version=live.version,
+            run_id=live.run_id,
+            models_id=live.models_id,
+            language=language_of(answered.file, answered.language),
+            repository=answered.repository[:LONGEST_REPOSITORY],
+            began_ns=answered.began_ns,
+            ended_ns=time.time_ns(),
+            prompt_tokens=sum(usage["prompt_tokens"] for usage in answered.usages),
+            completion_tokens=sum(usage["completion_tokens"] for usage in answered.usages),
+            queue_s=max((usage["queue_s"] for usage in answered.usages), default=0.0),
+            first_token_s=max((usage["first_token_s"] for usage in answered.usages), default=0.0),
+            characters=len(text),
+            prompt_hash=digest(answered.prompt),
+            completion_hash=digest(text),
+            cut_off=answered.cut_off,
+            texts={"inputs": _cut(answered.inputs), "outputs": _cut(answered.outputs)} if sampled else {},
         )
+        await asyncio.to_thread(self.store.completed, completion)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a request asked for, and what it got."""
+
+    id: str  # of the completion
+    began_ns: int  # since 1970
+    inputs: Any
+    outputs: Any
+    prompt: str  # of the first completion, by which a client's events may name it
+    completions: Sequence[str]
+    usages: Sequence[CompletionUsage]
+    cut_off: bool = False
+    file: str = ""  # what the client says of where the cursor is
+    language: str = ""
+    repository: str = ""
+
+
+def _cut(value: Any) -> Any:
+    """The texts of a request or an answer, of each no more than goes into a trace: the end of what stands before."""
+    if isinstance(value, str):
+        return value[-LONGEST_TEXT:]
+    if isinstance(value, dict):
+        return {name: _cut(item) for name, item in value.items()}
+    return [_cut(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class ClientGone(Exception):

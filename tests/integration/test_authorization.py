@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +22,11 @@ from mlflow.models import Model
 from contract import manifest, names
 from infra import accounts, gate_demo
 from services.tracking.readiness import trouble, wait_until
-from serving.gateway.tracing import Call, Tracer
+from serving.gateway.events.sender import Sender
+from serving.gateway.events.store import Event, Store
 from serving.settings import ServingSettings
 from serving.supervisor import versions
+from tests.support.events import completion
 from tests.support.tracking import Stack, make_stack
 
 EXPERIMENT, MODEL = "mine", "mine_model"
@@ -182,19 +183,19 @@ def test_promoter_and_serving_do_their_work_on_what_the_trainer_made(logins: Log
                 client.set_model_version_tag(MODEL, version.version, key, "x")
 
 
-def test_serving_writes_traces_and_feedback(logins: Logins, live: ModelVersion) -> None:
+def test_serving_writes_traces_and_feedback(logins: Logins, live: ModelVersion, tmp_path) -> None:
     with logins.by("serving") as client:
-        tracer = Tracer(ServingSettings(mlflow_tracking_uri=logins.stack.url, serving_trace_sample=0))
-        now = time.time_ns()
-        call = Call(
-            "cmpl-1", "r1", "/v1/completions", live.version, MODEL, str(live.run_id), "", "ada", now, now,
-            {"prompt": "def"}, {"text": " f()"},
-        )  # fmt: skip
-        tracer._write(call)
-        trace = tracer.feedback("cmpl-1", True, "good", "ada")
-        tracer._traces.clear()
-        assert tracer._search("cmpl-1") == (trace, "ada")
-        assert client.get_trace(trace).info.assessments[0].value is True
+        settings = ServingSettings(mlflow_tracking_uri=logins.stack.url)
+        store = Store(tmp_path / "events", "here", 1 << 20)
+        sender = Sender(settings, store, tmp_path / "lock")
+        made = completion(version=live.version, model=MODEL, run_id=str(live.run_id), user="ada")
+        store.completed(made)
+        store.told(Event(made.id, accepted=True, comment="good"))
+        with sender:
+            while sender.send():
+                pass
+            assert sender.look_up(made.id)[0] == "ada"
+        assert client.get_trace(made.trace_id).info.assessments[0].value is True
 
 
 @pytest.mark.parametrize(

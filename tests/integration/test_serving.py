@@ -8,11 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import openai
 import pytest
 import requests
 from click.testing import CliRunner
+from mlflow.entities import Trace
+from mlflow.exceptions import MlflowException
 
 from services.tracking.readiness import wait_until
 from serving.gateway.feedback import new_id
@@ -271,11 +274,8 @@ def test_who_hangs_up_frees_the_place(service: Serving, client: openai.OpenAI) -
     def active() -> int:
         return int(service.status()["engine"]["active"])
 
-    for path, body in (
-        ("/v1/completions", {"prompt": "x", "max_tokens": 400, "temperature": 1.0, "n": 4}),
-        ("/v1/completions", {"prompt": "x", "max_tokens": 400, "temperature": 1.0, "n": 4, "stream": True}),
-        ("/invocations", {"inputs": ["x"] * 4, "params": {"max_new_tokens": 400, "temperature": 1.0}}),
-    ):
+    def spent(path: str, body: dict[str, Any]) -> int:
+        """The tokens that are made for a client that is gone after a tenth of a second."""
         service.wait_for(lambda: active() == 0, "it is idle")
         before = service.status()["engine"]["tokens"]
         session = requests.Session()
@@ -284,21 +284,42 @@ def test_who_hangs_up_frees_the_place(service: Serving, client: openai.OpenAI) -
                 service.url + path,
                 json=body,
                 headers=service.headers,
-                timeout=(5, 0.3),
+                timeout=(5, 0.1),
                 stream=bool(body.get("stream")),
             )
             reply.close()
             raise requests.exceptions.RequestException
         session.close()
         service.wait_for(lambda: active() == 0, f"{path} is let go", 20)
-        assert service.status()["engine"]["tokens"] - before < 4 * 390, path  # and not all 1600
+        return int(service.status()["engine"]["tokens"] - before)
+
+    for path, body in (
+        ("/v1/completions", {"prompt": "x", "max_tokens": 400, "temperature": 1.0, "n": 4}),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 400, "temperature": 1.0, "n": 4, "stream": True}),
+        ("/invocations", {"inputs": ["x"] * 4, "params": {"max_new_tokens": 400, "temperature": 1.0}}),
+    ):
+        # Of three, since a quick machine may be done before it is noticed. All would be 1600.
+        assert min(spent(path, body) for _ in range(3)) < 4 * 390, path
+
+
+def traced(stack: Stack, trace: str, assessments: int = 0) -> Trace:
+    """A trace, once it has come to the tracking server with what was told of it."""
+
+    def there() -> bool:
+        try:
+            return len(stack.client.get_trace(trace).info.assessments) >= assessments
+        except MlflowException:
+            return False
+
+    assert wait_until(there, 20, lambda: True)
+    return stack.client.get_trace(trace)
 
 
 def test_feedback_is_an_assessment_on_the_completions_trace(stack: Stack, service: Serving, client) -> None:
     answer = client.completions.create(model=MODEL, prompt="traced", max_tokens=4)
     reply = post(service, "/feedback", {"id": answer.id, "accepted": False, "comment": "no"})
     assert reply.status_code == 200, reply.text
-    trace = stack.client.get_trace(reply.json()["trace_id"])
+    trace = traced(stack, reply.json()["trace_id"], assessments=1)
     [assessment] = trace.info.assessments
     assert (assessment.name, assessment.feedback.value, assessment.rationale) == ("accepted", False, "no")
     assert assessment.source.source_id == "bob"
@@ -306,10 +327,16 @@ def test_feedback_is_an_assessment_on_the_completions_trace(stack: Stack, servic
     span = trace.data.spans[0]
     assert span.inputs["inputs"][0]["prompt"] == "traced"
     assert span.outputs == {"completions": [answer.choices[0].text]}
-    assert int(span.attributes["completion_tokens"]) == 4
+    assert trace.info.token_usage["output_tokens"] == 4
+    assert span.attributes["mlflow.llm.model"] == f"{MODEL}/1"
+    assert trace.info.trace_metadata["mlflow.trace.user"] == "bob"
+    assert trace.info.client_request_id == answer.id
+    post(service, "/feedback", {"id": answer.id, "accepted": True})  # on second thoughts: not a second assessment
+    accepted = lambda: [item.feedback.value for item in traced(stack, trace.info.trace_id).info.assessments]  # noqa: E731
+    service.wait_for(lambda: accepted() == [True], "the verdict is changed")
     unknown = post(service, "/feedback", {"id": "cmpl-unknown", "accepted": True})
     assert unknown.status_code == 404
-    assert "No trace tells of the completion 'cmpl-unknown'" in unknown.json()["message"]
+    assert "No completion 'cmpl-unknown' is known" in unknown.json()["message"]
     assert post(service, "/feedback", {"id": "x", "accept": True}).status_code == 422
     ada = {"Authorization": f"Bearer {(service.log.parent / 'ada').read_text()}"}
     theirs = requests.post(f"{service.url}/feedback", json={"id": answer.id, "accepted": True}, headers=ada, timeout=30)
@@ -360,7 +387,7 @@ def test_prompts_can_be_left_out_of_traces(stack: Stack, tiny, tmp_path) -> None
         service.wait_for_version(number)
         answer = post(service, "/v1/completions", {"prompt": "secret", "max_tokens": 4}).json()
         trace = post(service, "/feedback", {"id": answer["id"], "accepted": True}).json()["trace_id"]
-        found = stack.client.get_trace(trace)
+        found = traced(stack, trace, assessments=1)
         assert "secret" not in found.to_json()
         assert answer["choices"][0]["text"] not in str(found.data.spans[0].outputs)
 
@@ -458,4 +485,4 @@ def test_the_gateway_is_as_its_openapi_document_says(service: Serving) -> None:
     command += [word for name, value in service.headers.items() for word in ("--header", f"{name}: {value}")]
     done = subprocess.run([sys.executable, "-m", "schemathesis.cli", *command[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "Tested: 15" in done.stdout
+    assert "Tested: 20" in done.stdout

@@ -22,13 +22,15 @@ pytestmark = pytest.mark.stack
 
 IN_CONTAINERS = [
     "README.md: With Docker",
-    *(f"docs/serving.md: {heading}" for heading in ("Serving", "Editors", "Several replicas")),
+    *(f"docs/serving.md: {heading}" for heading in ("Serving", "Editors")),
+    "docs/monitoring.md: Events",
+    "docs/serving.md: Several replicas",
 ]
 # Else this trains for a quarter of an hour.
 QUICK = (
     " data.max_train_examples=96 data.max_eval_examples=96 eval.max_new_tokens=24 trainer.lr=1e-3 trainer.batch_size=4"
 )
-EVERYDAY = IN_CONTAINERS if FULL else IN_CONTAINERS[:3]  # test_platform.py has several replicas each time
+EVERYDAY = IN_CONTAINERS if FULL else IN_CONTAINERS[:4]  # test_platform.py has several replicas each time
 
 
 @pytest.fixture
@@ -81,7 +83,9 @@ def test_the_blocks_run_in_their_order(engine, environ, checkout: Path) -> None:
         try:
             for name in EVERYDAY:
                 last = shell.run_all(docs.all_blocks("bash")[name])[-1]
-                if "curl" in docs.all_blocks("bash")[name].commands[-1].text:
+                if "/v1/events" in docs.all_blocks("bash")[name].commands[-1].text:
+                    assert json.loads(last) == {"accepted": 1}
+                elif "curl" in docs.all_blocks("bash")[name].commands[-1].text:
                     assert json.loads(last)["choices"][0]["finish_reason"] in ("stop", "length")
         except AssertionError:
             print(shell.run(docs.Command("docker compose logs --no-color --tail 40", "")))

@@ -31,6 +31,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [MESSAGE], "max_tokens": 1},
     "/infill": {"input_prefix": "a", "input_suffix": "b", "prompt": "c", "n_predict": 1, "input_extra": []},
     "/invocations": {"inputs": ["x"], "params": {"max_new_tokens": 1}},
+    "/v1/events": {"type": "select", "completion_id": "cmpl-x", "choice_index": 0, "elapsed": 900},
+    "/ingest/continue": {"name": "autocomplete", "data": {"accepted": True, "prompt": "a", "completion": "b"}},
+    "/tabby/v1/completions": {"language": "python", "segments": {"prefix": "a", "suffix": "b"}},
     "/feedback": {"id": "cmpl-x", "accepted": True, "comment": "x"},
     "/webhook": {},
 }

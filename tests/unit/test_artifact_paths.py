@@ -9,27 +9,13 @@ from services.tracking.artifact_paths import what_is_wrong
 API = "/api/2.0/mlflow-artifacts/artifacts"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "%20",
-        "%00",
-        "%01",
-        "%09",
-        "%3F",
-        "%23",
-        "%2e",
-        "%252e",
-        "%2e%2f%2e",
-        "..",
-        "a/%2e%2e/b",
-        "a//b",
-        "/",
-        "",
-        "a/%20/b",
-    ]
-    + ["%253Fx", "a%2523b", "%2525252e", "."],
-)
+EMPTY = [
+    *("", "%20", "%00", "%01", "%09", "%3F", "%23", "%2e", "%252e", "%2e%2f%2e", "..", "."),
+    *("a/%2e%2e/b", "a//b", "/", "a/%20/b", "%253Fx", "a%2523b", "%2525252e"),
+]
+
+
+@pytest.mark.parametrize("path", EMPTY)
 @pytest.mark.parametrize("api", [API, API.replace("/api", "/ajax-api")])
 def test_a_delete_of_all_is_refused(api: str, path: str) -> None:
     assert what_is_wrong("DELETE", unquote(f"{api}/{path}"), "") is not None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.data.secrets import Redactor, overwrite
+from contract.secrets import Redactor, overwrite
 
 # Put together here, so that no scanner takes this file for a leak.
 SECRETS = {

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from contract.errors import InputError
 from contract.files import try_lock
+from contract.secrets import Redactor
 from trainer.data.candidates import Candidates
 from trainer.data.choosing import Choosing
 from trainer.data.example import Example, ExampleFile
@@ -27,7 +28,6 @@ from trainer.data.limits import Limits
 from trainer.data.pathspec import Selection
 from trainer.data.reading import EVAL_SOURCE, Progress, Reader
 from trainer.data.report import Report
-from trainer.data.secrets import Redactor
 from trainer.data.settings import DataConfig
 from trainer.data.sources import EXPECTED, Source, open_source
 from trainer.data.writing import Writer

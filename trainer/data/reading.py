@@ -8,6 +8,7 @@ import click
 
 from code_model import fim
 from contract.errors import InputError
+from contract.secrets import Redactor, overwrite
 from trainer.data import filters, languages
 from trainer.data.candidates import Candidates
 from trainer.data.example import KINDS, Example
@@ -18,7 +19,6 @@ from trainer.data.pathspec import LEFT_OUT, Selection
 from trainer.data.places import places
 from trainer.data.report import Report
 from trainer.data.rows import continuation, usable
-from trainer.data.secrets import Redactor, overwrite
 from trainer.data.settings import DataConfig
 from trainer.data.sources import Source
 

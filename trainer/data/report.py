@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from contract.secrets import Secret
 from trainer.data.example import KINDS
 from trainer.data.items import Unusable
-from trainer.data.secrets import Secret
 from trainer.data.split import GATE_GROUPS
 
 EXAMPLES_OF_EACH = 10  # names in the report of what was dropped for one reason

@@ -27,6 +27,7 @@ from code_model.params import GenerationParams
 from contract import manifest, versions
 from contract.errors import InputError, RatchetError
 from contract.fetching import fetch
+from contract.manifest import NotAsTrained
 from contract.versions import UnknownVersion
 from trainer.evaluation.models import LOOK_EVERY, Ended, Likelihood, summed
 from trainer.training.collator import EncodedExample, collate
@@ -153,7 +154,9 @@ def open_version(version: ModelVersion, device: str, dtype: str) -> Iterator[Ver
             process = VersionProcess(folder, version.tags, device, dtype)
         except InputError as error:
             why = error.message.rstrip(".")
-            raise InputError(f"{version.name} version {version.version} does not load: {why}.") from error
+            lost = isinstance(error, NotAsTrained)
+            hint = " Restore them in the artifact store, or delete the version: it is made anew." if lost else ""
+            raise InputError(f"{version.name} version {version.version} does not load: {why}.{hint}") from error
         try:
             yield process
         finally:

@@ -39,6 +39,10 @@ class InfillRequest(BaseModel):
 
     def as_completions(self) -> CompletionsRequest:
         """The same in OpenAI's form. Raises Refusal for a stream."""
+        if not self.model_fields_set & {"input_prefix", "prompt", "input_suffix"}:
+            raise Refusal(
+                422, "input_prefix, prompt and input_suffix are missing. Expected one of them.", param="prompt"
+            )
         if self.stream:
             raise Refusal(422, "stream is true. /infill answers whole: leave it out, or ask /v1/completions.")
         return CompletionsRequest(

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from contract.errors import shortened
-from serving.gateway.body import loads, shown
-from serving.gateway.errors import LONGEST, Refusal
+from serving.gateway.body import EXPECTED, MOST_STOPS, loads, refuse_codings, shown
+from serving.gateway.errors import LONGEST, MLFLOW_CODES, Refusal
 from serving.gateway.feedback import new_id
-from serving.gateway.worker import ClientGone, Gateway, gateway_of, until_gone
+from serving.gateway.worker import Answered, ClientGone, Gateway, gateway_of, until_gone
 from serving.supervisor.state import WAITING
 
 router = APIRouter()
@@ -45,7 +45,8 @@ async def version() -> Response:
 async def invocations(request: Request) -> Response:
     """MLflow's form: the live model's answer, without a stack trace."""
     gateway, body, began_ns = gateway_of(request), await request.body(), time.time_ns()
-    content_type = request.headers.get("content-type", "application/json")
+    refuse_codings(request)
+    content_type = request.headers.get("content-type", "application/json").lower()
     request_id = new_id("inv").removeprefix("inv-")  # the engine's: a client may send its own twice
     inputs, body = with_request_id(body, content_type, request_id)
 
@@ -63,7 +64,7 @@ async def invocations(request: Request) -> Response:
     if answer.status != 200:
         status = answer.status if answer.status < 500 else 503  # MLflow's 500 is the model's failure
         headers = {"Retry-After": answer.retry_after or "2"} if status in (429, 503) else {}
-        return Response(without_trace(answer.body), status, headers, media_type="application/json")
+        return Response(without_trace(answer.body, status), status, headers, media_type="application/json")
     if inputs is not None:
         # Not as the response's background task: gunicorn's next request on the connection would wait for ever.
         gateway.later(_record_invocation(gateway, request, request_id, began_ns, inputs, answer.body))
@@ -74,8 +75,19 @@ async def _record_invocation(
     gateway: Gateway, request: Request, request_id: str, began_ns: int, inputs: dict[str, Any], body: bytes
 ) -> None:
     usages = await gateway.engine.usage(request.state.live, request_id)
-    outputs = {"predictions": json.loads(body).get("predictions")}
-    gateway.record(request, f"inv-{request_id}", began_ns, inputs, outputs, usages)
+    found = json.loads(body)
+    predictions = found.get("predictions") if isinstance(found, dict) else found  # a prompt by itself gets a bare list
+    texts = [str(item) for item in predictions] if isinstance(predictions, list) else [str(predictions)]
+    answered = Answered(
+        id=f"inv-{request_id}",
+        began_ns=began_ns,
+        inputs=inputs,
+        outputs={"predictions": predictions},
+        prompt=json.dumps(inputs),
+        completions=texts,
+        usages=usages,
+    )
+    await gateway.record(request, answered)
 
 
 def with_request_id(body: bytes, content_type: str, request_id: str) -> tuple[dict[str, Any] | None, bytes]:
@@ -87,14 +99,23 @@ def with_request_id(body: bytes, content_type: str, request_id: str) -> tuple[di
     if not content_type.startswith("application/json"):
         return None, body
     asked = loads(body)
-    if not isinstance(asked, dict) or not isinstance(asked.get("params") or {}, dict):
+    if not isinstance(asked, dict):
         return None, body
+    if not isinstance(asked.get("params", {}), (dict, type(None))):
+        raise Refusal(400, f"params is {shown(asked['params'])}. Expected an object.")
+    _check_stops(asked)
     if named := [name for name in DATA if name in asked]:
         _check(asked, named)
         sent = asked | {"params": {**(asked.get("params") or {}), "request_id": request_id}}
     else:
         sent = asked | {"request_id": request_id}
     return asked, json.dumps(sent).encode()
+
+
+def _check_stops(asked: dict[str, Any]) -> None:
+    stop = (asked.get("params") or {}).get("stop")
+    if isinstance(stop, list) and len(stop) > MOST_STOPS:
+        raise Refusal(400, f"stop has {len(stop)} texts. Expected {EXPECTED['stop']}.")
 
 
 def _check(asked: dict[str, Any], named: list[str]) -> None:
@@ -108,15 +129,59 @@ def _check(asked: dict[str, Any], named: list[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Expected {named[0]} and params."
             raise Refusal(400, f"There is {shown(name)}, which is not known here. {hint}")
+    if "request_id" in (asked.get("params") or {}):
+        raise Refusal(400, "params has request_id, which is given here. Leave it out.")
+    _CHECKS[named[0]](named[0], asked[named[0]])
 
 
-def without_trace(body: bytes) -> bytes:
+def _check_texts(name: str, given: Any) -> None:
+    """Prompts: a list of texts, or one for each column of a table. Raises Refusal."""
+    columns = given if isinstance(given, dict) else {name: given}
+    for column, values in columns.items():
+        if not isinstance(values, list):
+            raise Refusal(400, f"{name} is {shown(given)}. Expected a list of texts.")
+        if column in (name, "prompt"):
+            for number, value in enumerate(values):
+                if not isinstance(value, (str, dict, list)):
+                    raise Refusal(400, f"{name} has {shown(value)} in place {number}. Expected a text.")
+
+
+def _check_split(name: str, given: Any) -> None:
+    """A table as pandas splits it: its columns, its rows. Raises Refusal."""
+    columns, rows = (given.get("columns"), given.get("data")) if isinstance(given, dict) else (None, None)
+    if not isinstance(columns, list) or not isinstance(rows, list):
+        raise Refusal(400, f'{name} is {shown(given)}. Expected {{"columns": ["prompt"], "data": [["…"]]}}.')
+    if len(set(map(str, columns))) < len(columns):
+        raise Refusal(400, f"{name} has a column twice: {shown(columns)}.")
+    if "index" in given and len(given["index"] if isinstance(given["index"], list) else ()) != len(rows):
+        raise Refusal(400, f"{name} has {len(rows)} rows, and not as many in index.")
+    for number, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != len(columns):
+            raise Refusal(400, f"{name} has {shown(row)} as row {number}. Expected a list of {len(columns)}.")
+
+
+def _check_records(name: str, given: Any) -> None:
+    """A table as a list of objects. Raises Refusal."""
+    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
+        raise Refusal(400, f'{name} is {shown(given)}. Expected a list of objects such as {{"prompt": "…"}}.')
+
+
+_CHECKS = {
+    "inputs": _check_texts,
+    "instances": _check_texts,
+    "dataframe_split": _check_split,
+    "dataframe_records": _check_records,
+}
+
+
+def without_trace(body: bytes, status: int) -> bytes:
     """MLflow's error without a stack trace; another text than JSON in MLflow's form."""
     try:
         error = json.loads(body)
-        message = shortened(str(error["message"]), LONGEST)
-        return json.dumps({"error_code": error["error_code"], "message": message}).encode()
+        code, message = error["error_code"], str(error["message"])
     except (ValueError, KeyError, TypeError):
         text = body.decode(errors="replace").strip().splitlines()
-        message = shortened(text[0], LONGEST) if text and "Traceback" not in text[0] else "The model failed."
-        return json.dumps({"error_code": "INTERNAL_ERROR", "message": message}).encode()
+        code, message = "", text[0] if text and "Traceback" not in text[0] else "The model failed."
+    if code in ("", "INTERNAL_ERROR"):
+        code = MLFLOW_CODES.get(status, "INTERNAL_ERROR")
+    return json.dumps({"error_code": code, "message": shortened(message, LONGEST)}).encode()

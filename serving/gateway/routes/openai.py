@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Request
@@ -18,7 +19,7 @@ from serving.gateway.errors import Refusal
 from serving.gateway.feedback import new_id
 from serving.gateway.routes import logprobs
 from serving.gateway.routes.parameters import PENALTIES, changes_nothing
-from serving.gateway.worker import Gateway, gateway_of, until_gone
+from serving.gateway.worker import Answered, Gateway, gateway_of, until_gone
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1")
@@ -252,6 +253,14 @@ async def _answer(request: Request, body: OpenAIRequest, inputs: list[Completion
         raise
 
 
+@dataclass(frozen=True)
+class Where:
+    """What a client says of where its cursor is, besides the file's path."""
+
+    language: str = ""
+    repository: str = ""
+
+
 class Answer:
     """One request: each of its completions comes from the engine by itself."""
 
@@ -262,7 +271,9 @@ class Answer:
         body: OpenAIRequest,
         inputs: list[CompletionRequest],
         kind: Kind,
+        where: Where | None = None,
     ) -> None:
+        self.where = where or Where()
         self.request, self.gateway, self.body, self.inputs = request, gateway, body, inputs
         self.params = body.params()
         self.kind: Kind = kind
@@ -324,7 +335,7 @@ class Answer:
                 if "finish_reason" in item:
                     self.ends[index] = cast(CompletionEnd, item)
         await self.close()
-        self._record()
+        await self._record()
         choices = [
             self._choice(
                 index, self._text(index, end), end["finish_reason"], False, logprobs=self._logprobs(index, end)
@@ -386,7 +397,7 @@ class Answer:
                     yield self._event([self._choice(index, item["text"], None, True)])
             if self.body.stream_options and self.body.stream_options.include_usage:
                 yield _sse({**self._head(True), "choices": [], "usage": self._usage()})
-            self._record()  # now: a client may close before the last line
+            await self._record()  # now: a client may close before the last line
             yield b"data: [DONE]\n\n"
         finally:
             for task in tasks:
@@ -434,16 +445,30 @@ class Answer:
         completion = sum(usage["completion_tokens"] for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def _record(self) -> None:
+    async def _record(self) -> None:
         ends = [end for _, end in sorted(self.ends.items())]
-        self.gateway.record(
+        completions = [end["text"] for end in ends]
+        await self.gateway.record(
             self.request,
-            self.id,
-            self.began_ns,
-            {"inputs": self.inputs, "params": self.params},
-            {"completions": [end["text"] for end in ends]},
-            [end["usage"] for end in ends],
+            Answered(
+                id=self.id,
+                began_ns=self.began_ns,
+                inputs={"inputs": self.inputs, "params": self.params},
+                outputs={"completions": completions},
+                prompt=_prompt_of(self.inputs[0]),
+                completions=completions,
+                usages=[end["usage"] for end in ends],
+                cut_off=any(end["finish_reason"] == "length" for end in ends),
+                file=self.inputs[0].get("path", ""),
+                language=self.where.language,
+                repository=self.where.repository,
+            ),
         )
+
+
+def _prompt_of(given: CompletionRequest) -> str:
+    """What stands before the completion, as one text."""
+    return given["prompt"] if "prompt" in given else "\n".join(item["content"] for item in given.get("messages", []))
 
 
 def _sse(item: dict[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """What operators and their tools ask: /status, /metrics, /feedback and the registry's /webhook."""
 
+import asyncio
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from contract.names import SERVING_SUPERVISOR
 from serving.gateway import metrics
 from serving.gateway.body import body_of
+from serving.gateway.events.facts import trace_id
 from serving.gateway.feedback import Feedbacks
 from serving.gateway.worker import gateway_of
 
@@ -46,15 +48,18 @@ async def status(request: Request) -> dict[str, Any]:
 @router.get("/metrics")
 async def prometheus(request: Request) -> Response:
     """Prometheus's text format."""
-    engine = gateway_of(request).engine
-    return Response(metrics.page(engine.state, await engine.stats()), media_type="text/plain; version=0.0.4")
+    gateway = gateway_of(request)
+    stats = await gateway.engine.stats()
+    page = await asyncio.to_thread(metrics.page, gateway.engine.state, stats, gateway.store)
+    return Response(page, media_type="text/plain; version=0.0.4")
 
 
 @router.post("/feedback")
 async def feedback(request: Request, given: Annotated[Feedback, Depends(body_of(Feedback))]) -> dict[str, Any]:
-    """Accept or reject a completion by its id: an assessment on its trace."""
+    """Accept or reject a completion by its id: an assessment on its trace, the last one counts."""
     feedbacks: Feedbacks = request.app.state.feedbacks
-    return {"trace_id": await feedbacks.store(request, gateway_of(request), given.id, given.accepted, given.comment)}
+    await feedbacks.store(request, gateway_of(request), given.id, given.accepted, given.comment)
+    return {"trace_id": trace_id(given.id)}
 
 
 @router.post("/webhook")

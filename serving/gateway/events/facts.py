@@ -1,0 +1,79 @@
+"""The small facts of a completion, which are kept of each one."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+# Languages by a file's suffix: a label of metrics, so there are few, and `other`.
+LANGUAGES = {
+    **dict.fromkeys((".py", ".pyi", ".ipynb"), "python"),
+    **dict.fromkeys((".js", ".jsx", ".mjs", ".cjs"), "javascript"),
+    **dict.fromkeys((".ts", ".tsx", ".mts", ".cts"), "typescript"),
+    **dict.fromkeys((".c", ".h"), "c"),
+    **dict.fromkeys((".cc", ".cpp", ".cxx", ".hh", ".hpp", ".hxx"), "cpp"),
+    **dict.fromkeys((".kt", ".kts"), "kotlin"),
+    **dict.fromkeys((".sh", ".bash"), "shell"),
+    ".cs": "csharp",
+    ".go": "go",
+    ".java": "java",
+    ".php": "php",
+    ".rb": "ruby",
+    ".rs": "rust",
+    ".sql": "sql",
+    ".swift": "swift",
+}
+OTHER = "other"
+# What clients call languages otherwise: VS Code's identifiers.
+ALIASES = {"javascriptreact": "javascript", "typescriptreact": "typescript", "shellscript": "shell", "c++": "cpp"}
+TRACE = "tr-"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answered request. `id`: its kind, a dash and 32 hex digits, which are those of its trace too."""
+
+    id: str
+    request_id: str
+    path: str  # of the request
+    user: str
+    model: str
+    version: str
+    run_id: str
+    models_id: str
+    language: str
+    repository: str
+    began_ns: int  # since 1970
+    ended_ns: int
+    prompt_tokens: int
+    completion_tokens: int
+    queue_s: float
+    first_token_s: float
+    characters: int  # of the completion
+    prompt_hash: str
+    completion_hash: str
+    cut_off: bool
+    texts: dict[str, Any] = field(default_factory=dict)  # `inputs` and `outputs`, where they are sampled
+
+    @property
+    def trace_id(self) -> str:
+        return trace_id(self.id)
+
+
+def trace_id(completion: str) -> str:
+    """The id of a completion's trace, without asking anybody."""
+    return TRACE + completion.rpartition("-")[2]
+
+
+def language_of(path: str, said: str = "") -> str:
+    """A language's name by what the client says, else by the file's suffix; empty where neither is known."""
+    name = ALIASES.get(said.lower(), said.lower())
+    if name:
+        return name if name in LANGUAGES.values() else OTHER
+    suffix = PurePosixPath(path.replace("\\", "/")).suffix.lower()
+    return LANGUAGES.get(suffix, OTHER) if suffix else ""
+
+
+def digest(text: str) -> str:
+    """By which a text is found again, as 16 hex digits; line ends and spaces at its ends do not count."""
+    return hashlib.sha256(text.replace("\r\n", "\n").strip().encode("utf-8", "replace")).hexdigest()[:16]

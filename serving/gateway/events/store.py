@@ -1,0 +1,317 @@
+"""One SQLite file for all workers: completions of the last hours, what is on its way to MLflow, and counts.
+
+What the gateway has said yes to is here, whatever is killed afterwards. Nothing stays: what has arrived in MLflow is
+deleted, and a completion is forgotten once nobody tells of it any more. Counts are what /metrics shows.
+"""
+
+import collections
+import fcntl
+import json
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.gateway import metrics
+from serving.gateway.events.facts import OTHER, Completion
+
+log = logging.getLogger(__name__)
+FORGET_S = 3 * 3600.0  # the last that is told of a completion comes ten minutes after it
+FORGET_EVERY_S = 300.0
+LONG_ENOUGH_MS = 750  # a completion that was seen for less was not looked at
+MOST_SERIES = 2000  # of counts; what comes later is counted as `other`
+MOST_HELD = 10_000  # writes in memory while the disk is full
+AFTER_S = (30, 120, 600)  # when it is asked what is left of a completion
+Statement = tuple[str, tuple[Any, ...]]
+TABLES = """
+CREATE TABLE IF NOT EXISTS completion (
+  id TEXT PRIMARY KEY, made REAL, user TEXT, version TEXT, language TEXT, repository TEXT, characters INTEGER,
+  prompt_hash TEXT, completion_hash TEXT, viewed INTEGER DEFAULT 0, shown_ms INTEGER, accepted INTEGER,
+  kept TEXT DEFAULT '{}');
+CREATE INDEX IF NOT EXISTS by_hash ON completion (completion_hash, prompt_hash);
+CREATE INDEX IF NOT EXISTS by_age ON completion (made);
+CREATE TABLE IF NOT EXISTS outbox (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, completion TEXT, body TEXT);
+CREATE TABLE IF NOT EXISTS counts (
+  host TEXT, name TEXT, version TEXT, language TEXT, user TEXT, repository TEXT, value REAL,
+  PRIMARY KEY (host, name, version, language, user, repository));
+"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a completion; None and empty for what this event does not tell."""
+
+    completion: str
+    viewed: bool = False
+    shown_ms: int | None = None
+    accepted: bool | None = None
+    comment: str | None = None
+    kept: tuple[int, int] | None = None  # after so many seconds, so many characters
+
+
+@dataclass(frozen=True)
+class Known:
+    """A completion that was answered lately."""
+
+    id: str
+    user: str
+
+
+class Store:
+    """The file. Its methods block for less than a millisecond, as a rule; call them from a thread."""
+
+    def __init__(self, folder: Path, host: str, most_bytes: int) -> None:
+        self.path, self.host, self.most_bytes = folder / "events.db", host, most_bytes
+        self._local = threading.local()
+        self._held: collections.deque[Callable[[], None]] = collections.deque()
+        self._unwritten: dict[str, Known] = {}
+        self._lock = threading.Lock()
+        self._series: set[tuple[str, ...]] = set()
+        self._forgotten = 0.0
+        self._made = False
+        try:
+            self._make()
+        except (OSError, sqlite3.Error) as error:
+            log.warning("%s cannot be written: %s. Events are kept in memory meanwhile.", self.path, error)
+
+    def _make(self) -> None:
+        """Create the file and its tables, where they are not there. Raises OSError or sqlite3.Error."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.path.parent / "tables.lock").open("a") as lock:  # of several workers that start at once
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._connection().executescript(TABLES)
+            self.path.chmod(0o600)
+        self._made = True
+
+    def completed(self, completion: Completion) -> None:
+        """Keep an answered request's facts, and queue its trace."""
+        facts = asdict(completion)
+        if completion.texts and self._size() > self.most_bytes:
+            metrics.texts_dropped.inc()
+            facts["texts"] = {}
+        labels = self._labels(completion.version, completion.language, completion.user, completion.repository)
+        row = (completion.id, time.time(), completion.user, completion.version, completion.language)
+        statements = [
+            (
+                "INSERT OR IGNORE INTO completion (id, made, user, version, language, repository, characters, "
+                "prompt_hash, completion_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *row,
+                    completion.repository,
+                    completion.characters,
+                    completion.prompt_hash,
+                    completion.completion_hash,
+                ),
+            ),
+            _queued("trace", completion.id, facts),
+            self._counted("completions", labels, 1),
+            *([self._counted("empty", labels, 1)] if not completion.characters else []),
+            *([self._counted("cut_off", labels, 1)] if completion.cut_off else []),
+        ]
+        self._do(lambda: self._execute(statements), Known(completion.id, completion.user))
+        self._forget()
+
+    def known(self, id: str) -> Known | None:
+        """A completion of the last hours."""
+        row = self._read("SELECT id, user FROM completion WHERE id = ?", (id,))
+        return Known(*row[0]) if row else self._unwritten.get(id)
+
+    def by_texts(self, prompt_hash: str, completion_hash: str, user: str) -> Known | None:
+        """The user's latest completion with these texts."""
+        row = self._read(
+            "SELECT id, user FROM completion WHERE completion_hash = ? AND prompt_hash = ? AND user = ? "
+            "ORDER BY made DESC LIMIT 1",
+            (completion_hash, prompt_hash, user),
+        )
+        return Known(*row[0]) if row else None
+
+    def adopt(self, id: str, user: str, facts: dict[str, Any]) -> None:
+        """Take a completion in that another serving, or an earlier one, has answered."""
+        row = (id, time.time(), user, *(facts.get(name, "") for name in ("version", "language", "repository")))
+        statement = (
+            "INSERT OR IGNORE INTO completion (id, made, user, version, language, repository, characters, viewed, "
+            "shown_ms, accepted, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        said = (facts.get("viewed", 0), facts.get("shown_ms"), facts.get("accepted"), json.dumps(facts.get("kept", {})))
+        statements = [(statement, (*row, int(facts.get("characters", 0)), *said))]
+        self._do(lambda: self._execute(statements))
+
+    def told(self, event: Event) -> None:
+        """Keep what an event tells of a known completion. What was told before is not kept again."""
+        self._do(lambda: self._tell(event))
+
+    def _tell(self, event: Event) -> None:
+        with self._write() as connection:
+            found = connection.execute(
+                "SELECT user, version, language, repository, characters, viewed, shown_ms, accepted, kept "
+                "FROM completion WHERE id = ?",
+                (event.completion,),
+            ).fetchone()
+            if found is not None:
+                for statement in self._news(event, found):
+                    connection.execute(*statement)
+
+    def _news(self, event: Event, found: Sequence[Any]) -> list[Statement]:
+        """The statements for what an event adds to a completion's row."""
+        user, version, language, repository, characters, viewed, shown_ms, accepted, kept_json = found
+        labels = self._labels(version, language, user, repository)
+        kept: dict[str, int] = json.loads(kept_json)
+        news: dict[str, Any] = {}
+        counts: dict[str, int] = {}
+        if event.viewed and not viewed:
+            news["viewed"] = 1
+            counts["viewed"] = 1
+        if event.shown_ms is not None and event.shown_ms > (shown_ms or -1):
+            news["shown_ms"] = event.shown_ms
+        if event.accepted is not None and accepted != int(event.accepted):
+            news["accepted"] = int(event.accepted)
+        before = _looked_at(shown_ms), bool(accepted)
+        after = _looked_at(news.get("shown_ms", shown_ms)), bool(news.get("accepted", accepted))
+        if after[0] and not before[0]:
+            counts |= {"shown": 1, "shown_characters": characters}
+        if all(after) and not all(before):
+            counts |= {"accepted": 1, "accepted_characters": characters}
+        if event.kept is not None and str(event.kept[0]) not in kept:
+            seconds, left = event.kept
+            left = min(left, characters)
+            news["kept"] = json.dumps(kept | {str(seconds): left})
+            counts |= {f"watched_characters_{seconds}": characters, f"kept_characters_{seconds}": left}
+        if not news and event.comment is None:
+            return []
+        told = {name: value for name, value in news.items() if name != "kept"}
+        if "kept" in news and event.kept is not None:
+            told["kept"] = [event.kept[0], min(event.kept[1], characters) / characters if characters else 0.0]
+        if event.comment is not None:
+            told |= {"comment": event.comment, "accepted": int(bool(news.get("accepted", accepted)))}
+        statements = [_queued("told", event.completion, told | {"user": user})]
+        if news:
+            columns = ", ".join(f"{name} = ?" for name in news)
+            statements.append((f"UPDATE completion SET {columns} WHERE id = ?", (*news.values(), event.completion)))
+        return statements + [self._counted(name, labels, value) for name, value in counts.items() if value]
+
+    def counts(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
+        """(name, labels, value) of all that was counted on this machine."""
+        rows = self._read(f"SELECT name, {', '.join(metrics.LABELS)}, value FROM counts WHERE host = ?", (self.host,))
+        for name, *labels, value in rows:
+            yield name, tuple(labels), value
+
+    def waiting(self, most: int) -> list[tuple[int, str, str, dict[str, Any]]]:
+        """The first (number, kind, completion, body) that are on their way to MLflow."""
+        rows = self._read("SELECT number, kind, completion, body FROM outbox ORDER BY number LIMIT ?", (most,))
+        return [(number, kind, completion, json.loads(body)) for number, kind, completion, body in rows]
+
+    def length(self) -> int:
+        """How many are on their way."""
+        return sum(int(count) for (count,) in self._read("SELECT COUNT(*) FROM outbox")) + len(self._held)
+
+    def sent(self, numbers: Sequence[int]) -> None:
+        """Forget what has arrived."""
+        with self._write() as connection:
+            connection.executemany("DELETE FROM outbox WHERE number = ?", [(number,) for number in numbers])
+
+    @property
+    def holds(self) -> bool:
+        """Whether a full disk keeps something in memory."""
+        return bool(self._held)
+
+    def write_held(self) -> None:
+        """Write what a full disk kept in memory, if it now can be."""
+        with self._lock:
+            while self._held:
+                try:
+                    self._held[0]()
+                except (OSError, sqlite3.Error):
+                    return
+                self._held.popleft()
+            self._unwritten.clear()
+
+    def _do(self, write: Callable[[], None], made: Known | None = None) -> None:
+        """Write now or, where that cannot be, as soon as it can; in order. `made`: the completion that is written."""
+        with self._lock:
+            if not self._held:
+                try:
+                    write()
+                    return
+                except (OSError, sqlite3.Error) as error:
+                    log.warning("%s cannot be written: %s. It is kept in memory meanwhile.", self.path, error)
+            if len(self._held) >= MOST_HELD:
+                metrics.events_lost.labels("disk").inc()
+                return
+            self._held.append(write)
+            if made is not None:
+                self._unwritten[made.id] = made
+
+    def _execute(self, statements: list[Statement]) -> None:
+        with self._write() as connection:
+            for statement in statements:
+                connection.execute(*statement)
+
+    def _counted(self, name: str, labels: Sequence[str], value: float) -> Statement:
+        statement = (
+            f"INSERT INTO counts (host, name, {', '.join(metrics.LABELS)}, value) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET value = value + excluded.value"
+        )
+        return statement, (self.host, name, *labels, value)
+
+    def _labels(self, version: str, language: str, user: str, repository: str) -> tuple[str, str, str, str]:
+        """As labels: once there are many combinations, the repository and the user of new ones are `other`."""
+        labels = (version, language, user, repository)
+        if labels not in self._series:
+            if len(self._series) >= MOST_SERIES:
+                return version, language, OTHER, OTHER
+            self._series.add(labels)
+        return labels
+
+    def _size(self) -> int:
+        try:
+            return sum(path.stat().st_size for path in (self.path, self.path.with_name(self.path.name + "-wal")))
+        except OSError:
+            return 0
+
+    def _forget(self) -> None:
+        if time.monotonic() > self._forgotten + FORGET_EVERY_S:
+            self._forgotten = time.monotonic()
+            with suppress(OSError, sqlite3.Error):
+                self._execute([("DELETE FROM completion WHERE made < ?", (time.time() - FORGET_S,))])
+
+    def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        """The rows; none where a full disk has kept the file from being made."""
+        return self._connection().execute(statement, values).fetchall() if self._made else []
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        if not self._made:
+            self._make()
+        connection = self._connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's own."""
+        if (found := getattr(self._local, "connection", None)) is None:
+            found = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+            # What was committed outlives every process; a machine that loses its power may lose the last second.
+            found.execute("PRAGMA journal_mode = WAL")
+            found.execute("PRAGMA synchronous = NORMAL")
+            self._local.connection = found
+        return found
+
+
+def _looked_at(shown_ms: int | None) -> bool:
+    return shown_ms is not None and shown_ms >= LONG_ENOUGH_MS
+
+
+def _queued(kind: str, completion: str, body: dict[str, Any]) -> Statement:
+    statement = "INSERT INTO outbox (kind, completion, body) VALUES (?, ?, ?)"
+    return statement, (kind, completion, json.dumps(body))
