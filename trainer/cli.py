@@ -146,7 +146,7 @@ def prepare(config_path: str | None, output: Path, overrides: tuple[str, ...]) -
             from trainer.preparation import check_length, prepare_data
 
             base_model.quiet()
-            base = base_model.resolve(config.model)
+            base = base_model.resolve(config.model, weights=False)
             positions = base_model.positions(base)
             check_length(config, positions)
             tokenizer = base_model.load_tokenizer(base)

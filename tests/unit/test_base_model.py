@@ -372,3 +372,12 @@ def test_the_generation_config_is_new_greedy_and_ends_where_base_and_tokenizer_d
     assert not set(saved) & {"temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "num_beams"}
     assert not saved.get("do_sample")
     assert set(saved["eos_token_id"]) == {0, *(eos if isinstance(eos, list) else [eos])}
+
+
+def test_prompts_need_no_weights(tmp_path, tiny) -> None:
+    config = ModelConfig(name=base_model.SMOLLM2, cache_dir=str(tmp_path))
+    base = base_model.resolve(config, weights=False)
+    assert sum(path.stat().st_size for path in base.folder.iterdir()) < 10_000_000
+    assert base_model.positions(base) == 8192
+    assert base_model.load_tokenizer(base)("def f(x):").input_ids
+    assert base_model.resolve(ModelConfig(name=str(tiny.folder)), weights=False).folder == tiny.folder
