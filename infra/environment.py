@@ -19,6 +19,7 @@ PRODUCTION = Path(__file__).parent / "env" / "prod.env"
 OFFLINE = ".env.offline"
 TOKENS = "SERVING_TOKENS_FILE"  # hashes of the tokens that serving takes (serving.gateway.tokens)
 TOKEN = "serving_token"  # the first of them, beside that file
+MONITORING = "MONITORING_TOKEN_FILE"  # a token that Prometheus reads, with its hash among the others
 DATABASE = "POSTGRES_PASSWORD_FILE"  # in production the database is there already, and its password too
 # What only the owner of a stack in production knows.
 ASKED = ("RATCHET_TAG", "RATCHET_DOMAIN", "AWS_REGION", "DATABASE_HOST", "S3_BUCKET", "S3_BUCKET_OWNER")
@@ -66,6 +67,9 @@ def write(folder: Path, production: bool = False) -> list[str]:
         if name == TOKENS:
             _write_token(folder / path)
             done.append(f"a token for serving in {Path(path).parent / TOKEN}, its hash in {path}")
+        elif name == MONITORING:
+            _write_monitoring_token(folder / path, folder / values(text)[TOKENS])
+            done.append(f"a token for Prometheus in {path}, its hash in {values(text)[TOKENS]}")
         elif name.endswith("_CREDENTIALS_FILE"):
             part = name.removesuffix("_CREDENTIALS_FILE").lower()
             _write_secret(folder / path, CREDENTIALS.format(part, secrets.token_urlsafe(32)))
@@ -126,6 +130,16 @@ def _write_token(path: Path) -> None:
         _replace(path.with_name(TOKEN), token, 0o400)
     # Written to later, by `python -m serving.gateway.tokens add`.
     _replace(path, f"owner:{hashlib.sha256(token.encode()).hexdigest()}\n", 0o644)
+
+
+def _write_monitoring_token(path: Path, tokens: Path) -> None:
+    """A token for Prometheus, which runs as nobody; its hash goes to the end of those that serving takes."""
+    token = f"rt-{secrets.token_urlsafe(32)}"
+    known = [line for line in tokens.read_text().splitlines() if not line.startswith("monitoring:")]
+    hashed = f"monitoring:{hashlib.sha256(token.encode()).hexdigest()}"
+    with tokens.open("w") as file:  # in place: a container sees the file that it was given
+        file.write("\n".join([*known, hashed, ""]))
+    _write_secret(path, token)
 
 
 def _replace(path: Path, text: str, mode: int) -> None:

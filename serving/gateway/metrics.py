@@ -58,6 +58,9 @@ class Counts(Protocol):
     def length(self) -> int:
         """How many traces and events are on their way."""
 
+    def free_bytes(self) -> int:
+        """What is free where they are kept."""
+
 
 class _Counted(Collector):
     """What this machine has counted of completions and events."""
@@ -79,6 +82,7 @@ class _Counted(Collector):
             else:
                 families[name].add_metric(labels, value)
         yield from families.values()
+        yield GaugeMetricFamily("ratchet_disk_free_bytes", "Free for models and events", value=self.store.free_bytes())
         yield GaugeMetricFamily(
             "ratchet_events_waiting", "Traces and events on their way to the tracking server", value=self.store.length()
         )

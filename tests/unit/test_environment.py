@@ -26,8 +26,9 @@ def test_secrets_are_random_long_and_out_of_the_env_file(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         environment.write(tmp_path / name)
     one, two = secrets_of(tmp_path / "one"), secrets_of(tmp_path / "two")
-    assert set(one) == {"postgres_password", "minio_root_password", "serving_token", "serving_tokens"}
-    assert len({*one.values(), *two.values()}) == 8
+    names = {"postgres_password", "minio_root_password", "serving_token", "serving_tokens", "monitoring_token"}
+    assert set(one) == names
+    assert len({*one.values(), *two.values()}) == 10
     env = tmp_path / "one" / ".env"
     for value in one.values():
         assert len(value) >= 40
@@ -40,7 +41,24 @@ def test_secrets_are_random_long_and_out_of_the_env_file(tmp_path: Path) -> None
     assert modes.pop("serving_tokens") == 0o644  # which `serving.gateway.tokens` writes to
     assert set(modes.values()) == {0o444}
     assert one["serving_token"] not in one["serving_tokens"]
-    assert parse(one["serving_tokens"]) == {"owner": hashlib.sha256(one["serving_token"].encode()).hexdigest()}
+    hashed = {name: hashlib.sha256(one[token].encode()).hexdigest() for name, token in
+              (("owner", "serving_token"), ("monitoring", "monitoring_token"))}  # fmt: skip
+    assert parse(one["serving_tokens"]) == hashed
+
+
+def test_prometheus_gets_a_token_beside_those_that_are_there(tmp_path: Path) -> None:
+    """As in a stack of an earlier release, whose people have tokens."""
+    environment.write(tmp_path)
+    tokens = tmp_path / ".secrets" / "serving_tokens"
+    (tmp_path / ".secrets" / "monitoring_token").unlink()
+    tokens.write_text(tokens.read_text() + f"ada:{'a' * 64}\n")
+    inode = tokens.stat().st_ino
+    assert "a token for Prometheus" in " ".join(environment.write(tmp_path))
+    token = (tmp_path / ".secrets" / "monitoring_token").read_text()
+    known = parse(tokens.read_text())
+    assert set(known) == {"owner", "ada", "monitoring"}
+    assert known["monitoring"] == hashlib.sha256(token.encode()).hexdigest()
+    assert tokens.stat().st_ino == inode  # a container sees the file that it was given
 
 
 def test_a_second_run_keeps_secrets_and_settings(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import collections
 import fcntl
 import json
 import logging
+import shutil
 import sqlite3
 import threading
 import time
@@ -209,6 +210,11 @@ class Store:
     def length(self) -> int:
         """How many are on their way."""
         return sum(int(count) for (count,) in self._read("SELECT COUNT(*) FROM outbox")) + len(self._held)
+
+    def free_bytes(self) -> int:
+        """What is free on the disk of the file."""
+        folder = next(one for one in self.path.parents if one.exists())
+        return shutil.disk_usage(folder).free
 
     def sent(self, numbers: Sequence[int]) -> None:
         """Forget what has arrived."""
