@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +10,16 @@ from typing import Any
 import mlflow
 import pytest
 import requests
+from click.testing import CliRunner
 
 from contract.names import TRACES
+from services.tracking.traces import main as delete_traces
+from serving.gateway.events.sender import Sender
+from serving.gateway.events.store import Store
 from serving.gateway.feedback import new_id
+from serving.settings import ServingSettings
 from tests.support import doses
+from tests.support.events import completion
 from tests.support.serving import Serving, register, serving_process
 from tests.support.tracking import Stack, make_stack, server
 
@@ -245,3 +252,32 @@ def test_events_of_a_completion_that_another_serving_answered(own: Stack, tmp_pa
             assert total(two, "completions_accepted_total") == 1
             never = post(two, "/v1/events", taken | {"completion_id": new_id("cmpl")})
             assert never.status_code == 404
+
+
+def test_traces_are_deleted_by_user_age_and_size(own: Stack, tmp_path) -> None:
+    store = Store(tmp_path / "events", "here", 1 << 20)
+    now = time.time_ns()
+    for number, user in enumerate(["ada", "bob", "ada", "bob", "bob"]):
+        began = now - number * 86_400 * 10**9
+        texts = {"inputs": "x" * 10_000, "outputs": ""}
+        store.completed(completion(user=user, began_ns=began, ended_ns=began + 1, texts=texts, model="deleted"))
+    arguments = ["delete", "--yes", "--tracking-uri", own.url]
+
+    def left() -> Counter[str]:
+        return Counter(trace.info.tags["user"] for trace in traces(own) if trace.info.tags["model"] == "deleted")
+
+    with server(own):
+        with Sender(ServingSettings(mlflow_tracking_uri=own.url), store, tmp_path / "lock") as sender:
+            while sender.send():
+                pass
+        assert left() == {"ada": 2, "bob": 3}
+        dry = CliRunner().invoke(delete_traces, [*arguments, "--user", "ada", "--dry-run"])
+        assert (dry.exit_code, dry.output.startswith("2 of "), left()["ada"]) == (0, True, 2)
+        assert CliRunner().invoke(delete_traces, [*arguments, "--user", "ada"]).exit_code == 0
+        assert left() == {"bob": 3}
+        assert CliRunner().invoke(delete_traces, [*arguments, "--older-than", "3.5"]).exit_code == 0
+        assert left() == {"bob": 2}
+        assert CliRunner().invoke(delete_traces, [*arguments, "--keep-mb", "0"]).exit_code == 0
+        assert traces(own) == []
+        nothing = CliRunner().invoke(delete_traces, ["delete", "--tracking-uri", own.url])
+        assert (nothing.exit_code, "Expected --user" in nothing.output) == (2, True)

@@ -168,7 +168,11 @@ class Sender:
             end_time=facts["ended_ns"],
             status=Status(StatusCode.OK),
         )
-        metadata = {"mlflow.trace.tokenUsage": json.dumps(usage)}
+        size = sum(len(json.dumps(value)) for value in attributes.values())
+        metadata = {
+            "mlflow.trace.tokenUsage": json.dumps(usage),
+            "mlflow.trace.sizeStats": json.dumps({"total_size_bytes": size, "num_spans": 1}),
+        }
         if facts["user"]:
             metadata["mlflow.trace.user"] = facts["user"]
         if facts["models_id"].startswith("m-"):
