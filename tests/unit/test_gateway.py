@@ -9,8 +9,9 @@ from starlette.requests import Request
 
 from serving.gateway.body import body_of, loads
 from serving.gateway.errors import Refusal
+from serving.gateway.routes.answer import Answer
+from serving.gateway.routes.forms import ChatRequest, CompletionsRequest
 from serving.gateway.routes.infill import InfillRequest
-from serving.gateway.routes.openai import Answer, ChatRequest, CompletionsRequest
 from serving.gateway.routes.parameters import WITH_THESE
 
 

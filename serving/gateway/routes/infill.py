@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from serving.gateway.body import MOST_STOPS, body_of
 from serving.gateway.errors import Refusal
-from serving.gateway.routes.openai import MOST_SNIPPETS, Answer, CompletionsRequest, Snippet
+from serving.gateway.routes.answer import Answer
+from serving.gateway.routes.forms import MOST_SNIPPETS, CompletionsRequest, Snippet
 from serving.gateway.worker import gateway_of, until_gone
 
 router = APIRouter()

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from contract.versions import RELEASE
 from serving.gateway.body import body_of
-from serving.gateway.routes.openai import MOST_SNIPPETS, Answer, CompletionsRequest, Snippet, Where
+from serving.gateway.routes.answer import Answer
+from serving.gateway.routes.forms import MOST_SNIPPETS, CompletionsRequest, Snippet, Where
 from serving.gateway.worker import gateway_of, until_gone
 
 router = APIRouter(prefix="/tabby/v1")
