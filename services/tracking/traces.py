@@ -7,6 +7,7 @@ Asks the server that MLFLOW_TRACKING_URI names; with logins on, as an administra
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--user", help="All of this user's: the name of a token.")
+@click.option("--user", help="All of this user's: the name of a token; empty: of nobody's.")
 @click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="All that are older.")
 @click.option(
     "--keep-mb", type=click.FloatRange(min=0), metavar="MB", help="The oldest, until so many MB of traces are left."
@@ -51,6 +52,9 @@ def delete(
     """Delete traces, with what was told of them. What several options name is deleted all."""
     if user is None and older_than is None and keep_mb is None:
         raise InputError("Nothing says which traces. Expected --user, --older-than or --keep-mb.")
+    for option, value in (("--older-than", older_than), ("--keep-mb", keep_mb)):
+        if value is not None and math.isnan(value):
+            raise InputError(f"{option} is nan. Expected a number.")
     client = connect(tracking_uri, "--tracking-uri", "--tracking-uri")
     experiment = client.get_experiment_by_name(TRACES)
     found = list(_traces(client, experiment.experiment_id)) if experiment is not None else []
@@ -75,7 +79,7 @@ def choose(
     left: list[TraceInfo] = []
     for trace in found:
         is_old = older_than is not None and trace.request_time < now_ms - older_than * DAY_MS
-        (chosen if is_old or (user is not None and trace.tags.get("user") == user) else left).append(trace)
+        (chosen if is_old or (user is not None and trace.tags.get("user", "") == user) else left).append(trace)
     if keep_mb is not None:
         left.sort(key=lambda trace: trace.request_time)
         beyond = sum(map(size_of, left)) - keep_mb * 1e6

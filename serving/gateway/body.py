@@ -78,7 +78,8 @@ def refusal_of(errors: Sequence[Any]) -> Refusal:
     if name in EXPECTED:
         return Refusal(422, f"{name} is {shown(first['input'])}. Expected {EXPECTED[name]}.", param=name)
     path = ".".join(map(str, where)) or "The body"
-    return Refusal(422, f"{path} is {shown(first['input'])}: {first['msg']}.", param=name or None)
+    said = first["msg"].removeprefix("Value error, ")
+    return Refusal(422, f"{path} is {shown(first['input'])}: {said}.", param=name or None)
 
 
 def shown(value: Any) -> str:

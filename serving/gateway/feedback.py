@@ -5,6 +5,7 @@ A completion's id tells when it was made: an invented one is, as a rule, not loo
 
 import asyncio
 import re
+import sqlite3
 import time
 import uuid
 
@@ -68,9 +69,17 @@ class Feedbacks:
         """A completion of the user's. Raises Refusal for one that is not known, or was made for somebody else."""
         unknown = Refusal(404, f"No completion '{id}' is known. Expected the id of an answer.")
         age_s = _age_s(id)
-        if age_s is None or age_s < -AHEAD_S or id in self._unknown:
+        if age_s is None or age_s < -AHEAD_S:
             raise unknown
-        known = await asyncio.to_thread(gateway.store.known, id) or await self._look_up(gateway, id)
+        later = Refusal(503, "It cannot be told just now whose completion this is. Send it again.", retry_after_s=5)
+        try:
+            known = await asyncio.to_thread(gateway.store.known, id)
+        except sqlite3.Error as error:
+            raise later from error
+        if known is None and not gateway.store.readable:
+            raise later
+        if known is None and id not in self._unknown:
+            known = await self._look_up(gateway, id, later)
         if known is None:
             self._unknown[id] = True
             raise unknown
@@ -78,11 +87,8 @@ class Feedbacks:
             raise Refusal(403, f"The completion '{id}' was made for somebody else. Expected one of yours.")
         return known
 
-    async def _look_up(self, gateway: Gateway, id: str) -> Known | None:
-        """A completion that another serving, or an earlier one, has answered."""
-        later = Refusal(503, "It cannot be told just now whose completion this is. Send it again.", retry_after_s=5)
-        if gateway.store.holds:
-            raise later
+    async def _look_up(self, gateway: Gateway, id: str, later: Refusal) -> Known | None:
+        """A completion that another serving, or an earlier one, has answered. Raises `later` where nobody answers."""
         if self._looking >= AT_ONCE:
             raise Refusal(429, "Too many unknown completions at once. Send it again.", retry_after_s=2)
         self._looking += 1

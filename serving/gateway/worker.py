@@ -13,7 +13,7 @@ from starlette.requests import Request
 from contract.messages import CompletionUsage
 from serving.gateway import metrics
 from serving.gateway.engine_client import EngineClient
-from serving.gateway.events.facts import Completion, digest, language_of
+from serving.gateway.events.facts import Completion, digest, language_of, repository_of
 from serving.gateway.events.sender import Sender
 from serving.gateway.events.store import Store
 from serving.gateway.tokens import Tokens
@@ -48,6 +48,12 @@ class Gateway:
         """When a request that comes now has to be answered, on the monotonic clock."""
         return time.monotonic() + self.settings.deadline_s
 
+    async def begin(self, request: Request, id: str, file: str, language: str, repository: str) -> None:
+        """Know a completion whose answer is on its way."""
+        live: Live = request.state.live
+        facts = (live.version, language_of(file, language), repository_of(repository)[:LONGEST_REPOSITORY])
+        await asyncio.to_thread(self.store.begun, id, request.state.user, *facts)
+
     async def record(self, request: Request, answered: "Answered") -> None:
         """Count what a request took, and keep its facts: from then on events may come in."""
         live: Live = request.state.live
@@ -57,7 +63,6 @@ class Gateway:
             metrics.batch_size.labels(live.version).observe(usage["batch"])
             metrics.prompt_tokens.labels(live.version).inc(usage["prompt_tokens"])
             metrics.completion_tokens.labels(live.version).inc(usage["completion_tokens"])
-        text = "".join(answered.completions)
         sampled = self.settings.serving_trace_prompts and random.random() < self.settings.serving_trace_sample
         completion = Completion(
             id=answered.id,
@@ -69,16 +74,16 @@ class Gateway:
             run_id=live.run_id,
             models_id=live.models_id,
             language=language_of(answered.file, answered.language),
-            repository=answered.repository[:LONGEST_REPOSITORY],
+            repository=repository_of(answered.repository)[:LONGEST_REPOSITORY],
             began_ns=answered.began_ns,
             ended_ns=time.time_ns(),
             prompt_tokens=sum(usage["prompt_tokens"] for usage in answered.usages),
             completion_tokens=sum(usage["completion_tokens"] for usage in answered.usages),
             queue_s=max((usage["queue_s"] for usage in answered.usages), default=0.0),
             first_token_s=max((usage["first_token_s"] for usage in answered.usages), default=0.0),
-            characters=len(text),
+            choices=[len(text) for text in answered.completions],
             prompt_hash=digest(answered.prompt),
-            completion_hash=digest(text),
+            completion_hash=digest(answered.completions[0] if answered.completions else ""),
             cut_off=answered.cut_off,
             texts={"inputs": _cut(answered.inputs), "outputs": _cut(answered.outputs)} if sampled else {},
         )
@@ -105,7 +110,8 @@ class Answered:
 def _cut(value: Any) -> Any:
     """The texts of a request or an answer, of each no more than goes into a trace: the end of what stands before."""
     if isinstance(value, str):
-        return value[-LONGEST_TEXT:]
+        # Whole lines: of half a secret nobody would see that it is one.
+        return value if len(value) <= LONGEST_TEXT else value[-LONGEST_TEXT:].partition("\n")[2]
     if isinstance(value, dict):
         return {name: _cut(item) for name, item in value.items()}
     return [_cut(item) for item in value] if isinstance(value, list | tuple) else value

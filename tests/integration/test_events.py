@@ -1,5 +1,6 @@
 """What editors tell of completions: in their own forms, and counted exactly whatever is killed or away meanwhile."""
 
+import json
 import random
 import re
 import time
@@ -122,7 +123,7 @@ def test_llama_clients_work_unchanged(service: Serving) -> None:
     warm_up = post(
         service, "/infill", {"input_extra": [], "input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0}
     )
-    assert warm_up.status_code in (200, 422)
+    assert (warm_up.status_code, warm_up.json()["content"]) == (200, "")
 
 
 def test_continues_data_are_found_by_their_texts(service: Serving) -> None:
@@ -146,6 +147,29 @@ def test_continues_data_are_found_by_their_texts(service: Serving) -> None:
     assert unknown.status_code == 404
 
 
+def test_a_stream_that_its_client_leaves_is_known(service: Serving) -> None:
+    asked = {"prompt": "left", "max_tokens": 300, "temperature": 1.0, "stream": True, "path": "a.go"}
+    with requests.post(f"{service.url}/v1/completions", json=asked, stream=True, timeout=60) as stream:
+        lines = (line for line in stream.iter_lines() if line.startswith(b"data: {"))
+        id = json.loads(next(lines).removeprefix(b"data: "))["id"]
+        assert post(service, "/v1/events", {"type": "view", "completion_id": id}).status_code == 200
+        for _ in range(5):
+            next(lines)
+    taken = {"type": "select", "completion_id": id, "elapsed": 1000.5}
+    assert post(service, "/v1/events", taken).status_code == 200
+    service.wait_for(lambda: total(service, "completions_total", language="go") == 1, "its facts are kept", 20)
+    assert total(service, "completions_accepted_total", language="go") == 1
+
+
+def test_one_bad_event_among_several_keeps_none_of_the_others_out(service: Serving) -> None:
+    made = post(service, "/v1/completions", {"prompt": "x", "max_tokens": 4, "n": 2}).json()["id"]
+    view = {"type": "view", "completion_id": made}
+    answer = post(service, "/v1/events", {"events": [view, view | {"completion_id": new_id("cmpl")}, view]})
+    assert (answer.status_code, answer.json()["accepted"]) == (200, 2)
+    [refused] = answer.json()["refused"]
+    assert (refused["index"], refused["status"]) == (1, 404)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
@@ -155,6 +179,7 @@ def test_continues_data_are_found_by_their_texts(service: Serving) -> None:
         ({"type": "view"}, 422, "completion_id is missing"),
         ({"type": "dismiss", "completion_id": "cmpl-x", "elapsed": -1}, 422, "elapsed is -1"),
         ({"type": "kept", "completion_id": "cmpl-x", "after_s": 31, "characters": 1}, 422, "30, 120, 600"),
+        ({"type": "view", "completion_id": "cmpl-x", "choice_index": 64}, 422, "choice_index is 64"),
         ({"events": []}, 422, "events is []"),
         ({"events": [{"type": "view"}]}, 422, "completion_id is missing"),
         ({"type": "view", "completion_id": "x" * 2_000_000}, 413, "larger than"),
@@ -281,3 +306,5 @@ def test_traces_are_deleted_by_user_age_and_size(own: Stack, tmp_path) -> None:
         assert traces(own) == []
         nothing = CliRunner().invoke(delete_traces, ["delete", "--tracking-uri", own.url])
         assert (nothing.exit_code, "Expected --user" in nothing.output) == (2, True)
+        odd = CliRunner().invoke(delete_traces, [*arguments, "--keep-mb", "nan"])
+        assert (odd.exit_code, "--keep-mb is nan" in odd.output) == (2, True)

@@ -27,7 +27,7 @@ def completion(**changed: Any) -> Completion:
         "completion_tokens": 3,
         "queue_s": 0.01,
         "first_token_s": 0.02,
-        "characters": 10,
+        "choices": [10],
         "prompt_hash": digest("def f("),
         "completion_hash": digest("x): pass"),
         "cut_off": False,

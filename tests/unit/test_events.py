@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.gateway.events.facts import digest, language_of, trace_id
+from serving.gateway.events.facts import digest, language_of, repository_of, trace_id
 from serving.gateway.events.store import LONG_ENOUGH_MS, Event, Store
 from tests.support.events import completion
 
@@ -59,6 +59,83 @@ def test_only_what_was_looked_at_counts(store: Store, events: list[Event], shown
     for event in events:
         store.told(Event(made.id, event.viewed, event.shown_ms, event.accepted))
     assert (counted(store)["shown"], counted(store)["accepted"]) == (shown, accepted)
+
+
+def test_what_is_taken_back_and_again_counts_once(store: Store) -> None:
+    made = completion()
+    store.completed(made)
+    for accepted in (True, False, True, False, True):
+        store.told(Event(made.id, shown_ms=1000, accepted=accepted))
+    assert (counted(store)["shown"], counted(store)["accepted"], counted(store)["accepted_characters"]) == (1, 1, 10)
+    last = [body["accepted"] for _, kind, _, body in store.waiting(10) if kind == "told"][-1]
+    assert last == 1
+
+
+def test_each_choice_has_its_own_characters(store: Store) -> None:
+    made = completion(choices=[7, 9])
+    store.completed(made)
+    store.told(Event(made.id, shown_ms=1000, accepted=True, choice=1))
+    store.told(Event(made.id, kept=(30, 100), choice=1))
+    assert (counted(store)["accepted_characters"], counted(store)["kept_characters_30"]) == (9, 9)
+
+
+def test_what_is_left_of_what_was_not_accepted_is_not_asked(store: Store) -> None:
+    made = completion()
+    store.completed(made)
+    store.told(Event(made.id, kept=(30, 5)))
+    store.told(Event(made.id, shown_ms=1000, accepted=False))
+    store.told(Event(made.id, kept=(30, 5)))
+    assert counted(store)["watched_characters_30"] == 0
+
+
+def test_events_may_come_before_a_stream_ends(store: Store) -> None:
+    made = completion()
+    store.begun(made.id, "ada", "1", "python", "")
+    assert store.known(made.id) is not None
+    store.told(Event(made.id, viewed=True))
+    store.completed(made)
+    store.begun(made.id, "ada", "1", "python", "")  # late
+    store.told(Event(made.id, viewed=True, shown_ms=800, accepted=True))
+    assert counted(store)["viewed"] == 1
+    assert counted(store)["accepted_characters"] == 10
+
+
+@pytest.mark.parametrize("harm", ["garbage", "deleted", "another"])
+def test_a_file_that_is_broken_or_gone_is_made_anew(tmp_path, caplog, harm: str) -> None:
+    here, there = Store(tmp_path, "here", 1 << 20), Store(tmp_path, "here", 1 << 20)
+    here.completed(completion())
+    if harm == "garbage":
+        for path in tmp_path.glob("events.db*"):
+            path.write_bytes(os.urandom(20_000))
+    else:
+        for path in tmp_path.glob("events.db*"):
+            path.unlink()
+        if harm == "another":
+            sqlite3.connect(tmp_path / "events.db").executescript("CREATE TABLE t (x)")
+    for store in (here, there, Store(tmp_path, "here", 1 << 20)):
+        made = completion()
+        store.completed(made)
+        store.told(Event(made.id, shown_ms=1000, accepted=True))
+    assert counted(here) == counted(there)
+    assert counted(there)["accepted"] == 3
+    assert here.path.stat().st_mode & 0o77 == 0
+    assert "lost" in caplog.text
+    assert list(tmp_path.glob("*.broken-*")) or harm != "garbage"
+
+
+def test_a_completion_keeps_its_labels(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("serving.gateway.events.store.MOST_SERIES", 3)
+    first = Store(tmp_path, "here", 1 << 20)
+    made = [completion(repository=f"r{number}") for number in range(6)]
+    for one in made:
+        first.completed(one)
+    second = Store(tmp_path, "here", 1 << 20)  # another worker, or a restart
+    for one in made:
+        second.told(Event(one.id, shown_ms=900, accepted=True))
+    by_name: dict[str, set[tuple[str, ...]]] = {}
+    for name, labels, _ in second.counts():
+        by_name.setdefault(name, set()).add(labels)
+    assert by_name["accepted"] == by_name["completions"]
 
 
 def test_a_completion_is_found_again_by_its_texts(store: Store) -> None:
@@ -175,6 +252,14 @@ def test_the_file_is_private_and_nothing_stays_in_it(store: Store) -> None:
 
 
 def test_facts() -> None:
+    urls = {
+        "https://ada:ghp_x@example.org:8443/a/b.git?token=x#y": "https://example.org:8443/a/b.git",
+        "git@example.org:a/b.git": "git@example.org:a/b.git",
+        "ada:pw@example.org:a/b.git": "example.org:a/b.git",
+        "/srv/git/a": "/srv/git/a",
+        "": "",
+    }
+    assert {url: repository_of(url) for url in urls} == urls
     assert trace_id("cmpl-" + "a" * 32) == "tr-" + "a" * 32
     names = [language_of("src/a.py"), language_of("C:\\x\\b.TSX"), language_of("x", "typescriptreact")]
     assert names == ["python", "typescript", "typescript"]

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 # Languages by a file's suffix: a label of metrics, so there are few, and `other`.
 LANGUAGES = {
@@ -49,11 +50,15 @@ class Completion:
     completion_tokens: int
     queue_s: float
     first_token_s: float
-    characters: int  # of the completion
+    choices: list[int]  # the characters of each of its texts
     prompt_hash: str
     completion_hash: str
     cut_off: bool
     texts: dict[str, Any] = field(default_factory=dict)  # `inputs` and `outputs`, where they are sampled
+
+    @property
+    def characters(self) -> int:
+        return sum(self.choices)
 
     @property
     def trace_id(self) -> str:
@@ -63,6 +68,16 @@ class Completion:
 def trace_id(completion: str) -> str:
     """The id of a completion's trace, without asking anybody."""
     return TRACE + completion.rpartition("-")[2]
+
+
+def repository_of(url: str) -> str:
+    """A repository by its URL, without who asks for it: that may be a password."""
+    if "://" in url:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{host}{parts.path}"
+    user, at, rest = url.rpartition("@")
+    return url if user == "git" or not at else rest
 
 
 def language_of(path: str, said: str = "") -> str:

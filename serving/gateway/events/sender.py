@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from cachetools import LRUCache
 
+from contract.errors import shortened
 from contract.names import TRACES
 from contract.secrets import Redactor, overwrite
 from contract.tracking import RETRIES
@@ -75,13 +76,15 @@ class Sender:
                     self.store.write_held()
                     time.sleep(1)
             with self:
-                pause = IDLE_S
+                pause, said = IDLE_S, ""
                 while True:
                     self.store.write_held()
                     try:
                         pause = 0.0 if self.send() else IDLE_S
                     except Exception as error:
-                        log.debug("The tracking server does not take events: %s", error)
+                        if (why := shortened(str(error), 300)) != said:
+                            log.warning("The tracking server does not take events, which wait: %s", why)
+                        said = why
                         pause = min(max(pause, IDLE_S) * 2, LONGEST_PAUSE_S)
                     time.sleep(pause)
 
@@ -105,8 +108,9 @@ class Sender:
         except Exception as error:
             if getattr(error, "error_code", "") not in REFUSED:
                 raise
-            metrics.events_lost.labels("refused").inc()  # it would be refused for ever, and hold up all others
-            log.warning("MLflow refuses what is told of %s: %s", completion, error)
+            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":  # its trace was deleted
+                metrics.events_lost.labels("refused").inc()  # it would be refused for ever, and hold up all others
+                log.warning("MLflow refuses what is told of %s: %s", completion, error)
         self.store.sent([number])
         return 1
 
@@ -156,7 +160,8 @@ class Sender:
             "mlflow.spanType": "LLM",
             "mlflow.chat.tokenUsage": usage,
             "mlflow.llm.model": model,
-            **{name: facts[name] for name in ("request_id", "queue_s", "first_token_s")},
+            "request_id": self._redacted(facts["request_id"]),
+            **{name: facts[name] for name in ("queue_s", "first_token_s")},
             **({"mlflow.spanInputs": inputs, "mlflow.spanOutputs": outputs} if facts["texts"] else {}),
         }
         number = int(trace.removeprefix("tr-"), 16)
@@ -181,7 +186,7 @@ class Sender:
             "mlflow.traceName": facts["path"],
             "completion_id": facts["id"],
             "model_version": facts["version"],
-            "characters": str(facts["characters"]),
+            "characters": str(sum(facts["choices"])),
             "finish_reason": "length" if facts["cut_off"] else "stop",
             **{name: facts[name] for name in ("model", "run_id", "user", "language", "repository")},
             **{name: facts[name] for name in ("prompt_hash", "completion_hash")},
@@ -221,7 +226,7 @@ class Sender:
             seconds, share = told["kept"]
             values[f"kept_{seconds}s"] = share
         for name, value in values.items():
-            comment = told.get("comment") if name == "accepted" else None
+            comment = self._redacted(told.get("comment")) if name == "accepted" else None
             feedback = Feedback(name=name, value=value, source=source, trace_id=trace, rationale=comment)
             if name in ids:
                 client.update_assessment(trace, ids[name], feedback)

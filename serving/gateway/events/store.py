@@ -8,6 +8,7 @@ import collections
 import fcntl
 import json
 import logging
+import os
 import shutil
 import sqlite3
 import threading
@@ -31,9 +32,8 @@ AFTER_S = (30, 120, 600)  # when it is asked what is left of a completion
 Statement = tuple[str, tuple[Any, ...]]
 TABLES = """
 CREATE TABLE IF NOT EXISTS completion (
-  id TEXT PRIMARY KEY, made REAL, user TEXT, version TEXT, language TEXT, repository TEXT, characters INTEGER,
-  prompt_hash TEXT, completion_hash TEXT, viewed INTEGER DEFAULT 0, shown_ms INTEGER, accepted INTEGER,
-  kept TEXT DEFAULT '{}');
+  id TEXT PRIMARY KEY, made REAL, user TEXT, labels TEXT, choices TEXT, prompt_hash TEXT, completion_hash TEXT,
+  viewed INTEGER DEFAULT 0, shown_ms INTEGER, accepted INTEGER, counted INTEGER DEFAULT 0, kept TEXT DEFAULT '{}');
 CREATE INDEX IF NOT EXISTS by_hash ON completion (completion_hash, prompt_hash);
 CREATE INDEX IF NOT EXISTS by_age ON completion (made);
 CREATE TABLE IF NOT EXISTS outbox (
@@ -54,6 +54,7 @@ class Event:
     accepted: bool | None = None
     comment: str | None = None
     kept: tuple[int, int] | None = None  # after so many seconds, so many characters
+    choice: int = 0  # of its texts, which
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,54 @@ class Store:
         self._lock = threading.Lock()
         self._series: set[tuple[str, ...]] = set()
         self._forgotten = 0.0
-        self._made = False
+        self._inode, self._made = 0, False
         try:
             self._make()
         except (OSError, sqlite3.Error) as error:
             log.warning("%s cannot be written: %s. Events are kept in memory meanwhile.", self.path, error)
 
     def _make(self) -> None:
-        """Create the file and its tables, where they are not there. Raises OSError or sqlite3.Error."""
+        """Create the file and its tables, where they are not there. Raises OSError or sqlite3.Error.
+
+        A file that is no database any more is moved aside: what was on its way is lost, which is counted.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.path.parent / "tables.lock").open("a") as lock:  # of several workers that start at once
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._connection().executescript(TABLES)
-            self.path.chmod(0o600)
+            try:
+                self._create()
+            except sqlite3.DatabaseError as error:
+                if not _is_broken(error):
+                    raise
+                log.error("%s is broken (%s): it is moved aside, and what was on its way is lost", self.path, error)
+                metrics.events_lost.labels("broken").inc()
+                for left in self.path.parent.glob(f"{self.path.name}*"):
+                    if ".broken-" not in left.name:
+                        left.rename(left.with_name(f"{left.name}.broken-{int(time.time())}"))
+                self._create()
         self._made = True
+
+    def _create(self) -> None:
+        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # and so private, as SQLite's own files beside it
+        self.path.chmod(0o600)
+        self._inode = self.path.stat().st_ino
+        connection = self._connection()
+        connection.executescript(TABLES)
+        columns = ", ".join(metrics.LABELS)
+        for labels in connection.execute(f"SELECT DISTINCT {columns} FROM counts WHERE host = ?", (self.host,)):
+            self._series.add(labels)
+
+    def _check_file(self) -> None:
+        """Make the file anew where somebody has deleted it, or put another in its place."""
+        try:
+            same = self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same or not self._made:
+            if self._made:
+                log.error("%s is gone: it is made anew, and what was on its way is lost", self.path)
+                metrics.events_lost.labels("broken").inc()
+            self._make()
 
     def completed(self, completion: Completion) -> None:
         """Keep an answered request's facts, and queue its trace."""
@@ -97,17 +132,14 @@ class Store:
             metrics.texts_dropped.inc()
             facts["texts"] = {}
         labels = self._labels(completion.version, completion.language, completion.user, completion.repository)
-        row = (completion.id, time.time(), completion.user, completion.version, completion.language)
         statements = [
             (
-                "INSERT OR IGNORE INTO completion (id, made, user, version, language, repository, characters, "
-                "prompt_hash, completion_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO completion (id, made, user, labels, choices, prompt_hash, completion_hash) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET choices = excluded.choices, "
+                "prompt_hash = excluded.prompt_hash, completion_hash = excluded.completion_hash",
                 (
-                    *row,
-                    completion.repository,
-                    completion.characters,
-                    completion.prompt_hash,
-                    completion.completion_hash,
+                    *(completion.id, time.time(), completion.user, json.dumps(labels)),
+                    *(json.dumps(completion.choices), completion.prompt_hash, completion.completion_hash),
                 ),
             ),
             _queued("trace", completion.id, facts),
@@ -117,6 +149,17 @@ class Store:
         ]
         self._do(lambda: self._execute(statements), Known(completion.id, completion.user))
         self._forget()
+
+    def begun(self, id: str, user: str, version: str, language: str, repository: str) -> None:
+        """Know a completion whose answer is on its way: events may come before it is whole."""
+        labels = json.dumps(self._labels(version, language, user, repository))
+        statement = "INSERT OR IGNORE INTO completion (id, made, user, labels, choices) VALUES (?, ?, ?, ?, '[]')"
+        self._do(lambda: self._execute([(statement, (id, time.time(), user, labels))]), Known(id, user))
+
+    @property
+    def readable(self) -> bool:
+        """Whether the file is there, so that what it does not know is not known."""
+        return self._made and not self._held
 
     def known(self, id: str) -> Known | None:
         """A completion of the last hours."""
@@ -134,13 +177,16 @@ class Store:
 
     def adopt(self, id: str, user: str, facts: dict[str, Any]) -> None:
         """Take a completion in that another serving, or an earlier one, has answered."""
-        row = (id, time.time(), user, *(facts.get(name, "") for name in ("version", "language", "repository")))
+        labels = self._labels(facts["version"], facts["language"], user, facts["repository"])
+        shown_ms, accepted = facts.get("shown_ms"), facts.get("accepted")
+        counted = int(_looked_at(shown_ms) and bool(accepted))
         statement = (
-            "INSERT OR IGNORE INTO completion (id, made, user, version, language, repository, characters, viewed, "
-            "shown_ms, accepted, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            "INSERT OR IGNORE INTO completion (id, made, user, labels, choices, viewed, shown_ms, accepted, counted, "
+            "kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         )
-        said = (facts.get("viewed", 0), facts.get("shown_ms"), facts.get("accepted"), json.dumps(facts.get("kept", {})))
-        statements = [(statement, (*row, int(facts.get("characters", 0)), *said))]
+        row = (id, time.time(), user, json.dumps(labels), json.dumps([facts["characters"]]))
+        said = (facts.get("viewed", 0), shown_ms, accepted, counted, json.dumps(facts.get("kept", {})))
+        statements = [(statement, (*row, *said))]
         self._do(lambda: self._execute(statements))
 
     def told(self, event: Event) -> None:
@@ -150,8 +196,7 @@ class Store:
     def _tell(self, event: Event) -> None:
         with self._write() as connection:
             found = connection.execute(
-                "SELECT user, version, language, repository, characters, viewed, shown_ms, accepted, kept "
-                "FROM completion WHERE id = ?",
+                "SELECT user, labels, choices, viewed, shown_ms, accepted, counted, kept FROM completion WHERE id = ?",
                 (event.completion,),
             ).fetchone()
             if found is not None:
@@ -160,32 +205,35 @@ class Store:
 
     def _news(self, event: Event, found: Sequence[Any]) -> list[Statement]:
         """The statements for what an event adds to a completion's row."""
-        user, version, language, repository, characters, viewed, shown_ms, accepted, kept_json = found
-        labels = self._labels(version, language, user, repository)
+        user, labels_json, choices_json, viewed, shown_ms, accepted, counted, kept_json = found
+        labels: list[str] = json.loads(labels_json)
+        choices: list[int] = json.loads(choices_json)
+        characters = choices[event.choice] if event.choice < len(choices) else 0
         kept: dict[str, int] = json.loads(kept_json)
         news: dict[str, Any] = {}
         counts: dict[str, int] = {}
         if event.viewed and not viewed:
             news["viewed"] = 1
             counts["viewed"] = 1
-        if event.shown_ms is not None and event.shown_ms > (shown_ms or -1):
+        if event.shown_ms is not None and event.shown_ms > (-1 if shown_ms is None else shown_ms):
             news["shown_ms"] = event.shown_ms
         if event.accepted is not None and accepted != int(event.accepted):
             news["accepted"] = int(event.accepted)
-        before = _looked_at(shown_ms), bool(accepted)
-        after = _looked_at(news.get("shown_ms", shown_ms)), bool(news.get("accepted", accepted))
-        if after[0] and not before[0]:
+        is_accepted = bool(news.get("accepted", accepted))
+        is_looked_at = _looked_at(news.get("shown_ms", shown_ms))
+        if is_looked_at and not _looked_at(shown_ms):
             counts |= {"shown": 1, "shown_characters": characters}
-        if all(after) and not all(before):
+        if is_looked_at and is_accepted and not counted:  # once, however often it is taken back
+            news["counted"] = 1
             counts |= {"accepted": 1, "accepted_characters": characters}
-        if event.kept is not None and str(event.kept[0]) not in kept:
+        if event.kept is not None and is_accepted and str(event.kept[0]) not in kept:
             seconds, left = event.kept
             left = min(left, characters)
             news["kept"] = json.dumps(kept | {str(seconds): left})
             counts |= {f"watched_characters_{seconds}": characters, f"kept_characters_{seconds}": left}
         if not news and event.comment is None:
             return []
-        told = {name: value for name, value in news.items() if name != "kept"}
+        told = {name: value for name, value in news.items() if name not in ("kept", "counted")}
         if "kept" in news and event.kept is not None:
             told["kept"] = [event.kept[0], min(event.kept[1], characters) / characters if characters else 0.0]
         if event.comment is not None:
@@ -198,7 +246,11 @@ class Store:
 
     def counts(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
         """(name, labels, value) of all that was counted on this machine."""
-        rows = self._read(f"SELECT name, {', '.join(metrics.LABELS)}, value FROM counts WHERE host = ?", (self.host,))
+        rows: list[Any] = []
+        with suppress(sqlite3.Error):
+            rows = self._read(
+                f"SELECT name, {', '.join(metrics.LABELS)}, value FROM counts WHERE host = ?", (self.host,)
+            )
         for name, *labels, value in rows:
             yield name, tuple(labels), value
 
@@ -209,7 +261,9 @@ class Store:
 
     def length(self) -> int:
         """How many are on their way."""
-        return sum(int(count) for (count,) in self._read("SELECT COUNT(*) FROM outbox")) + len(self._held)
+        with suppress(sqlite3.Error):
+            return sum(int(count) for (count,) in self._read("SELECT COUNT(*) FROM outbox")) + len(self._held)
+        return len(self._held)
 
     def free_bytes(self) -> int:
         """What is free on the disk of the file."""
@@ -231,6 +285,7 @@ class Store:
         with self._lock:
             while self._held:
                 try:
+                    self._check_file()
                     self._held[0]()
                 except (OSError, sqlite3.Error):
                     return
@@ -242,7 +297,15 @@ class Store:
         with self._lock:
             if not self._held:
                 try:
-                    write()
+                    self._check_file()
+                    try:
+                        write()
+                    except sqlite3.DatabaseError as error:
+                        if not _is_broken(error):
+                            raise
+                        self._made = False
+                        self._make()
+                        write()
                     return
                 except (OSError, sqlite3.Error) as error:
                     log.warning("%s cannot be written: %s. It is kept in memory meanwhile.", self.path, error)
@@ -292,8 +355,6 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        if not self._made:
-            self._make()
         connection = self._connection()
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -304,14 +365,23 @@ class Store:
         connection.execute("COMMIT")
 
     def _connection(self) -> sqlite3.Connection:
-        """This thread's own."""
-        if (found := getattr(self._local, "connection", None)) is None:
+        """This thread's own, to the file that is there now."""
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is None or self._local.inode != self._inode:
+            if found is not None:
+                found.close()
+            self._local.inode = self._inode
             found = sqlite3.connect(self.path, timeout=10, isolation_level=None)
             # What was committed outlives every process; a machine that loses its power may lose the last second.
             found.execute("PRAGMA journal_mode = WAL")
             found.execute("PRAGMA synchronous = NORMAL")
             self._local.connection = found
         return found
+
+
+def _is_broken(error: sqlite3.Error) -> bool:
+    """Whether an error says that the file is not ours, or no database."""
+    return any(words in str(error) for words in ("not a database", "malformed", "no such table", "no such column"))
 
 
 def _looked_at(shown_ms: int | None) -> bool:

@@ -43,6 +43,8 @@ class Answer:
         self.open = AsyncExitStack()
         self.streams: list[AsyncIterator[CompletionPiece | CompletionEnd]] = []
         self.ends: dict[int, CompletionEnd] = {}
+        self.sent: dict[int, str] = {}  # of a stream, by its completions
+        self.recorded = False
 
     async def begin(self) -> None:
         """Ask for all completions, and wait for the first piece of each. Raises Refusal."""
@@ -140,6 +142,9 @@ class Answer:
                 await pieces.put((index, Refusal(503, "The completion broke off. Ask again.")))
 
         tasks = [asyncio.ensure_future(read(index, stream)) for index, stream in enumerate(self.streams)]
+        file = self.inputs[0].get("path", "")
+        # Beside the stream: events may come before its end.
+        self.gateway.later(self.gateway.begin(self.request, self.id, file, self.where.language, self.where.repository))
         try:
             if self.kind == "chat.completion":
                 for index in range(len(self.streams)):
@@ -154,6 +159,7 @@ class Answer:
                     self.ends[index] = item
                     yield self._event([self._choice(index, "", item["finish_reason"], True)])
                 else:
+                    self.sent[index] = self.sent.get(index, "") + item["text"]
                     yield self._event([self._choice(index, item["text"], None, True)])
             if self.body.stream_options and self.body.stream_options.include_usage:
                 yield _sse({**self._head(True), "choices": [], "usage": self._usage()})
@@ -162,6 +168,8 @@ class Answer:
         finally:
             for task in tasks:
                 task.cancel()
+            if not self.recorded and self.sent:  # the client has what it wanted, or has gone
+                self.gateway.later(self._record())
             await self.close()
 
     async def close(self) -> None:
@@ -206,8 +214,9 @@ class Answer:
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     async def _record(self) -> None:
+        self.recorded = True
         ends = [end for _, end in sorted(self.ends.items())]
-        completions = [end["text"] for end in ends]
+        completions = [end["text"] for end in ends] or [text for _, text in sorted(self.sent.items())]
         await self.gateway.record(
             self.request,
             Answered(

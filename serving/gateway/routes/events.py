@@ -10,6 +10,7 @@ from serving.gateway.body import body_of, refusal_of
 from serving.gateway.errors import Refusal
 from serving.gateway.events.store import AFTER_S, LONG_ENOUGH_MS, Event
 from serving.gateway.feedback import Feedbacks
+from serving.gateway.routes.forms import MOST_COMPLETIONS
 from serving.gateway.worker import gateway_of
 
 router = APIRouter()
@@ -24,9 +25,9 @@ class EditorEvent(BaseModel):
 
     type: Literal["view", "select", "dismiss", "kept"]
     completion_id: str = Field(max_length=100)
-    choice_index: int = 0
+    choice_index: int = Field(default=0, ge=0, lt=MOST_COMPLETIONS)
     view_id: str | None = Field(default=None, max_length=300)
-    elapsed: int | None = Field(default=None, ge=0, le=LONGEST_SHOWN_MS)  # ms that it was shown
+    elapsed: float | None = Field(default=None, ge=0, le=LONGEST_SHOWN_MS)  # ms that it was shown
     select_kind: str | None = Field(default=None, max_length=50)  # `line` where a part was taken
     after_s: int | None = None  # `kept`: how long after the completion was accepted
     characters: int | None = Field(default=None, ge=0)  # `kept`: how many of it are left
@@ -40,10 +41,12 @@ class EditorEvent(BaseModel):
     def event(self) -> Event:
         """What it tells."""
         if self.type == "kept" and self.after_s is not None and self.characters is not None:
-            return Event(self.completion_id, kept=(self.after_s, self.characters))
+            return Event(self.completion_id, kept=(self.after_s, self.characters), choice=self.choice_index)
         if self.type == "view":
             return Event(self.completion_id, viewed=True)
-        return Event(self.completion_id, viewed=True, shown_ms=self.elapsed, accepted=self.type == "select")
+        shown_ms = None if self.elapsed is None else round(self.elapsed)
+        accepted = self.type == "select"
+        return Event(self.completion_id, True, shown_ms, accepted, choice=self.choice_index)
 
 
 class Events(BaseModel):
@@ -96,10 +99,16 @@ async def events(
 ) -> Response:
     """Tell what became of a completion: `view`, `select` or `dismiss` with `elapsed`, or `kept` later."""
     feedbacks: Feedbacks = request.app.state.feedbacks
-    given = body.events if body.events is not None else [_parsed(EditorEvent, body.model_extra or {})]
-    for item in given:
-        await feedbacks.tell(request, gateway_of(request), item.event())
-    return JSONResponse({"accepted": len(given)})
+    if body.events is None:
+        await feedbacks.tell(request, gateway_of(request), _parsed(EditorEvent, body.model_extra or {}).event())
+        return JSONResponse({"accepted": 1})
+    refused = []
+    for number, item in enumerate(body.events):  # one that is refused keeps none of the others out
+        try:
+            await feedbacks.tell(request, gateway_of(request), item.event())
+        except Refusal as refusal:
+            refused.append({"index": number, "status": refusal.status, "message": refusal.message})
+    return JSONResponse({"accepted": len(body.events) - len(refused), "refused": refused})
 
 
 @router.post("/ingest/continue")

@@ -14,6 +14,7 @@ from serving.gateway.routes.forms import MOST_SNIPPETS, CompletionsRequest, Snip
 from serving.gateway.worker import gateway_of, until_gone
 
 router = APIRouter()
+NOTHING = {"content": "", "stop": True, "stop_type": "limit", "tokens_predicted": 0, "tokens_evaluated": 0}
 
 
 class InfillRequest(BaseModel):
@@ -29,7 +30,7 @@ class InfillRequest(BaseModel):
     input_suffix: str = ""
     input_extra: list[Snippet] = Field(default=[], max_length=MOST_SNIPPETS)
     path: str = ""  # ours: the file's
-    n_predict: int = -1
+    n_predict: int = Field(default=-1, ge=-1)
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -65,6 +66,8 @@ class InfillRequest(BaseModel):
 async def infill(request: Request, body: Annotated[InfillRequest, Depends(body_of(InfillRequest))]) -> Response:
     """Fill what stands between the texts before and after the cursor."""
     asked = body.as_completions()
+    if body.n_predict == 0:  # by which llama.vim and llama.vscode warm llama.cpp's cache up: there is none here
+        return Response(json.dumps(NOTHING), media_type="application/json")
     work = Answer(request, gateway_of(request), asked, asked.inputs(), "text_completion")
     try:
         answer = await until_gone(request, work.whole())

@@ -5,7 +5,7 @@ import platform
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from contract.versions import RELEASE
@@ -14,7 +14,7 @@ from serving.gateway.routes.answer import Answer
 from serving.gateway.routes.forms import MOST_SNIPPETS, CompletionsRequest, Snippet, Where
 from serving.gateway.worker import gateway_of, until_gone
 
-router = APIRouter(prefix="/tabby/v1")
+router = APIRouter(prefix="/tabby")
 MOST_TOKENS = 64  # its clients do not say how many they want
 
 
@@ -36,9 +36,9 @@ class Segments(BaseModel):
     suffix: str | None = None
     filepath: str | None = None
     git_url: str | None = None
-    declarations: list[TabbySnippet] = Field(default=[], max_length=MOST_SNIPPETS)
-    relevant_snippets_from_changed_files: list[TabbySnippet] = Field(default=[], max_length=MOST_SNIPPETS)
-    relevant_snippets_from_recently_opened_files: list[TabbySnippet] = Field(default=[], max_length=MOST_SNIPPETS)
+    declarations: list[TabbySnippet] = []
+    relevant_snippets_from_changed_files: list[TabbySnippet] = []
+    relevant_snippets_from_recently_opened_files: list[TabbySnippet] = []
 
 
 class TabbyRequest(BaseModel):
@@ -70,7 +70,7 @@ class TabbyRequest(BaseModel):
         )
 
 
-@router.post("/completions")
+@router.post("/v1/completions")
 async def completions(request: Request, body: Annotated[TabbyRequest, Depends(body_of(TabbyRequest))]) -> Response:
     """Fill what stands between the segments before and after the cursor."""
     asked = body.as_completions()
@@ -85,7 +85,7 @@ async def completions(request: Request, body: Annotated[TabbyRequest, Depends(bo
     return Response(json.dumps({"id": answer["id"], "choices": choices}), media_type="application/json")
 
 
-@router.api_route("/health", methods=["GET", "POST"])
+@router.api_route("/v1/health", methods=["GET", "POST"])
 async def health(request: Request) -> dict[str, Any]:
     """What serves, as Tabby's clients ask it before all else."""
     live = gateway_of(request).engine.state.live
@@ -99,3 +99,9 @@ async def health(request: Request) -> dict[str, Any]:
         "cuda_devices": [],
         "version": {"build_date": "", "build_timestamp": "", "git_sha": "", "git_describe": f"ratchet {RELEASE}"},
     }
+
+
+@router.get("/v1beta/server_setting")
+async def server_setting() -> dict[str, Any]:
+    """What its clients ask besides."""
+    return {"disable_client_side_telemetry": False}
