@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 import pytest
+import urllib3
 from click.testing import CliRunner
 
 from contract.errors import InputError
-from contract.tracking import check_url
+from contract.tracking import check_url, say_when_waiting
 from promoter.cli import main as promoter
 from promoter.tables import Columns, decision_text, fitted, history_table, render
 from trainer.cli import main as trainer
@@ -158,3 +159,44 @@ def test_a_server_that_lets_nobody_in_or_is_another_is_told_at_once(status: int,
         server.shutdown()
     assert found.exit_code == 2, found.output
     assert expected in found.output
+
+
+def test_what_nobody_foresaw_is_one_message_and_a_file(tmp_path, monkeypatch) -> None:
+    """The traceback is for whoever mends it."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("nobody thought of it")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("trainer.data.prepare.check_sources", fail)
+    result = CliRunner().invoke(trainer, ["train", "data.source=package:email"])
+    assert (result.exit_code, "Traceback" in result.output) == (1, False)
+    assert "A mistake of Ratchet's own: ZeroDivisionError: nobody thought of it." in result.output
+    [log] = tmp_path.glob("ratchet-*.log")
+    assert str(log) in result.output
+    assert "in fail" in log.read_text()
+
+
+class Full(http.server.BaseHTTPRequestHandler):
+    """A server whose disk is full."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_who_waits_for_the_server_says_so(capsys) -> None:
+    """MLflow's client asks again for minutes, and is silent."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Full) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        say_when_waiting()
+        say_when_waiting()
+        retries = urllib3.Retry(total=3, backoff_factor=0, status_forcelist=[503], raise_on_status=False)
+        with urllib3.PoolManager() as pool:
+            pool.request("GET", f"http://127.0.0.1:{server.server_port}/", retries=retries)
+        server.shutdown()
+    assert capsys.readouterr().err == "The tracking server answers 503: asking it again, 2 times more at most.\n"
