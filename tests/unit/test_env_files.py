@@ -36,3 +36,19 @@ def test_dev_env_says_the_defaults() -> None:
         for name, value in settings.model_dump().items():
             if name != "mlflow_tracking_uri":  # written with the other variables
                 assert lines[name.upper()].casefold() == ("" if value is None else str(value)).casefold()
+
+
+def test_every_image_that_is_pulled_has_its_digest(root: Path) -> None:
+    """And the same one wherever it stands: in the Compose files, the Dockerfile, and what explains the variables."""
+    found: dict[str, set[str]] = {}
+    paths = [*root.glob("docker-compose*.yml"), *root.glob("infra/compose/*.yml"), *root.glob("infra/env/*.env")]
+    for path in (*paths, root / "Dockerfile"):
+        for name, image in re.findall(r"\b(\w+_IMAGE)(?::-|=)([^\s}]+)", path.read_text()):
+            found.setdefault(name, set()).add(image)
+    assert found.pop("WHEELS_IMAGE") == {"scratch"}
+    assert {"PYTHON_IMAGE", "POSTGRES_IMAGE", "MINIO_IMAGE", "BALANCER_IMAGE", "EDGE_IMAGE", "GRAFANA_IMAGE"} <= set(
+        found
+    )
+    for name, images in found.items():
+        [image] = images
+        assert re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image), name
