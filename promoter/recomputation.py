@@ -36,8 +36,8 @@ OF_A_ROW, OF_THE_SUM, NATS = 0.1, 0.04, 0.25
 ROUNDING = 1e-3  # nats
 # Logits by which a token of a greedy text may be less than the best one, in another batch: once, and elsewhere.
 # Of 124 completions of SmolLM2-135M in bfloat16, base and tuned, three had one token that was 0.75 to 1.25 less; nine
-# had one up to 0.5. What somebody invents has many.
-ONCE, NEAR_TIE = 2.0, 0.5
+# had one up to 0.5. Of some hundred validations in CI one met more. What somebody invents has many, and larger ones.
+ONCE, NEAR_TIE = 3.0, 1.0
 TAG_CHARACTERS, DIGITS = 4000, 16
 COLUMNS = ("example_id", "kind", "language", "prompt", "reference", "completion", "nll", "tokens")
 
@@ -199,7 +199,10 @@ def _of_text(row: Mapping[str, Any], text: str, gap: float, next_gap: float) -> 
         return ""
     if written and 0 <= gap <= ONCE and 0 <= next_gap <= NEAR_TIE:  # at a near tie another batch goes another way
         return ""
-    return f"the version completes it with {text[:60]!r}…, and the table says {written[:60]!r}…"
+    return (
+        f"the version completes it with {text[:60]!r}…, and the table says {written[:60]!r}…, of which a token is "
+        f"{gap:.2f} logits below the likeliest, and another {next_gap:.2f}. Expected {ONCE} and {NEAR_TIE} at most"
+    )
 
 
 def validated(tags: Mapping[str, str], digest: str) -> bool:

@@ -102,9 +102,10 @@ def test_noise_of_other_batches_passes(table) -> None:
     assert verdict(table(found))[0]
     assert verdict(table(rows()), text="    return 1 + 0\n", gap=0.2)[0]  # a near tie
     # As bfloat16 has once in a while.
-    assert verdict(table(rows()), text="    return 1 + 0\n", gap=0.9, next_gap=0.2)[0]
-    assert not verdict(table(rows()), text="    return 1 + 0\n", gap=0.9, next_gap=0.8)[0]
-    assert not verdict(table(rows()), text="    return 1 + 0\n", gap=2.5)[0]
+    assert verdict(table(rows()), text="    return 1 + 0\n", gap=2.9, next_gap=0.9)[0]
+    assert not verdict(table(rows()), text="    return 1 + 0\n", gap=3.1, next_gap=0.2)[0]
+    assert not verdict(table(rows()), text="    return 1 + 0\n", gap=2.9, next_gap=1.1)[0]
+    assert not verdict(table(rows()), text="    return 1 + 0\n", gap=3.5)[0]
     assert not verdict(table(rows()), text="    return 1 + 0\n", gap=math.nan)[0]
 
 
