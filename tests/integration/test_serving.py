@@ -190,6 +190,9 @@ def test_mlflows_forms_are_answered_as_mlflow_does(service: Serving) -> None:
     assert requests.get(f"{service.url}/version", timeout=10).text.startswith("3.")
     split = {"dataframe_split": {"columns": ["prompt", "max_new_tokens"], "data": [["a", 2], ["b", 3]]}}
     assert len(post(service, "/invocations", split).json()["predictions"]) == 2
+    for one in ({"prompt": "a"}, {"prompt": ["a"], "max_new_tokens": [2]}, [{"prompt": "a"}], ["a"]):
+        assert len(post(service, "/invocations", {"inputs": one}).json()["predictions"]) == 1
+    assert post(service, "/invocations", {"prompt": "a", "max_new_tokens": 2}).status_code == 200
     unknown = post(service, "/invocations", {"inputs": ["a"], "params": {"max_tokens": 3}})
     assert unknown.status_code == 400
     assert "Unknown generation parameter 'max_tokens'" in unknown.json()["message"]
@@ -198,6 +201,11 @@ def test_mlflows_forms_are_answered_as_mlflow_does(service: Serving) -> None:
         ({"inputs": ["a"], "max_tokens": 3}, "Expected inputs and params."),
         ({"inputs": ["a"], "instances": ["a"]}, "There are inputs and instances. Expected one of"),
         ({"inputs": None}, "inputs is null. Expected prompts"),
+        ({"inputs": "a"}, "inputs is 'a'. Expected a list of texts."),
+        ({"inputs": ["a", 1]}, "inputs has 1 in place 1. Expected a text."),
+        ({"inputs": {"prompt": ["a", 5]}}, "inputs has 5 in place 1. Expected a text."),
+        ({"dataframe_split": {"columns": ["prompt", "prompt"], "data": [["a", "b"]]}}, "has a column twice"),
+        ({"inputs": ["a"], "params": []}, "params is []. Expected an object."),
     ):
         wrong = post(service, "/invocations", body)
         assert wrong.status_code == 400

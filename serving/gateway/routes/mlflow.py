@@ -135,15 +135,15 @@ def _check(asked: dict[str, Any], named: list[str]) -> None:
 
 
 def _check_texts(name: str, given: Any) -> None:
-    """Prompts: a list of texts, or one for each column of a table. Raises Refusal."""
-    columns = given if isinstance(given, dict) else {name: given}
-    for column, values in columns.items():
-        if not isinstance(values, list):
-            raise Refusal(400, f"{name} is {shown(given)}. Expected a list of texts.")
-        if column in (name, "prompt"):
-            for number, value in enumerate(values):
-                if not isinstance(value, (str, dict, list)):
-                    raise Refusal(400, f"{name} has {shown(value)} in place {number}. Expected a text.")
+    """Prompts: a list of texts or of objects with one each; an object with one or with a list. Raises Refusal."""
+    prompts = given.get("prompt", []) if isinstance(given, dict) else given
+    if isinstance(given, dict) and isinstance(prompts, str):
+        return
+    if not isinstance(prompts, list):
+        raise Refusal(400, f"{name} is {shown(given)}. Expected a list of texts.")
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, (str, dict, list)):
+            raise Refusal(400, f"{name} has {shown(prompt)} in place {number}. Expected a text.")
 
 
 def _check_split(name: str, given: Any) -> None:
