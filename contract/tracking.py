@@ -138,8 +138,7 @@ class _Waiting(logging.Handler):
         self._said = time.monotonic()
         last = history[-1]
         why = f"answers {last.status}" if last.status else f"does not answer ({type(last.error).__name__})"
-        left = getattr(retry, "total", 0)
-        click.echo(f"The tracking server {why}: asking it again, {left} times more at most.", err=True)
+        click.echo(f"The tracking server {why}: asking it again …", err=True)
 
 
 def say_when_waiting() -> None:

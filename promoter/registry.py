@@ -1,12 +1,10 @@
 """Reading the registry: versions and their aliases, the incumbent, the candidates, the best of them."""
 
-import logging
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 
-import click
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
@@ -25,20 +23,7 @@ INFINITY = "1.7e308"  # MLflow stores ±inf as ±1.8e308; as its filters spell n
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server. Raises InputError for what is not a URL, Unreachable where no server answers."""
     os.environ.setdefault(tracking.RETRIES, "3")  # MLflow's seven, each after twice as long a pause, take minutes
-    logger = logging.getLogger("urllib3.util.retry")
-    if not any(isinstance(handler, _Retries) for handler in logger.handlers):
-        logger.addHandler(_Retries())
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
     return tracking.connect(uri, "--tracking-uri", "--tracking-uri")
-
-
-class _Retries(logging.Handler):
-    """Tells people why they wait: a request that failed is sent again."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("Incremented Retry"):
-            click.echo("The tracking server did not answer a request properly; asking again …", err=True)
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:

@@ -573,5 +573,5 @@ def test_a_server_that_fails_is_asked_again_a_few_times_and_people_are_told(monk
     finally:
         server.shutdown()
     assert result.exit_code == 3, result.output
-    assert result.output.count("asking again …") == 1
+    assert result.output.count("asking it again …") == 1
     assert "did not do its work" in result.output

@@ -199,4 +199,4 @@ def test_who_waits_for_the_server_says_so(capsys) -> None:
         with urllib3.PoolManager() as pool:
             pool.request("GET", f"http://127.0.0.1:{server.server_port}/", retries=retries)
         server.shutdown()
-    assert capsys.readouterr().err == "The tracking server answers 503: asking it again, 2 times more at most.\n"
+    assert capsys.readouterr().err == "The tracking server answers 503: asking it again …\n"
