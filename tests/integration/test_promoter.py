@@ -1,6 +1,7 @@
 """The promoter's commands on a real tracking server, over versions that were registered in a moment, not trained."""
 
 import json
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -565,6 +566,7 @@ def test_a_server_that_fails_is_asked_again_a_few_times_and_people_are_told(monk
             pass
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(logging.getLogger("urllib3.util.retry"), "handlers", [])  # it speaks every ten seconds at most
     server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -1,6 +1,7 @@
 """The command lines of promoter and trainer: where options may stand, and what is said of a slip."""
 
 import http.server
+import logging
 import subprocess
 import sys
 import threading
@@ -189,8 +190,9 @@ class Full(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_who_waits_for_the_server_says_so(capsys) -> None:
+def test_who_waits_for_the_server_says_so(capsys, monkeypatch) -> None:
     """MLflow's client asks again for minutes, and is silent."""
+    monkeypatch.setattr(logging.getLogger("urllib3.util.retry"), "handlers", [])  # which another test may have set
     with http.server.HTTPServer(("127.0.0.1", 0), Full) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         say_when_waiting()
