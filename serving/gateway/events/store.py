@@ -109,9 +109,8 @@ class Store:
         self._inode = self.path.stat().st_ino
         connection = self._connection()
         connection.executescript(TABLES)
-        columns = ", ".join(metrics.LABELS)
-        for labels in connection.execute(f"SELECT DISTINCT {columns} FROM counts WHERE host = ?", (self.host,)):
-            self._series.add(labels)
+        statement = "SELECT DISTINCT version, language, user, repository FROM counts WHERE host = ?"
+        self._series.update(connection.execute(statement, (self.host,)))
 
     def _check_file(self) -> None:
         """Make the file anew where somebody has deleted it, or put another in its place."""
