@@ -64,7 +64,8 @@ def all_sent(service: Serving) -> None:
 def traces(stack: Stack) -> list[Any]:
     mlflow.set_tracking_uri(stack.url)
     experiment = stack.client.get_experiment_by_name(TRACES)
-    assert experiment is not None
+    if experiment is None:
+        return []
     return mlflow.search_traces(locations=[experiment.experiment_id], return_type="list", max_results=100_000)
 
 
