@@ -1,4 +1,4 @@
-"""What MLflow answers with 500 though the request is at fault: an id too large for the database, a query that is none.
+"""What MLflow answers with 500 though the request is at fault: an id too large for the database, a malformed query.
 
 MLflow's client repeats a 500 for minutes, and whoever watches the server takes it for trouble.
 """
@@ -29,13 +29,8 @@ NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.EL
 KINDS = (OverflowError, UnicodeError, RecursionError, json.JSONDecodeError, TypeError, AttributeError, KeyError)
 # Of SQLAlchemy's errors these are never the request's, whatever stands in the statement that they show.
 AWAY = re.compile(r"\((\w+\.)*(OperationalError|InterfaceError|InternalError|DatabaseError|TimeoutError)\)")
-STORES = (
-    "sqlalchemy",
-    "psycopg2",
-    "sqlite3",
-    "botocore",
-    "urllib3",
-)  # whose failures are the server's, whatever follows
+# Whatever follows a failure of these, it is the server's.
+STORES = ("sqlalchemy", "psycopg2", "sqlite3", "botocore", "urllib3")
 
 
 def is_at_fault(error: BaseException | str) -> bool:

@@ -246,7 +246,7 @@ class Sender:
         return value
 
     def _connected(self) -> Any:
-        """MLflow's client for traces; the experiment for them is made where there is none."""
+        """MLflow's client for traces, whose experiment is created on first use."""
         if self._client is None:
             import mlflow
             from mlflow.tracing.client import TracingClient

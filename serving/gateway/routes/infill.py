@@ -66,7 +66,7 @@ class InfillRequest(BaseModel):
 async def infill(request: Request, body: Annotated[InfillRequest, Depends(body_of(InfillRequest))]) -> Response:
     """Fill what stands between the texts before and after the cursor."""
     asked = body.as_completions()
-    if body.n_predict == 0:  # by which llama.vim and llama.vscode warm llama.cpp's cache up: there is none here
+    if body.n_predict == 0:  # llama.vim and llama.vscode warm up llama.cpp's cache so; we have no such cache
         return Response(json.dumps(NOTHING), media_type="application/json")
     work = Answer(request, gateway_of(request), asked, asked.inputs(), "text_completion")
     try:
