@@ -63,9 +63,16 @@ def check_url(uri: str, setting: str) -> None:
     if not known:
         raise InputError(f"{setting} is '{redact(uri)}'. Expected a URL such as http://127.0.0.1:5000.")
     if uri.startswith("sqlite"):
-        folder = Path(re.sub(r"^sqlite:/{0,3}", "", uri).partition("?")[0]).absolute().parent
-        if not os.access(folder, os.W_OK | os.X_OK):  # MLflow would try for minutes
-            raise InputError(f"{setting} is '{uri}', a file in '{folder}', where nothing can be written.")
+        check_sqlite(uri, setting)
+
+
+def check_sqlite(uri: str, setting: str) -> None:
+    """Raise InputError for a SQLite file that cannot be made: MLflow would try for minutes."""
+    folder = Path(re.sub(r"^sqlite:/{0,3}", "", uri).partition("?")[0]).absolute().parent
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{setting} is '{uri}', a file in '{folder}', where nothing can be written.") from error
 
 
 def check_login(client: "MlflowClient", uri: str) -> None:

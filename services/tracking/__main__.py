@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError
 from contract import logs
 from contract.errors import InputError, RatchetError, disk_full
 from contract.files import why_not_free, write_whole
+from contract.tracking import check_sqlite
 from services.settings import read
 from services.tracking import access, connections
 from services.tracking.migrate import migrate
@@ -128,9 +129,8 @@ def check_stores(settings: TrackingSettings) -> None:
         raise InputError(
             "MLFLOW_BACKEND_STORE_URI names a SQLite database in memory: nothing would remain. Name a file."
         )
-    folder = Path(str(url.database)).absolute().parent
-    if settings.mlflow_backend_store_uri and not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"MLFLOW_BACKEND_STORE_URI names a file in '{folder}', where nothing can be written.")
+    if settings.mlflow_backend_store_uri:  # the embedded default's folder is made
+        check_sqlite(settings.mlflow_backend_store_uri, "MLFLOW_BACKEND_STORE_URI")
 
 
 def check_port_is_free(host: str, port: int) -> None:

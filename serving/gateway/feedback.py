@@ -88,7 +88,7 @@ class Feedbacks:
         return known
 
     async def _look_up(self, gateway: Gateway, id: str, later: Refusal) -> Known | None:
-        """A completion that another serving, or an earlier one, has answered. Raises `later` if MLflow does not answer."""
+        """A completion that another serving, or an earlier one, has answered. Raises `later` without an answer."""
         if self._looking >= AT_ONCE:
             raise Refusal(429, "Too many unknown completions at once. Send it again.", retry_after_s=2)
         self._looking += 1
