@@ -78,6 +78,7 @@ LEDGER = (
     "tried_against_"  # and the incumbent's number: every version that was compared with it, with its share of alpha
 )
 LAST_PRODUCTION = "last_production"  # the version that the promoter put there last, whatever became of the alias
+FROZEN = "frozen"  # the run of the record by which promotions were stopped; there as long as they are
 BEST_GUARDS = "best_on_"  # and the start of a data digest: the best that production had of each guard on these data
 
 # Artifacts of a run, and two of the table's columns: the unit that was held out (its file), and where that is from.

@@ -193,6 +193,31 @@ def rollback(context: click.Context, /, **given: Any) -> None:
 
 @main.command()
 @options("experiment", "model", "by", "dry-run", "wait", "format")
+@click.option("--reason", required=True, callback=text, help="Why, for the record.")
+@click.pass_context
+def freeze(context: click.Context, /, **given: Any) -> None:
+    """Let no version into Staging or Production, whatever asks for it, until `promoter unfreeze`.
+
+    Rolling back, archiving and asking the gate go on.
+    """
+    from promoter import commands
+
+    commands.freeze(context, **given)
+
+
+@main.command()
+@options("experiment", "model", "by", "dry-run", "wait", "format")
+@click.option("--reason", required=True, callback=text, help="Why, for the record.")
+@click.pass_context
+def unfreeze(context: click.Context, /, **given: Any) -> None:
+    """Let versions be promoted again."""
+    from promoter import commands
+
+    commands.unfreeze(context, **given)
+
+
+@main.command()
+@options("experiment", "model", "by", "dry-run", "wait", "format")
 @click.option("--version", "number", required=True, help="Which version.")
 @click.option("--reason", default="archived by hand", show_default=True, callback=text, help="Why, for the record.")
 @click.pass_context

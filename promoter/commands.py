@@ -13,9 +13,11 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from contract import outcomes
 from contract.errors import InputError
 from contract.metrics import SHOWN, lower_is_better
 from contract.names import ARCHIVED, PRODUCTION, STAGING, VALIDATED, VALIDATION
+from contract.outcomes import FREEZE, NOTHING, ROLLBACK, UNFREEZE
 from contract.tracking import without_retries
 from promoter import policy, promotion, records, registry, report, stages, tables
 from promoter.decision import Stage
@@ -159,7 +161,7 @@ def approve(context: click.Context, /, number: str | None, by: str, reason: str,
         outcome = promotion.run(work.client, work.claim, version, request)
         if work.claim is not None:  # it awaits nothing any more
             for run in waiting:
-                done = records.WITHDRAWN if outcome.refused else records.APPROVED
+                done = outcomes.WITHDRAWN if outcome.refused else outcomes.APPROVED
                 work.client.set_tag(run.info.run_id, "outcome", done)
     _finish(context, outcome)
 
@@ -203,12 +205,34 @@ def validate(
 def rollback(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
     """Put the previous version back into production, at once and without a gate; the one taken out is archived."""
     with _promoting(context) as work:
-        if any(run.data.tags["action"] == records.ROLLBACK for run in work.settled):
+        if any(run.data.tags["action"] == ROLLBACK for run in work.settled):
             number = registry.aliases(work.client, work.model)[PRODUCTION]
             why = f"a rollback that was interrupted is complete now: version {number} is in production"
-            outcome = promotion.nothing(None, "Production", records.ROLLBACK, by, why)
+            outcome = promotion.nothing(None, "Production", ROLLBACK, by, why)
         else:
             entry = stages.rollback(work.claim, work.client, work.model, reason, by)
+            outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
+    _finish(context, outcome)
+
+
+def freeze(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
+    """Let no version into Staging or Production until `promoter unfreeze`."""
+    _freeze(context, FREEZE, by, reason)
+
+
+def unfreeze(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
+    """Let versions be promoted again."""
+    _freeze(context, UNFREEZE, by, reason)
+
+
+def _freeze(context: click.Context, action: str, by: str, reason: str) -> None:
+    with _promoting(context) as work:
+        wanted = action == FREEZE
+        if (registry.frozen_by(work.client, work.model) is not None) == wanted:
+            why = f"{work.model} is {'frozen already' if wanted else 'not frozen'}"
+            outcome = promotion.nothing(None, "Production", action, by, why)
+        else:
+            entry = stages.freeze(work.claim, work.client, work.model, action, reason, by)
             outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
     _finish(context, outcome)
 
@@ -300,19 +324,21 @@ def _finish(context: click.Context, outcome: Outcome, passed_over: Sequence[Outc
         extra = {"dry_run": dry_run, "run_id": outcome.run_id} | vars(entry)
         if passed_over:
             extra["refused_first"] = [vars(item.entry) | {"run_id": item.run_id} for item in passed_over]
-        replaces = entry.replaces not in (records.NOTHING, entry.version)
+        replaces = entry.replaces not in (NOTHING, entry.version)
         instead = f" instead of version {entry.replaces}" if replaces else ""
         line = f"Version {entry.version} of {entry.model} → {entry.stage}{instead}: {would}{entry.outcome}."
+        if entry.version == NOTHING:
+            line = f"{entry.model}: {would}{entry.outcome}."
         if decision is not None and not decision.passed and not outcome.refused:
             line += " The gate says no; --force overrules it."
         if decision is None:
             line += f" {entry.why}."
-        if entry.outcome == records.AWAITING and not dry_run:
+        if entry.outcome == outcomes.AWAITING and not dry_run:
             line += f"\nTo let it go on: promoter approve --version {entry.version} --by NAME --reason TEXT"
         if outcome.run_id is not None:
             given = context.find_root().params
             address = (given["public_url"] or given["tracking_uri"]).rstrip("/")
-            line += f"\nReport: {address}{records.link(MlflowClient().get_run(outcome.run_id))}"
+            line += f"\nReport: {address}{records.report_of(MlflowClient().get_run(outcome.run_id))}"
         texts = {
             "text": "\n".join([*([tables.decision_text(decision)] if decision is not None else []), line]),
             "markdown": report.markdown(replace(entry, outcome=would + entry.outcome), decision),

@@ -8,15 +8,16 @@ from types import MappingProxyType
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from contract import names
+from contract import names, outcomes
 from contract.errors import InputError
 from contract.names import PRODUCTION
+from contract.outcomes import NOTHING
 from promoter import evidence, ledger, records, registry, stages
 from promoter.decision import Decision, Stage
 from promoter.gate import best_of, decide, with_files
 from promoter.lock import Claim
 from promoter.policy import Policy
-from promoter.records import NOTHING, Entry
+from promoter.records import Entry
 from promoter.stages import Move
 
 NOTHING_TO_DO, REFUSED_BEFORE = "nothing to do", "refused before"
@@ -46,7 +47,7 @@ class Outcome:
 
     @property
     def refused(self) -> bool:
-        return self.entry.outcome == records.REFUSED
+        return self.entry.outcome == outcomes.REFUSED
 
     @property
     def refused_before(self) -> bool:
@@ -74,6 +75,8 @@ def run(
         raise InputError(
             f"Version {number} is in production. Expected another: `promoter compare-versions` lists them."
         )
+    if not request.only_judge:
+        registry.refuse_frozen(client, name)
     try:
         incumbent = registry.incumbent_of(client, version)
     except registry.NothingToCompare:
@@ -115,7 +118,7 @@ def run(
                 f"The policy names {len(policy.guards)} guards, whose best values take {len(tags[records.BEST])} "
                 f"characters. Expected {ledger.LONGEST} at most: fewer guards."
             )
-    if outcome == records.AWAITING and records.awaits(client, name, number, stage, tags["policy"]):
+    if outcome == outcomes.AWAITING and records.awaits(client, name, number, stage, tags["policy"]):
         return nothing(
             version, stage, request.action, request.by, f"version {number} of {name} awaits approval already"
         )
@@ -123,7 +126,7 @@ def run(
     move = Move(version, stage, request.action, request.by, why, by_alias, tags)
     if claim is None:
         return Outcome(move.entry(outcome), decision)
-    if outcome == records.PROMOTED:
+    if outcome == outcomes.PROMOTED:
         entry = stages.promote(claim, move, decision)
     else:
         entry = stages.record(claim, move, decision, outcome)
@@ -138,9 +141,9 @@ def nothing(version: ModelVersion | None, stage: str, action: str, by: str, why:
 
 def _outcome(decision: Decision, request: Request) -> str:
     if request.only_judge:
-        return records.JUDGED if decision.passed else records.REFUSED
+        return outcomes.JUDGED if decision.passed else outcomes.REFUSED
     if request.force:
-        return records.PROMOTED
+        return outcomes.PROMOTED
     if not decision.passed:
-        return records.REFUSED
-    return records.AWAITING if request.policy.approval == "manual" and not request.approved else records.PROMOTED
+        return outcomes.REFUSED
+    return outcomes.AWAITING if request.policy.approval == "manual" and not request.approved else outcomes.PROMOTED

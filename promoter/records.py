@@ -20,16 +20,11 @@ from mlflow.store.entities import PagedList
 
 from contract.errors import InputError
 from contract.names import DATASET_DIGEST, PRODUCTION, PROMOTIONS, STAGES
+from contract.outcomes import AWAITING, MOVES, NOTHING, PROMOTED, REFUSED, link
 from promoter.decision import Decision
 from promoter.lock import Claim
 from promoter.policy import Policy
 
-NOTHING = "nothing"  # instead of a version, where there was none
-ROLLBACK = "rollback"
-PROMOTED, REFUSED, AWAITING = "promoted", "refused", "awaiting approval"
-ARCHIVED, ROLLED_BACK, JUDGED = "archived", "rolled back", "passed the gate"
-APPROVED, WITHDRAWN = "approved", "withdrawn"  # of a decision that awaited approval
-MOVES = (PROMOTED, ARCHIVED, ROLLED_BACK)
 # Tags of a record: what the gate saw, as a key; as JSON the best of each guard once this is in production, and the
 # sha256 of the tables.
 EVIDENCE_KEY, BEST, TABLES = "evidence_key", "best_guards", "evidence_sha256"
@@ -50,6 +45,11 @@ class Entry:
     by: str
     why: str
 
+    @property
+    def what(self) -> str:
+        """In a few words, what it is about."""
+        return self.model if self.version == NOTHING else f"{self.model} version {self.version} → {self.stage}"
+
 
 def write(
     claim: Claim, entry: Entry, decision: Decision | None, tags: Mapping[str, str], files: Mapping[str, str]
@@ -58,7 +58,7 @@ def write(
     client, run_id = claim.client, claim.run_id
     claim.check()
     claim.keep()
-    values = {**asdict(entry), "mlflow.runName": f"{entry.model} {entry.version} → {entry.stage}", **tags}
+    values = {**asdict(entry), "mlflow.runName": entry.what, **tags}
     values["decided_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     figures: list[Metric] = []
     if decision is not None:
@@ -87,9 +87,9 @@ def finish(claim: Claim, run_id: str) -> None:
     claim.client.set_terminated(run_id, "FINISHED")
 
 
-def link(run: Run) -> str:
-    """Where the MLflow UI shows a record's report; relative to the server, whatever its address."""
-    return f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/decision.html"
+def report_of(run: Run) -> str:
+    """Where the MLflow UI shows a record's report; relative to the server."""
+    return link(run.info.experiment_id, run.info.run_id)
 
 
 def of_version(client: MlflowClient, model: str, version: str) -> list[Run]:

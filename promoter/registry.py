@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from contract import names, tracking
-from contract.errors import InputError, shortened
+from contract.errors import InputError, RatchetError, shortened
 from contract.metrics import Direction
 from contract.names import ARCHIVED, PREVIOUS, PRODUCTION, STAGING
 from promoter.ledger import Judged
@@ -97,6 +97,33 @@ def staged(client: MlflowClient, name: str) -> list[ModelVersion]:
         if alias in (STAGING, PRODUCTION, PREVIOUS) and number not in found:
             found[number] = version(client, name, number)
     return list(found.values())
+
+
+class Frozen(RatchetError):
+    """Nothing is promoted at present, by somebody's decision."""
+
+
+def frozen_by(client: MlflowClient, name: str) -> str | None:
+    """The run of the record by which a model was frozen; None where it is not."""
+    found: str | None = client.get_registered_model(name).tags.get(names.FROZEN)
+    return found
+
+
+def refuse_frozen(client: MlflowClient, name: str) -> None:
+    """Raise Frozen for a model that is."""
+    if (run_id := frozen_by(client, name)) is None:
+        return
+    try:
+        tags = client.get_run(run_id).data.tags
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        tags = {}
+    by = f" by {tags['by']} ({tags['why']}, {tags['decided_at']})" if "decided_at" in tags else ""
+    raise Frozen(
+        f"{name} is frozen{by}: no version goes to Staging or Production. `promoter unfreeze --reason …` ends that; "
+        "`promoter rollback` goes on working."
+    )
 
 
 class NothingToCompare(InputError):

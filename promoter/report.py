@@ -53,7 +53,7 @@ def files(entry: Entry, decision: Decision | None) -> dict[str, str]:
 
 def markdown(entry: Entry, decision: Decision | None) -> str:
     """The record as Markdown, for a colleague, a pull request or a step summary."""
-    lines = [f"## {entry.model} version {entry.version} → {entry.stage}: {entry.outcome}", "", f"{entry.why}.", ""]
+    lines = [f"## {entry.what}: {entry.outcome}", "", f"{entry.why}.", ""]
     if entry.replaces != "nothing":
         lines += [f"By {entry.by} ({entry.action}). Before: version {entry.replaces}.", ""]
     else:

@@ -18,15 +18,16 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from contract import names
+from contract import names, outcomes
 from contract.errors import Busy, InputError
 from contract.names import ARCHIVED, DATASET_DIGEST, PREVIOUS, PRODUCTION, REPLACED_BY, STAGE, STAGES, STAGING
+from contract.outcomes import FREEZE, NOTHING, ROLLBACK
 from promoter import ledger, lock, records, registry, report
 from promoter.decision import Decision
 from promoter.lock import Claim
-from promoter.records import NOTHING, ROLLBACK, Entry
+from promoter.records import Entry
 
-NO_GATE = (records.ROLLED_BACK, records.ARCHIVED)  # decided by a person alone
+NO_GATE = (outcomes.ROLLED_BACK, outcomes.ARCHIVED)  # decided by a person alone
 MOVE_TAGS = (names.PROMOTED_AT, names.PROMOTED_BY, names.PROMOTION_RUN)  # of a version: the last move that it made
 LONGEST = 1800, 850  # characters in a description, of the user and of a decision; PostgreSQL's column has 5,000
 OURS = "\n\n---\n*Decided by the promoter:*\n\n"  # in a version's description: from here on it writes it
@@ -53,7 +54,7 @@ class Move:
         )
 
 
-def promote(claim: Claim, move: Move, decision: Decision | None, outcome: str = records.PROMOTED) -> Entry:
+def promote(claim: Claim, move: Move, decision: Decision | None, outcome: str = outcomes.PROMOTED) -> Entry:
     """Put a version into Staging or Production, and record it."""
     client, version, alias = claim.client, move.version, move.stage.lower()
     name, number = version.name, str(version.version)
@@ -95,7 +96,7 @@ def rollback(claim: Claim | None, client: MlflowClient, name: str, reason: str, 
     if PRODUCTION not in found and target is None:  # somebody has emptied it by hand
         target = registry.last_production(client, name)
         decisions = records.of_version(client, name, target) if target is not None else []
-        if decisions and decisions[0].data.tags["outcome"] == records.ARCHIVED:
+        if decisions and decisions[0].data.tags["outcome"] == outcomes.ARCHIVED:
             target = None
     if target is None or target == found.get(PRODUCTION):
         raise InputError(
@@ -105,19 +106,36 @@ def rollback(claim: Claim | None, client: MlflowClient, name: str, reason: str, 
         )
     move = Move(registry.version(client, name, target), "Production", ROLLBACK, by, reason, found)
     if claim is None:
-        return move.entry(records.ROLLED_BACK)
-    return promote(claim, move, None, records.ROLLED_BACK)
+        return move.entry(outcomes.ROLLED_BACK)
+    return promote(claim, move, None, outcomes.ROLLED_BACK)
 
 
 def archive(claim: Claim | None, version: ModelVersion, reason: str, by: str) -> Entry:
     """Take a version out for good; without a claim only say so. Raises InputError for the one in production."""
     if PRODUCTION in version.aliases:
         raise InputError(f"Version {version.version} is in production. Put another there first (promote or rollback).")
-    entry = Move(version, ARCHIVED, "archive", by, reason, {}).entry(records.ARCHIVED)
+    entry = Move(version, ARCHIVED, "archive", by, reason, {}).entry(outcomes.ARCHIVED)
     if claim is not None:
         client, number = claim.client, str(version.version)
         records.write(claim, entry, None, {}, report.files(entry, None))
         _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, version.name, number)])
+        settle(claim)
+    return entry
+
+
+def freeze(claim: Claim | None, client: MlflowClient, name: str, action: str, reason: str, by: str) -> Entry:
+    """Let no version of the model into Staging or Production any more (FREEZE), or again (UNFREEZE).
+
+    Without a claim only say so.
+    """
+    outcome = outcomes.FROZEN if action == FREEZE else outcomes.UNFROZEN
+    entry = Entry(name, NOTHING, STAGES[PRODUCTION], NOTHING, NOTHING, action, outcome, by, reason)
+    if claim is not None:
+        records.write(claim, entry, None, {}, report.files(entry, None))
+        if action == FREEZE:
+            _write(claim, client.set_registered_model_tag, name, names.FROZEN, claim.run_id)
+        else:
+            _write(claim, client.delete_registered_model_tag, name, names.FROZEN)
         settle(claim)
     return entry
 
@@ -133,7 +151,7 @@ def settle(claim: Claim) -> list[Run]:
     if claim.kept:
         left.append(client.get_run(claim.run_id))
     left.sort(key=lambda run: run.info.start_time)
-    done = [run for run in left if _follow_up(claim, run.data.tags)]
+    done = [run for run in left if _follow_up(claim, run)]
     for run in left:
         if run not in done and run.info.run_id != claim.run_id:
             with _where_it_exists():  # one that only slept may withdraw its claim just now
@@ -159,11 +177,15 @@ def settle(claim: Claim) -> list[Run]:
     return done
 
 
-def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
+def _follow_up(claim: Claim, run: Run) -> bool:
     """Do what follows from a record whose alias has moved. Returns whether it has; an archival moves none itself."""
+    tags = run.data.tags
     client, name, number = claim.client, claim.model, tags.get("version", "")
     by_alias, outcome = registry.aliases(client, name), tags.get("outcome")
-    if outcome == records.ARCHIVED:
+    if outcome in (outcomes.FROZEN, outcomes.UNFROZEN):
+        frozen = client.get_registered_model(name).tags.get(names.FROZEN)
+        return frozen == run.info.run_id if outcome == outcomes.FROZEN else frozen is None
+    if outcome == outcomes.ARCHIVED:
         if by_alias.get(PRODUCTION) == number:
             return False
         for alias in [alias for alias, named in by_alias.items() if named == number]:
@@ -172,7 +194,7 @@ def _follow_up(claim: Claim, tags: dict[str, str]) -> bool:
             # After the aliases: none names an archived version.
             _write(claim, client.set_model_version_tag, name, number, STAGE, ARCHIVED)
         return True
-    if outcome not in (records.PROMOTED, records.ROLLED_BACK) or by_alias.get(tags["stage"].lower()) != number:
+    if outcome not in (outcomes.PROMOTED, outcomes.ROLLED_BACK) or by_alias.get(tags["stage"].lower()) != number:
         return False
     with _where_it_exists():
         _tell_who_follows(claim, tags)
@@ -210,8 +232,9 @@ def _take_back(claim: Claim, run: Run) -> None:
         _write(claim, client.delete_run, run.info.run_id)
         return
     with _where_it_exists():
-        _tell(claim, number, records.of_version(client, name, number))
-        if tags.get("outcome") in (records.PROMOTED, records.ROLLED_BACK):
+        if number != NOTHING:  # then it was about the model
+            _tell(claim, number, records.of_version(client, name, number))
+        if tags.get("outcome") in (outcomes.PROMOTED, outcomes.ROLLED_BACK):
             if tags["moved_from"] != NOTHING:
                 _write(claim, client.set_model_version_tag, name, number, STAGE, tags["moved_from"])
             else:
@@ -249,7 +272,7 @@ def _tell(claim: Claim, number: str, decisions: list[Run], more: str = "") -> No
     version = client.get_model_version(name, number)
     wanted: dict[str, str] = {}
     moved = next(
-        (run for run in decisions if run.data.tags["outcome"] in (records.PROMOTED, records.ROLLED_BACK)), None
+        (run for run in decisions if run.data.tags["outcome"] in (outcomes.PROMOTED, outcomes.ROLLED_BACK)), None
     )
     by_gate = next((run for run in decisions if run.data.tags["outcome"] not in NO_GATE), None)
     if by_gate is not None:
@@ -278,4 +301,4 @@ def _in_words(run: Run) -> str:
     """A decision as a line of Markdown."""
     tags = run.data.tags
     what = f"**{tags['stage']}: {tags['outcome']}** by {tags['by']}, {tags['decided_at']}. {tags['why']}"
-    return f"{what[: LONGEST[1]]}. [Report]({records.link(run)})"
+    return f"{what[: LONGEST[1]]}. [Report]({records.report_of(run)})"

@@ -27,7 +27,7 @@ OF_PROMOTER = frozenset(
 )
 OF_SERVING = frozenset({names.REFUSED})
 OURS = OF_TRAINER | OF_PROMOTER | OF_SERVING
-MODELS_TAGS = (names.LEDGER, names.LAST_PRODUCTION, names.BEST_GUARDS)  # how the promoter's tags of a model begin
+MODELS_TAGS = (names.LEDGER, names.LAST_PRODUCTION, names.BEST_GUARDS, names.FROZEN)  # how the promoter's begin
 
 # What a version may be made of: those whose owner MLflow looks up, for tracking reads any place in S3 that one names.
 SOURCES = ("mlflow-artifacts:", "runs:", "models:")

@@ -15,15 +15,16 @@ from serving.supervisor.state import State
 LABELS = ("version", "language", "user", "repository")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60)
 
-requests = Counter("ratchet_requests", "Requests answered", ["path", "status", "version"])
+requests = Counter("ratchet_requests", "Requests answered", ["path", "status", "version", "user"])
 request_seconds = Histogram(
     "ratchet_request_seconds", "From a request to the end of its answer", ["path", "version"], buckets=SECONDS
 )
-queue_seconds = Histogram(
-    "ratchet_queue_seconds", "A completion's wait until it is begun", ["version"], buckets=SECONDS
+completion_seconds = Histogram(
+    "ratchet_completion_seconds", "From a request for completions to the end of its answer", LABELS, buckets=SECONDS
 )
+queue_seconds = Histogram("ratchet_queue_seconds", "A completion's wait until it is begun", LABELS, buckets=SECONDS)
 first_token_seconds = Histogram(
-    "ratchet_first_token_seconds", "From a completion's arrival to its first token", ["version"], buckets=SECONDS
+    "ratchet_first_token_seconds", "From a completion's arrival to its first token", LABELS, buckets=SECONDS
 )
 batch_size = Histogram(
     "ratchet_batch_size",

@@ -71,7 +71,7 @@ class Edge:
                     path
                 )(scope, receive, sending)
         finally:
-            self._count(scope, path, str(known["failed"] or status), known["live"], time.monotonic() - began)
+            self._count(scope, known, str(known["failed"] or status), time.monotonic() - began)
 
     def _admit(self, headers: Headers, path: str, known: dict[str, Any]) -> None:
         """Raise Refusal for whom no token lets in, and for too large a body."""
@@ -87,7 +87,7 @@ class Edge:
                     "The token is not known here. `python -m serving.gateway.tokens add NAME` makes one.",
                     code="invalid_api_key",
                 )
-            known["user"] = owner
+            known["user"] = owner.name
         size = headers.get("content-length", "")
         if size.isdecimal() and int(size) > self.gateway.settings.serving_max_body_bytes:
             raise too_large(self.gateway.settings.serving_max_body_bytes)
@@ -107,9 +107,10 @@ class Edge:
 
         return limited
 
-    def _count(self, scope: Scope, path: str, status: str, live: Live | None, seconds: float) -> None:
+    def _count(self, scope: Scope, known: dict[str, Any], status: str, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None)
         label = str(route) if route else "other"  # paths that do not exist are many
+        live: Live | None = known["live"]
         version = live.version if live else ""
-        metrics.requests.labels(label, status, version).inc()
+        metrics.requests.labels(label, status, version, known["user"]).inc()
         metrics.request_seconds.labels(label, version).observe(seconds)

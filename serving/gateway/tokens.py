@@ -4,83 +4,22 @@ python -m serving.gateway.tokens add ada --file .secrets/serving_tokens   # prin
 python -m serving.gateway.tokens list --file .secrets/serving_tokens
 python -m serving.gateway.tokens remove ada --file .secrets/serving_tokens
 
-One line for each token, `name:sha256`. A token is 32 random bytes, so a plain hash cannot be turned back. The gateway
-reads the file again when it has changed. Without a file everybody may ask.
+The file is that of contract/tokens.py; the gateway reads it again when it has changed. Without one everybody may ask.
 """
 
 import hashlib
-import hmac
-import logging
 import os
-import re
 import secrets
 from pathlib import Path
 
 import click
 
 from contract.errors import InputError, disk_full
-
-log = logging.getLogger(__name__)
-NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
+from contract.tokens import NAME, Owner, line_of, parse
 
 
-class Tokens:
-    """The tokens of a file; None as its path lets everybody in, a file that is gone nobody."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._seen: tuple[int, int, int] | None = None
-        self._hashes: dict[str, str] = {}
-
-    @property
-    def needed(self) -> bool:
-        return self.path is not None
-
-    def owner(self, token: str) -> str | None:
-        """The name of a token's owner, or None for a token that is not in the file."""
-        self._read()
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        found = [name for name, known in self._hashes.items() if hmac.compare_digest(known, digest)]
-        return found[0] if found else None
-
-    def _read(self) -> None:
-        assert self.path is not None
-        try:
-            stat = self.path.stat()
-            seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-            if seen != self._seen:
-                self._seen = seen
-                self._hashes = parse(self.path.read_text(encoding="utf-8"))
-        except OSError:
-            self._hashes, self._seen = {}, None
-        except (InputError, UnicodeDecodeError):
-            # It is being written, or broken: what was known holds until it can be read.
-            log.error("%s cannot be read as tokens: those that were known before go on", self.path)
-
-
-def parse(text: str) -> dict[str, str]:
-    """name → sha256 of a file's text. Raises InputError for a line that is neither a token, empty nor a comment."""
-    found = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        match = LINE.fullmatch(line.strip())
-        if match is None:
-            raise InputError(
-                f"Line {number} is not a token. Expected name:sha256, as `python -m serving.gateway.tokens add` writes"
-            )
-        found[match[1]] = match[2]
-    return found
-
-
-def new_line(name: str) -> tuple[str, str]:
-    """A new token, and its line for the file."""
-    token = f"rt-{secrets.token_urlsafe(32)}"
-    return token, f"{name}:{hashlib.sha256(token.encode()).hexdigest()}\n"
-
-
-def _load(path: Path) -> dict[str, str]:
+def _load(path: Path) -> dict[str, Owner]:
+    """sha256 → owner."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -125,16 +64,18 @@ _file = click.option(
 
 @main.command()
 @click.argument("name")
+@click.option("--admin", is_flag=True, help="It may approve, roll back and freeze on serving's page too.")
 @_file
-def add(name: str, path: Path) -> None:
+def add(name: str, path: Path, admin: bool) -> None:
     """Make a token for NAME, and print it. It cannot be shown again."""
     if not NAME.fullmatch(name):
         raise InputError(f"NAME is {name!r}. Expected letters, digits, '.', '_' and '-', 64 at most.")
     known = _load(path)
-    if name in known:
+    if any(owner.name == name for owner in known.values()):
         raise InputError(f"'{name}' has a token in {path} already. Remove it first, or take another name.")
-    token, line = new_line(name)
-    _store(path, "".join(f"{other}:{digest}\n" for other, digest in known.items()) + line)
+    token = f"rt-{secrets.token_urlsafe(32)}"
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    _store(path, "".join(line_of(digest, owner) for digest, owner in {**known, digest: Owner(name, admin)}.items()))
     click.echo(token)
 
 
@@ -144,18 +85,19 @@ def add(name: str, path: Path) -> None:
 def remove(name: str, path: Path) -> None:
     """Take NAME's token back: from the next request on it is refused."""
     known = _load(path)
-    if name not in known:
-        raise InputError(f"'{name}' has no token in {path}. It holds: {', '.join(known) or 'none'}.")
-    del known[name]
-    _store(path, "".join(f"{other}:{digest}\n" for other, digest in known.items()))
+    left = {digest: owner for digest, owner in known.items() if owner.name != name}
+    if len(left) == len(known):
+        names = ", ".join(owner.name for owner in known.values()) or "none"
+        raise InputError(f"'{name}' has no token in {path}. It holds: {names}.")
+    _store(path, "".join(line_of(digest, owner) for digest, owner in left.items()))
 
 
 @main.command("list")
 @_file
 def list_(path: Path) -> None:
-    """Print the names that have a token."""
-    for name in _load(path):
-        click.echo(name)
+    """Print the names that have a token; administrators' with `admin` behind them."""
+    for owner in _load(path).values():
+        click.echo(f"{owner.name} admin" if owner.admin else owner.name)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from contract.messages import CompletionUsage
+from contract.tokens import Tokens
 from serving.gateway import metrics
 from serving.gateway.engine_client import EngineClient
 from serving.gateway.events.facts import Completion, digest, language_of, repository_of
 from serving.gateway.events.sender import Sender
 from serving.gateway.events.store import Store
-from serving.gateway.tokens import Tokens
 from serving.settings import RunSettings
 from serving.supervisor.state import Live
 
@@ -57,9 +57,15 @@ class Gateway:
     async def record(self, request: Request, answered: "Answered") -> None:
         """Count what a request took, and keep its facts: from then on events may come in."""
         live: Live = request.state.live
+        user: str = request.state.user
+        language = language_of(answered.file, answered.language)
+        repository = repository_of(answered.repository)[:LONGEST_REPOSITORY]
+        ended_ns = time.time_ns()
+        labels = self.store.labels(live.version, language, user, repository)
+        metrics.completion_seconds.labels(*labels).observe(max(0, ended_ns - answered.began_ns) / 1e9)
         for usage in answered.usages:
-            metrics.queue_seconds.labels(live.version).observe(usage["queue_s"])
-            metrics.first_token_seconds.labels(live.version).observe(usage["first_token_s"])
+            metrics.queue_seconds.labels(*labels).observe(usage["queue_s"])
+            metrics.first_token_seconds.labels(*labels).observe(usage["first_token_s"])
             metrics.batch_size.labels(live.version).observe(usage["batch"])
             metrics.prompt_tokens.labels(live.version).inc(usage["prompt_tokens"])
             metrics.completion_tokens.labels(live.version).inc(usage["completion_tokens"])
@@ -68,15 +74,15 @@ class Gateway:
             id=answered.id,
             request_id=request.state.request_id,
             path=request.url.path,
-            user=request.state.user,
+            user=user,
             model=live.model,
             version=live.version,
             run_id=live.run_id,
             models_id=live.models_id,
-            language=language_of(answered.file, answered.language),
-            repository=repository_of(answered.repository)[:LONGEST_REPOSITORY],
+            language=language,
+            repository=repository,
             began_ns=answered.began_ns,
-            ended_ns=time.time_ns(),
+            ended_ns=ended_ns,
             prompt_tokens=sum(usage["prompt_tokens"] for usage in answered.usages),
             completion_tokens=sum(usage["completion_tokens"] for usage in answered.usages),
             queue_s=max((usage["queue_s"] for usage in answered.usages), default=0.0),

@@ -104,6 +104,8 @@ def kill_at_each_write(
 
 def put(client: MlflowClient, model: str, wanted: dict[str, str]) -> None:
     """Aliases and stages of versions 1 and 2 as they are wanted, without a promoter, which would take seconds."""
+    if "frozen" in client.get_registered_model(model).tags:
+        client.delete_registered_model_tag(model, "frozen")
     for alias in aliases(client, model).keys() - wanted.keys():
         client.delete_registered_model_alias(model, alias)
     for alias, number in wanted.items():
@@ -131,6 +133,7 @@ def put(client: MlflowClient, model: str, wanted: dict[str, str]) -> None:
         (("rollback",), {"production": "2", "previous": "1"}, {"production": "1"}, 10, (0, 2)),
         (("archive", "--version", "2"), {"production": "1", "staging": "2"}, {"production": "1"}, 8, (0,)),
         (("gate", "--version", "2"), {"production": "1", "staging": "2"}, {"production": "1", "staging": "2"}, 8, (0,)),
+        (("freeze", "--reason", "t"), {"production": "1"}, {"production": "1"}, 6, (0,)),
     ],
 )
 def test_killed_at_each_write(

@@ -577,3 +577,37 @@ def test_a_server_that_fails_is_asked_again_a_few_times_and_people_are_told(monk
     assert result.exit_code == 3, result.output
     assert result.output.count("asking it again …") == 1
     assert "did not do its work" in result.output
+
+
+def test_a_frozen_model_lets_nothing_in_and_rolls_back(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    better = registry.add(-0.3)
+    registry.promote(better)
+    best = registry.add(-0.6)
+    assert registry.json("freeze", "--by", "ada", "--reason", "a release is on its way")["outcome"] == "frozen"
+    for command in (("auto-promote", "--stage", "Production"), ("promote", "--version", best, *FORCE)):
+        said = registry.run(*command, expected=1)
+        assert "frozen by ada (a release is on its way" in said
+        assert "promoter unfreeze" in said
+    assert "frozen already" in registry.run("freeze", "--reason", "once more")
+    assert registry.json("gate", "--version", best)["outcome"] == "passed the gate"
+    registry.run("rollback", "--reason", "it writes nonsense")
+    assert registry.aliases["production"] == "1"
+    registry.run("unfreeze", "--by", "ada", "--reason", "it is out")
+    assert "not frozen" in registry.run("unfreeze", "--reason", "once more")
+    registry.run("auto-promote", "--stage", "Production")
+    assert registry.aliases["production"] == best
+    history = registry.json("history")
+    assert [entry["outcome"] for entry in history][:4] == ["promoted", "unfrozen", "rolled back", "frozen"]
+    assert "# " + f"{registry.model}: frozen" in registry.run("freeze", "--reason", "t", "--format", "markdown")
+
+
+def test_an_approval_waits_while_the_model_is_frozen(registry: Registry) -> None:
+    registry.promote(registry.add(0.0))
+    waiting = registry.add(-0.3)
+    registry.run("auto-promote", "--policy", "approval", "--stage", "Production")
+    registry.run("freeze", "--reason", "t")
+    registry.run("approve", "--by", "ada", "--reason", "read it", expected=1)
+    registry.run("unfreeze", "--reason", "t")
+    registry.run("approve", "--by", "ada", "--reason", "read it")
+    assert registry.aliases["production"] == waiting

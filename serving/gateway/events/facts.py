@@ -61,6 +61,11 @@ class Completion:
         return sum(self.choices)
 
     @property
+    def seconds(self) -> float:
+        """From the request to the end of its answer."""
+        return max(0.0, (self.ended_ns - self.began_ns) / 1e9)
+
+    @property
     def trace_id(self) -> str:
         return trace_id(self.id)
 

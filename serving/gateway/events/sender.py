@@ -222,6 +222,8 @@ class Sender:
             values["viewed"] = True
         if "shown_ms" in told:
             values["shown_ms"] = told["shown_ms"]
+        if "acceptance" in told:
+            values["acceptance"] = float(told["acceptance"])
         if "kept" in told:
             seconds, share = told["kept"]
             values[f"kept_{seconds}s"] = share

@@ -1,13 +1,15 @@
 """One SQLite file for all workers: completions of the last hours, what is on its way to MLflow, and counts.
 
-What the gateway has said yes to is here, whatever is killed afterwards. Nothing stays: what has arrived in MLflow is
-deleted, and a completion is forgotten once nobody tells of it any more. Counts are what /metrics shows.
+What the gateway has said yes to is here, whatever is killed afterwards. Nothing stays but counts: what has arrived in
+MLflow is deleted, and a completion is forgotten once nobody tells of it any more. /metrics shows the counts since the
+file was made, the page those by day.
 """
 
 import collections
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -25,9 +27,11 @@ from serving.gateway.events.facts import OTHER, Completion
 log = logging.getLogger(__name__)
 FORGET_S = 3 * 3600.0  # the last that is told of a completion comes ten minutes after it
 FORGET_EVERY_S = 300.0
+KEEP_DAYS = 400
 LONG_ENOUGH_MS = 750  # a completion that was seen for less was not looked at
 MOST_SERIES = 2000  # of counts; what comes later is counted as `other`
 MOST_HELD = 10_000  # writes in memory while the disk is full
+STEP, STEP_RATIO = "@", 1.25  # between a duration's name and its step; how much longer each step is
 AFTER_S = (30, 120, 600)  # when it is asked what is left of a completion
 Statement = tuple[str, tuple[Any, ...]]
 TABLES = """
@@ -41,6 +45,8 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS counts (
   host TEXT, name TEXT, version TEXT, language TEXT, user TEXT, repository TEXT, value REAL,
   PRIMARY KEY (host, name, version, language, user, repository));
+CREATE TABLE IF NOT EXISTS days (
+  day TEXT, name TEXT, version TEXT, value REAL, PRIMARY KEY (day, name, version)) WITHOUT ROWID;
 """
 
 
@@ -130,7 +136,7 @@ class Store:
         if completion.texts and self._size() > self.most_bytes:
             metrics.texts_dropped.inc()
             facts["texts"] = {}
-        labels = self._labels(completion.version, completion.language, completion.user, completion.repository)
+        labels = self.labels(completion.version, completion.language, completion.user, completion.repository)
         statements = [
             (
                 "INSERT INTO completion (id, made, user, labels, choices, prompt_hash, completion_hash) "
@@ -142,16 +148,23 @@ class Store:
                 ),
             ),
             _queued("trace", completion.id, facts),
-            self._counted("completions", labels, 1),
-            *([self._counted("empty", labels, 1)] if not completion.characters else []),
-            *([self._counted("cut_off", labels, 1)] if completion.cut_off else []),
         ]
+        now = time.time()
+        for name, counts in (
+            ("completions", True),
+            ("empty", not completion.characters),
+            ("cut_off", completion.cut_off),
+        ):
+            if counts:
+                statements += self._counted(name, labels, 1, now)
+        for name, seconds in (("seconds", completion.seconds), ("first_token", completion.first_token_s)):
+            statements.append(_of_day(now, f"{name}{STEP}{step_of(seconds)}", completion.version, 1))
         self._do(lambda: self._execute(statements), Known(completion.id, completion.user))
         self._forget()
 
     def begun(self, id: str, user: str, version: str, language: str, repository: str) -> None:
         """Know a completion whose answer is on its way: events may come before it is whole."""
-        labels = json.dumps(self._labels(version, language, user, repository))
+        labels = json.dumps(self.labels(version, language, user, repository))
         statement = "INSERT OR IGNORE INTO completion (id, made, user, labels, choices) VALUES (?, ?, ?, ?, '[]')"
         self._do(lambda: self._execute([(statement, (id, time.time(), user, labels))]), Known(id, user))
 
@@ -176,7 +189,7 @@ class Store:
 
     def adopt(self, id: str, user: str, facts: dict[str, Any]) -> None:
         """Take a completion in that another serving, or an earlier one, has answered."""
-        labels = self._labels(facts["version"], facts["language"], user, facts["repository"])
+        labels = self.labels(facts["version"], facts["language"], user, facts["repository"])
         shown_ms, accepted = facts.get("shown_ms"), facts.get("accepted")
         counted = int(_looked_at(shown_ms) and bool(accepted))
         statement = (
@@ -195,7 +208,8 @@ class Store:
     def _tell(self, event: Event) -> None:
         with self._write() as connection:
             found = connection.execute(
-                "SELECT user, labels, choices, viewed, shown_ms, accepted, counted, kept FROM completion WHERE id = ?",
+                "SELECT user, labels, choices, viewed, shown_ms, accepted, counted, kept, made FROM completion "
+                "WHERE id = ?",
                 (event.completion,),
             ).fetchone()
             if found is not None:
@@ -204,7 +218,7 @@ class Store:
 
     def _news(self, event: Event, found: Sequence[Any]) -> list[Statement]:
         """The statements for what an event adds to a completion's row."""
-        user, labels_json, choices_json, viewed, shown_ms, accepted, counted, kept_json = found
+        user, labels_json, choices_json, viewed, shown_ms, accepted, counted, kept_json, made = found
         labels: list[str] = json.loads(labels_json)
         choices: list[int] = json.loads(choices_json)
         characters = choices[event.choice] if event.choice < len(choices) else 0
@@ -233,6 +247,8 @@ class Store:
         if not news and event.comment is None:
             return []
         told = {name: value for name, value in news.items() if name not in ("kept", "counted")}
+        if "shown" in counts or "accepted" in counts:  # so MLflow's mean of it is our acceptance rate
+            told["acceptance"] = int(news.get("counted", counted))
         if "kept" in news and event.kept is not None:
             told["kept"] = [event.kept[0], min(event.kept[1], characters) / characters if characters else 0.0]
         if event.comment is not None:
@@ -241,7 +257,10 @@ class Store:
         if news:
             columns = ", ".join(f"{name} = ?" for name in news)
             statements.append((f"UPDATE completion SET {columns} WHERE id = ?", (*news.values(), event.completion)))
-        return statements + [self._counted(name, labels, value) for name, value in counts.items() if value]
+        for name, value in counts.items():
+            if value:
+                statements += self._counted(name, labels, value, made)
+        return statements
 
     def counts(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
         """(name, labels, value) of all that was counted on this machine."""
@@ -252,6 +271,11 @@ class Store:
             )
         for name, *labels, value in rows:
             yield name, tuple(labels), value
+
+    def days(self, last: int) -> list[tuple[str, str, str, float]]:
+        """(day, name, version, value) of what was counted in the last days, of all replicas that share the file."""
+        since = _day(time.time() - (last - 1) * 86_400)
+        return self._read("SELECT day, name, version, value FROM days WHERE day >= ? ORDER BY day", (since,))
 
     def waiting(self, most: int) -> list[tuple[int, str, str, dict[str, Any]]]:
         """The first (number, kind, completion, body) that are on their way to MLflow."""
@@ -320,14 +344,15 @@ class Store:
             for statement in statements:
                 connection.execute(*statement)
 
-    def _counted(self, name: str, labels: Sequence[str], value: float) -> Statement:
+    def _counted(self, name: str, labels: Sequence[str], value: float, made: float) -> list[Statement]:
+        """The statements that count something of a completion that was made then: for /metrics, and by day."""
         statement = (
             f"INSERT INTO counts (host, name, {', '.join(metrics.LABELS)}, value) VALUES (?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET value = value + excluded.value"
         )
-        return statement, (self.host, name, *labels, value)
+        return [(statement, (self.host, name, *labels, value)), _of_day(made, name, labels[0], value)]
 
-    def _labels(self, version: str, language: str, user: str, repository: str) -> tuple[str, str, str, str]:
+    def labels(self, version: str, language: str, user: str, repository: str) -> tuple[str, str, str, str]:
         """As labels: once there are many combinations, the repository and the user of new ones are `other`."""
         labels = (version, language, user, repository)
         if labels not in self._series:
@@ -345,8 +370,14 @@ class Store:
     def _forget(self) -> None:
         if time.monotonic() > self._forgotten + FORGET_EVERY_S:
             self._forgotten = time.monotonic()
+            oldest = _day(time.time() - KEEP_DAYS * 86_400)
             with suppress(OSError, sqlite3.Error):
-                self._execute([("DELETE FROM completion WHERE made < ?", (time.time() - FORGET_S,))])
+                self._execute(
+                    [
+                        ("DELETE FROM completion WHERE made < ?", (time.time() - FORGET_S,)),
+                        ("DELETE FROM days WHERE day < ?", (oldest,)),
+                    ]
+                )
 
     def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
         """The rows; none where a full disk has kept the file from being made."""
@@ -381,6 +412,21 @@ class Store:
 def _is_broken(error: sqlite3.Error) -> bool:
     """Whether an error says that the file is not ours, or no database."""
     return any(words in str(error) for words in ("not a database", "malformed", "no such table", "no such column"))
+
+
+def step_of(seconds: float) -> int:
+    """The step of a scale of durations, of which each is a quarter longer than the one before; 0 is 10 ms."""
+    return round(math.log(max(seconds, 0.001) / 0.01, STEP_RATIO))
+
+
+def _day(seconds: float) -> str:
+    """The day, in UTC, of a time since 1970."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def _of_day(made: float, name: str, version: str, value: float) -> Statement:
+    statement = "INSERT INTO days VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
+    return statement, (_day(made), name, version, value)
 
 
 def _looked_at(shown_ms: int | None) -> bool:

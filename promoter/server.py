@@ -1,0 +1,56 @@
+"""The promoter's server: runs what administrators do on serving's page, under the promoter's own account.
+
+Serving, which anybody may ask and which runs models' code, has no right to move an alias. It passes on an
+administrator's request with their token, and this server believes nothing but the token.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from contract import actions, logs
+from contract.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+
+def create(tokens: Tokens, tracking_uri: str, public_url: str | None) -> FastAPI:
+    """The application. `tokens`: administrators' among them may ask."""
+    app = FastAPI(title="Ratchet promoter", openapi_url=None)
+    environment = {"MLFLOW_TRACKING_URI": tracking_uri, **({"TRACKING_PUBLIC_URL": public_url} if public_url else {})}
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.post(actions.PATH)
+    async def act(action: actions.Action, request: Request) -> Any:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        owner = tokens.owner(token.strip()) if scheme.lower() == "bearer" else None
+        if owner is None or not owner.admin:
+            return JSONResponse({"detail": "Expected the token of an administrator."}, 401 if owner is None else 403)
+        log.info("%s of %s by %s: %s", action.action, action.model, owner.name, action.reason)
+        result = await actions.run(action, owner.name, environment)
+        log.info("%s of %s by %s: exit code %d", action.action, action.model, owner.name, result.exit_code)
+        return asdict(result)
+
+    return app
+
+
+def serve(tokens_file: Path, host: str, port: int, tracking_uri: str, public_url: str | None) -> None:
+    """Listen until SIGTERM."""
+    logs.set_up("promoter")
+    config: Mapping[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 30}
+    uvicorn.run(create(Tokens(tokens_file), tracking_uri, public_url), host=host, port=port, **config)
+
+
+def tokens_file() -> str:
+    """Where the tokens are, as a rule."""
+    return os.environ.get("SERVING_TOKENS_FILE") or ".secrets/serving_tokens"
