@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import click
@@ -240,6 +241,29 @@ def history(uri: str, /, **given: Any) -> None:
     from promoter import commands
 
     commands.history(uri, **given)
+
+
+@main.command()
+@click.option("--host", envvar="PROMOTER_HOST", default="127.0.0.1", show_default=True, help="Interface to listen on.")
+@click.option("--port", envvar="PROMOTER_PORT", type=click.IntRange(1, 65535), default=8010, show_default=True)
+@click.option(
+    "--tokens-file",
+    envvar="SERVING_TOKENS_FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=".secrets/serving_tokens",
+    show_default=True,
+    show_envvar=True,
+    help="Serving's tokens; administrators' among them may ask.",
+)
+@click.pass_context
+def serve(context: click.Context, host: str, port: int, tokens_file: Path) -> None:
+    """Listen for what administrators do on serving's page, and run it as these commands. Ends at SIGTERM.
+
+    For a tracking server with logins: the promoter's account is here, and serving has none of its rights.
+    """
+    from promoter import server
+
+    server.serve(tokens_file, host, port, context.obj, context.find_root().params["public_url"])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ administrator's request with their token, and this server believes nothing but t
 """
 
 import logging
-import os
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from contract import actions, logs
+from contract.errors import InputError
+from contract.files import why_not_free
 from contract.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ def create(tokens: Tokens, tracking_uri: str, public_url: str | None) -> FastAPI
         owner = tokens.owner(token.strip()) if scheme.lower() == "bearer" else None
         if owner is None or not owner.admin:
             return JSONResponse({"detail": "Expected the token of an administrator."}, 401 if owner is None else 403)
-        log.info("%s of %s by %s: %s", action.action, action.model, owner.name, action.reason)
+        log.info("%s of %s by %s: %r", action.action, action.model, owner.name, action.reason)
         result = await actions.run(action, owner.name, environment)
         log.info("%s of %s by %s: exit code %d", action.action, action.model, owner.name, result.exit_code)
         return asdict(result)
@@ -45,12 +48,15 @@ def create(tokens: Tokens, tracking_uri: str, public_url: str | None) -> FastAPI
 
 
 def serve(tokens_file: Path, host: str, port: int, tracking_uri: str, public_url: str | None) -> None:
-    """Listen until SIGTERM."""
+    """Listen until SIGTERM. Raises InputError where that cannot be."""
+    if not tokens_file.is_file():
+        raise InputError(
+            f"--tokens-file is '{tokens_file}', which is no file. `python -m serving.gateway.tokens add NAME --admin "
+            f"--file {tokens_file}` makes one."
+        )
+    if why := why_not_free(host, port):
+        raise InputError(f"Cannot listen on {host}:{port}: {why}. Stop what runs there, or name another with --port.")
     logs.set_up("promoter")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn ends, and then passes the signal on
     config: Mapping[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 30}
     uvicorn.run(create(Tokens(tokens_file), tracking_uri, public_url), host=host, port=port, **config)
-
-
-def tokens_file() -> str:
-    """Where the tokens are, as a rule."""
-    return os.environ.get("SERVING_TOKENS_FILE") or ".secrets/serving_tokens"

@@ -150,13 +150,9 @@ class Store:
             _queued("trace", completion.id, facts),
         ]
         now = time.time()
-        for name, counts in (
-            ("completions", True),
-            ("empty", not completion.characters),
-            ("cut_off", completion.cut_off),
-        ):
-            if counts:
-                statements += self._counted(name, labels, 1, now)
+        said = {"completions": True, "empty": not completion.characters, "cut_off": completion.cut_off}
+        for name in [name for name, is_so in said.items() if is_so]:
+            statements += self._counted(name, labels, 1, now)
         for name, seconds in (("seconds", completion.seconds), ("first_token", completion.first_token_s)):
             statements.append(_of_day(now, f"{name}{STEP}{step_of(seconds)}", completion.version, 1))
         self._do(lambda: self._execute(statements), Known(completion.id, completion.user))
