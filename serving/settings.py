@@ -19,6 +19,14 @@ class ServingSettings(BaseSettings):
     ratchet_home: Path = Field(default=Path("var"), description="Where the files of served versions are kept.")
     mlflow_tracking_uri: str = Field(default="http://127.0.0.1:5000", description="The tracking server.")
     serving_model: str = Field(default=pyfunc_model(DEFAULT_EXPERIMENT), description="The registered model.")
+    serving_promoter_url: str = Field(
+        default="",
+        description="The promoter's server (`promoter serve`), which does what administrators do on the page. Empty: "
+        "the promoter that is installed here does, with this process's rights.",
+    )
+    tracking_public_url: str = Field(
+        default="", description="Where people open the tracking server, for the page's links. Empty: the tracking URI."
+    )
     serving_alias: str = Field(default=PRODUCTION, description="The alias that is followed.")
     serving_wait: bool = Field(
         default=False, description="Where no version has the alias yet, wait for one and answer 503 until then."

@@ -6,7 +6,8 @@
     /tabby/v1/…                                           routes/tabby.py
     /v1/events /ingest/continue                           routes/events.py
     /status /metrics /feedback /webhook                   routes/operations.py
-    /openapi.json                                         what all of them take
+    / /login /logout /act                                 routes/page.py: for people
+    /openapi.json                                         what all but the page take
 
 Run by the supervisor: gunicorn "serving.gateway.app:create()".
 """
@@ -30,7 +31,7 @@ from serving.gateway.body import refusal_of
 from serving.gateway.errors import Refusal, too_large
 from serving.gateway.feedback import Feedbacks
 from serving.gateway.middleware import Edge
-from serving.gateway.routes import events, forms, infill, mlflow, openai, operations, tabby
+from serving.gateway.routes import events, forms, infill, mlflow, openai, operations, page, tabby
 from serving.gateway.worker import Gateway
 from serving.settings import RunSettings
 from serving.supervisor.state import end_with
@@ -59,8 +60,8 @@ def create() -> FastAPI:
         await gateway.engine.close()
 
     app = FastAPI(title="Ratchet serving", version=RELEASE, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.gateway, app.state.feedbacks = gateway, Feedbacks()
-    for routes in (mlflow, openai, infill, tabby, events, operations):
+    app.state.gateway, app.state.feedbacks, app.state.page = gateway, Feedbacks(), page.Page(gateway)
+    for routes in (mlflow, openai, infill, tabby, events, operations, page):
         app.include_router(routes.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -17,6 +17,7 @@ from serving.supervisor.state import Live
 
 log = logging.getLogger(__name__)
 OPEN = ("/ping", "/health", "/version", "/webhook")  # to everybody: they tell nothing, and cost nothing
+PAGES = ("/", "/login", "/logout", "/act")  # which let people in themselves, by a cookie too
 ABSOLUTE = re.compile(r"/?https?://[^/]*")  # a request's target as a proxy gets it
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499  # nginx's number for it: nobody reads it, but the metrics
@@ -76,7 +77,7 @@ class Edge:
     def _admit(self, headers: Headers, path: str, known: dict[str, Any]) -> None:
         """Raise Refusal for whom no token lets in, and for too large a body."""
         tokens = self.gateway.tokens
-        if tokens.needed and path not in OPEN:
+        if tokens.needed and path not in (*OPEN, *PAGES):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             if not token or scheme.lower() != "bearer":
                 raise Refusal(401, "No token was sent. Expected the header `Authorization: Bearer TOKEN`.")
