@@ -117,7 +117,8 @@ def _write_secret(path: Path, secret: str) -> None:
 
 
 def _write_token(path: Path) -> None:
-    """A first token for serving: itself for its owner alone (one that is there is kept); its hash for the container.
+    """A first token for serving, an administrator's: itself for its owner alone (one that is there is kept); its hash
+    for the container.
 
     As serving.gateway.tokens makes one; that needs more than Python, and this runs before anything is installed.
     """
@@ -129,7 +130,7 @@ def _write_token(path: Path) -> None:
         token = f"rt-{secrets.token_urlsafe(32)}"
         _replace(path.with_name(TOKEN), token, 0o400)
     # Written to later, by `python -m serving.gateway.tokens add`.
-    _replace(path, f"owner:{hashlib.sha256(token.encode()).hexdigest()}\n", 0o644)
+    _replace(path, f"owner:{hashlib.sha256(token.encode()).hexdigest()}:admin\n", 0o644)
 
 
 def _write_monitoring_token(path: Path, tokens: Path) -> None:

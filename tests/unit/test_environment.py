@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from contract.tokens import Owner, parse
 from infra import environment
-from serving.gateway.tokens import parse
 
 
 def mode(path: Path) -> int:
@@ -43,7 +43,8 @@ def test_secrets_are_random_long_and_out_of_the_env_file(tmp_path: Path) -> None
     assert one["serving_token"] not in one["serving_tokens"]
     hashed = {name: hashlib.sha256(one[token].encode()).hexdigest() for name, token in
               (("owner", "serving_token"), ("monitoring", "monitoring_token"))}  # fmt: skip
-    assert parse(one["serving_tokens"]) == hashed
+    assert {owner.name: digest for digest, owner in parse(one["serving_tokens"]).items()} == hashed
+    assert [owner.name for owner in parse(one["serving_tokens"]).values() if owner.admin] == ["owner"]
 
 
 def test_prometheus_gets_a_token_beside_those_that_are_there(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_prometheus_gets_a_token_beside_those_that_are_there(tmp_path: Path) -> 
     inode = tokens.stat().st_ino
     assert "a token for Prometheus" in " ".join(environment.write(tmp_path))
     token = (tmp_path / ".secrets" / "monitoring_token").read_text()
-    known = parse(tokens.read_text())
+    known = {owner.name: digest for digest, owner in parse(tokens.read_text()).items()}
     assert set(known) == {"owner", "ada", "monitoring"}
     assert known["monitoring"] == hashlib.sha256(token.encode()).hexdigest()
     assert tokens.stat().st_ino == inode  # a container sees the file that it was given
@@ -189,7 +190,7 @@ def test_a_token_that_is_there_is_kept_and_hashed(tmp_path: Path) -> None:
     (tmp_path / ".secrets" / "serving_token").write_text("rt-from-secrets-manager")
     environment.write(tmp_path, production=True)
     hashed = hashlib.sha256(b"rt-from-secrets-manager").hexdigest()
-    assert parse(secrets_of(tmp_path)["serving_tokens"]) == {"owner": hashed}
+    assert parse(secrets_of(tmp_path)["serving_tokens"]) == {hashed: Owner("owner", admin=True)}
 
 
 def test_a_database_password_is_the_owners_to_write(tmp_path: Path) -> None:

@@ -190,9 +190,9 @@ async def _act(request: Request, fields: dict[str, str]) -> Response:
     who = access.visitor(request, gateway)
     if who is None:
         return _login(request, "Log in first: nothing was done.", 401)
-    access.check(request, fields, who)
     if not who.may_act:
         raise Refusal(403, who.why_not)
+    access.check(request, fields, who)
     ok, text = await _done(request.app.state.page, fields, who)
     response = RedirectResponse("./", 303)
     access.say(request, response, ok, text)
