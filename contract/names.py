@@ -52,6 +52,13 @@ REPLACED_BY = "replaced_by"  # rule: a version that was replaced comes back by h
 VALIDATION = "validation_status"  # rule: `passed` is wanted on the way to production
 VALIDATED = "validated_tables"  # rule: first 16 digits of the sha256 of each table of it that was computed again
 
+# A tag of a version, written by whoever watches production: serving shows and counts it.
+DRIFT = "drift"  # what has drifted since it was trained; NO_DRIFT where somebody has looked and found nothing
+NO_DRIFT = "none"
+
+# A tag of the experiment of decision records, written once a backup is done (services/tracking/backups.py).
+BACKED_UP_AT = "backed_up_at"  # seconds since 1970
+
 # A tag of a version, written by serving.
 REFUSED = "serving_refused"  # filter: why it could not go live
 

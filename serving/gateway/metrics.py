@@ -10,6 +10,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from contract.messages import EngineStats
+from contract.names import NO_DRIFT
 from serving.supervisor.state import State
 
 LABELS = ("version", "language", "user", "repository")
@@ -102,6 +103,13 @@ class _Supervised(Collector):
         if live is not None:
             info.add_metric([live.model, live.version], 1)
         yield info
+        drift = GaugeMetricFamily("ratchet_drift", "Whether the version in production has drifted: 1", labels=["what"])
+        if state.drift:
+            drift.add_metric([state.drift[:100]], int(state.drift != NO_DRIFT))
+        yield drift
+        yield GaugeMetricFamily(
+            "ratchet_last_backup_timestamp_seconds", "When the last backup was done; 0: never", value=state.backed_up_at
+        )
         swaps = CounterMetricFamily("ratchet_swaps", "Changes of the live version", labels=["outcome"])
         swaps.add_metric(["live"], state.swaps)
         swaps.add_metric(["refused"], state.swaps_failed)

@@ -52,6 +52,8 @@ class State:
     pending: Pending | None = None
     draining: tuple[str, ...] = ()  # versions that answer what they had begun
     refused: dict[str, str] = field(default_factory=dict)  # version → why it was not let live
+    drift: str = ""  # the tag of the version that the alias names
+    backed_up_at: float = 0.0  # seconds since 1970, by the tracking server's tag; 0: never, as far as is known
     swaps: int = 0
     swaps_failed: int = 0
     restarts: int = 0

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from contract.errors import InputError, RatchetError, Unreachable
-from contract.names import MANIFEST_SHA256, PREVIOUS, PRODUCTION
+from contract.names import DRIFT, MANIFEST_SHA256, PREVIOUS, PRODUCTION
 from serving.settings import RunSettings, ServingSettings
 from serving.supervisor import state, versions
 from serving.supervisor.gateway_process import GatewayProcess
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 LONGEST_PAUSE_S = 60.0  # between attempts to get or start what fails
 SILENT_S = 60.0  # a live model that does not answer for so long is ended
+BACKUP_EVERY_S = 60.0  # it is asked when the last backup was
 LASTED_S = 60.0  # a process that lived so long was well: its next restart does not wait
 
 
@@ -90,7 +91,7 @@ class Supervisor:
         self.pause, self.not_before = 1.0, 0.0
         self.wanted: tuple[str, float] | None = None  # version and when it was first seen
         self.broken: str | None = None  # the version that the alias names, where its files are and nothing was live
-        self.asked_at = -1e9
+        self.asked_at = self.backup_asked_at = -1e9
         self.ended: int | None = None  # the exit code, where there is nothing to go on for
 
     def run(self) -> int:
@@ -135,7 +136,14 @@ class Supervisor:
             self.nudged = False
             self.asked_at = now
             self.asking = self._in_thread("asking", self._ask)
+        if now > self.backup_asked_at + BACKUP_EVERY_S:
+            self.backup_asked_at = now
+            self._in_thread("backup", self._ask_for_backup)
         self._tell(draining=tuple(version for version, _ in self.retiring))
+
+    def _ask_for_backup(self) -> None:
+        """In a thread of its own: the next version does not wait for it."""
+        self._tell(backed_up_at=versions.backed_up_at(self.settings) or self.state.backed_up_at)
 
     def _ask(self) -> Asked:
         """Look at the live model, and then for the alias. In a thread of its own; raises what `resolve` does."""
@@ -149,6 +157,7 @@ class Supervisor:
             self.silent_since = None
             running.process.stop()  # `_watch_model` starts it again
         version, broken = versions.resolve(self.settings), self.broken
+        self._tell(drift=version.tags.get(DRIFT, ""))
         if broken != str(version.version) or self.settings.serving_alias != PRODUCTION:
             return Asked(version, broken)
         return Asked(version, broken, versions.previous(self.settings))

@@ -18,7 +18,7 @@ from contract import fetching, manifest, versions
 from contract.errors import InputError, RatchetError, Unreachable
 from contract.files import try_lock, write_whole
 from contract.manifest import NotAsTrained
-from contract.names import MANIFEST_SHA256, PREVIOUS, PRODUCTION, REFUSED
+from contract.names import BACKED_UP_AT, MANIFEST_SHA256, PREVIOUS, PRODUCTION, PROMOTIONS, REFUSED
 from contract.tracking import RETRIES
 from contract.versions import UnknownVersion, VersionCode
 from serving.settings import ServingSettings
@@ -57,6 +57,18 @@ def previous(settings: ServingSettings) -> "ModelVersion | None":
         return _named(settings, PREVIOUS)
     except NotYet:
         return None
+
+
+def backed_up_at(settings: ServingSettings) -> float:
+    """When what the tracking server holds was last backed up, in seconds since 1970; 0: never, or nobody can say."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        experiment = MlflowClient(settings.mlflow_tracking_uri).get_experiment_by_name(PROMOTIONS)
+        return float(experiment.tags.get(BACKED_UP_AT, 0)) if experiment is not None else 0.0
+    except (MlflowException, ValueError):
+        return 0.0
 
 
 def _named(settings: ServingSettings, alias: str) -> "ModelVersion":

@@ -22,6 +22,7 @@ from pathlib import Path
 import click
 import mlflow
 import requests
+from sqlalchemy import create_engine, text
 
 from contract.names import PRODUCTION, PROMOTIONS, STAGES
 from contract.outcomes import AWAITING, PROMOTED, REFUSED
@@ -32,8 +33,10 @@ from serving.gateway.feedback import new_id
 from serving.settings import ServingSettings
 from tests.bench.registry import MODEL, fill
 from tests.support.events import completion
-from tests.support.serving import serving_process
+from tests.support.serving import register, serving_process
 from tests.support.tracking import Stack, make_stack, server
+from trainer.base_model import TINY, resolve
+from trainer.config import ModelConfig
 
 DAYS, A_DAY, LOOKS = 60, 10_000, 60
 WHY = "eval/nll_per_token 1.0620 (version {before}) → {after} (version {version}): {more} better, 1.0% better wanted"
@@ -45,11 +48,11 @@ def decide(stack: Stack, versions: int, count: int) -> None:
     client = stack.client
     experiment = client.create_experiment(PROMOTIONS)
     every = [1 + number * (versions - 1) // count for number in range(count)]
-    promoted = every[9::10]
+    promoted = every[8::10]
 
     def record(number: int) -> None:
         version = every[number]
-        outcome = PROMOTED if version in promoted else AWAITING if number == count - 1 else REFUSED
+        outcome = AWAITING if number == count - 1 else PROMOTED if version in promoted else REFUSED
         before = str(max([1, *(other for other in promoted if other < version)]))
         after, more = FIGURES[outcome]
         at = int(time.time()) - (count - number) * 4 * 3600
@@ -72,6 +75,20 @@ def decide(stack: Stack, versions: int, count: int) -> None:
         list(pool.map(record, range(count)))
     client.set_registered_model_alias(MODEL, PRODUCTION, str(promoted[-1]))
     client.set_registered_model_alias(MODEL, "previous", str(promoted[-2]))
+
+
+def live(stack: Stack, version: str) -> None:
+    """Have a version answer: a tiny model in its place."""
+    with tempfile.TemporaryDirectory() as folder:
+        number = register(stack, "tiny", resolve(ModelConfig(name=TINY, cache_dir=folder)).folder)
+    tiny = stack.client.get_model_version("tiny", number)
+    engine = create_engine(f"sqlite:///{stack.home / 'mlflow.db'}")
+    with engine.begin() as connection:
+        there = {"source": tiny.source, "model": MODEL, "number": version}
+        connection.execute(
+            text("UPDATE model_versions SET source = :source WHERE name = :model AND version = :number"), there
+        )
+    engine.dispose()
 
 
 def count(store: Store, versions: list[str]) -> None:
@@ -174,7 +191,9 @@ def main(versions: int, decisions: int, folder: Path | None) -> None:
             os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
             fill(stack, versions, 1, versions)
             decide(stack, versions, decisions)
-            shown = [str(1 + (versions - 1) * (decisions - 9 - 10 * back) // decisions) for back in (3, 2, 1, 0)]
+            shown = [str(1 + (decisions - 2 - 10 * back) * (versions - 1) // decisions) for back in (3, 2, 1, 0)]
+            if folder is not None:
+                live(stack, shown[-1])
             Path(home, "serving").mkdir()
             count(Store(Path(home, "serving", "events"), "here", 1 << 28), shown)
             if folder is not None:
@@ -205,6 +224,7 @@ def main(versions: int, decisions: int, folder: Path | None) -> None:
                     print(f"{name:20} p50 {p50:5.0f} ms, p95 {p95:5.0f} ms, longest {found[-1]:5.0f} ms")
                 print(f"ratio of the medians: {statistics.median(ours) / statistics.median(theirs):.2f}")
                 if folder is not None:
+                    serving.wait_for_version(shown[-1])
                     pictures(stack, serving.url, folder)
 
 

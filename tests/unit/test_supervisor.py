@@ -59,6 +59,7 @@ def world(monkeypatch) -> World:
     monkeypatch.setattr(versions, "_named", world.named)
     monkeypatch.setattr(versions, "fetch", world.fetch)
     monkeypatch.setattr(versions, "code_of", lambda *_: None)
+    monkeypatch.setattr(versions, "backed_up_at", lambda settings: 0.0)
     monkeypatch.setattr(versions, "tell", lambda _, version, why: world.tags.update({version.version: why}))
     monkeypatch.setattr(versions, "remember", lambda *_: None)
     monkeypatch.setattr(versions, "keep_only", lambda *_: None)

@@ -31,7 +31,7 @@ KEEP_DAYS = 400
 LONG_ENOUGH_MS = 750  # a completion that was seen for less was not looked at
 MOST_SERIES = 2000  # of counts; what comes later is counted as `other`
 MOST_HELD = 10_000  # writes in memory while the disk is full
-STEP, STEP_RATIO = "@", 1.25  # between a duration's name and its step; how much longer each step is
+STEP, STEP_RATIO = "@", 1.1  # between a duration's name and its step; how much longer each step is
 AFTER_S = (30, 120, 600)  # when it is asked what is left of a completion
 Statement = tuple[str, tuple[Any, ...]]
 TABLES = """
@@ -411,7 +411,7 @@ def _is_broken(error: sqlite3.Error) -> bool:
 
 
 def step_of(seconds: float) -> int:
-    """The step of a scale of durations, of which each is a quarter longer than the one before; 0 is 10 ms."""
+    """The step of a scale of durations, of which each is a tenth longer than the one before; 0 is 10 ms."""
     return round(math.log(max(seconds, 0.001) / 0.01, STEP_RATIO))
 
 

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from contract import actions
 from contract.actions import Action, Result
 from contract.errors import shortened
+from contract.names import NO_DRIFT
 from contract.outcomes import ROLLBACK
 from contract.versions import RELEASE
 from serving.gateway.errors import Refusal
@@ -31,7 +32,7 @@ router = APIRouter(include_in_schema=False)
 PATIENCE_S = 5.0  # with the tracking server; the page says then that it does not answer
 AT_ONCE = 2  # pages that are made, in each worker; a third waits
 PASSED = "  ✓"  # how the promoter's text begins a check that passed: its report has them all
-BUSY_DISK = 2e9  # bytes free, below which the page warns as the alarm does
+LEAST_DISK, BACKUP_S = 2e9, 2 * 86_400  # bytes free, and the age of a backup, at which the page warns as the alarms do
 _pages = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "page"),
     autoescape=True,
@@ -122,8 +123,13 @@ async def look(request: Request) -> Response:
         ("model", state.status == "serving", state.message if state.status != "serving" else _load(stats)),
         ("tracking server", not facts.trouble, facts.trouble or f"answers in {1000 * facts.seconds:.0f} ms"),
         ("events", waiting < 1000, f"{waiting} traces and events on their way to MLflow"),
-        ("disk", free > BUSY_DISK, f"{free / 1e9:.1f} GB free for models and events"),
+        ("disk", free > LEAST_DISK, f"{free / 1e9:.1f} GB free for models and events"),
     ]
+    at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(state.backed_up_at))
+    recent = time.time() - state.backed_up_at < BACKUP_S
+    parts.append(("backup", recent, f"the last one: {at}" if state.backed_up_at else "none is known"))
+    if state.drift:
+        parts.append(("drift", state.drift == NO_DRIFT, state.drift))
     if promoter is not None:
         parts.append(("promoter", not promoter, promoter or "answers"))
     response = _html(
