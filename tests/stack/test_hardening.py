@@ -14,7 +14,7 @@ from tests.support.stack import SERVICES, TAG, Platform, docker_json
 
 pytestmark = pytest.mark.stack
 
-OURS = ("bucket", "migrate", "tracking", "evaluator", "trainer", "promoter", "serving")
+OURS = ("bucket", "migrate", "tracking", "evaluator", "trainer", "promoter", "promoter-server", "serving")
 PUBLISHED = {"tracking": ("5000", "TRACKING_PORT"), "serving": ("8000", "SERVING_PORT"),
              "minio": ("9001", "MINIO_CONSOLE_PORT")}  # fmt: skip
 
@@ -110,6 +110,7 @@ def test_only_tracking_reaches_postgres_and_the_s3_api(created: Platform) -> Non
         "evaluator": {"none"},
         "trainer": {"internet", "platform"},
         "promoter": {"platform"},
+        "promoter-server": {"platform"},
         "serving": {"platform"},
     }
     for host in ("postgres", "minio"):

@@ -133,6 +133,22 @@ def test_compare_and_promote_and_ask(in_production: Platform) -> None:
     assert "version 2 (production)" in in_production.docker_compose("logs", "serving")
 
 
+def test_an_administrator_freezes_on_the_page_and_serving_has_no_part_in_it(in_production: Platform) -> None:
+    """Through serving to the promoter's server, which alone acts."""
+    headers, url = in_production.headers, in_production.serving_url
+    page = requests.get(url, headers=headers, timeout=30).text
+    assert "In production since" in page
+    assert "<td>promoter</td>" in page
+    fields = {"form_token": page.partition('name="form_token" value="')[2].partition('"')[0], "reason": "a release"}
+    for action, outcome in (("freeze", "frozen"), ("unfreeze", "unfrozen")):
+        answer = requests.post(
+            f"{url}/act", fields | {"action": action}, headers=headers, timeout=120, allow_redirects=False
+        )
+        assert answer.status_code == 303, answer.text
+        assert outcome in in_production.run("promoter", "history", "--limit", "1")
+    assert "freeze of code_model_fine_tuning_model by owner" in in_production.docker_compose("logs", "promoter-server")
+
+
 def test_serving_follows_the_alias_without_a_restart(in_production: Platform) -> None:
     def live() -> str:
         reply = requests.get(f"{in_production.serving_url}/ping", timeout=10)

@@ -19,7 +19,10 @@ BUILT_FROM = (
     *("BALANCER_IMAGE", "EDGE_IMAGE"),
 )
 TAG = "test"
-SERVICES = ("postgres", "minio", "bucket", "migrate", "tracking", "evaluator", "trainer", "promoter", "serving")
+SERVICES = (
+    *("postgres", "minio", "bucket", "migrate", "tracking", "evaluator", "trainer", "promoter", "promoter-server"),
+    "serving",
+)
 SECRETS = ("POSTGRES_PASSWORD_FILE", "MINIO_ROOT_PASSWORD_FILE")
 
 

@@ -132,6 +132,23 @@ def test_trained_promoted_and_served_over_tls_with_a_token(served: Production) -
     assert "bundled:tiny-random" in page.text
 
 
+def test_the_page_is_below_production_and_acts_under_the_promoters_account(served: Production) -> None:
+    page = served.request("GET", "/production/", headers=served.headers)
+    assert page.status_code == 200
+    assert "In production since" in page.text
+    assert "Your token" in served.request("GET", "/production", allow_redirects=True).text
+    field = page.text.partition('name="form_token" value="')[2].partition('"')[0]
+    for action in ("freeze", "unfreeze"):
+        fields = {"action": action, "reason": "a release", "form_token": field}
+        answer = served.request("POST", "/production/act", headers=served.headers, data=fields, allow_redirects=False)
+        assert answer.status_code == 303, answer.text
+        assert "Path=/production/" in answer.headers["Set-Cookie"]
+        assert "Secure" in answer.headers["Set-Cookie"]
+    assert "unfrozen" in served.run("promoter", "history", "--limit", "1")
+    event = {"type": "view", "completion_id": ask(served).json()["id"]}
+    assert served.request("POST", "/v1/events", headers=served.headers, json=event).ok
+
+
 def test_what_tracking_puts_into_the_bucket_is_encrypted_with_the_key(served: Production) -> None:
     program = (
         "import boto3, json\n"
