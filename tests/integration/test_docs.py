@@ -22,11 +22,12 @@ pytestmark = pytest.mark.integration
 
 README = "README.md: Your own code"
 ON_THIS_MACHINE = {  # by page, since a page's blocks stand on one another
-    "docs/promotion.md": ["docs/promotion.md: Approval by a person"],
+    "docs/promotion.md": ["docs/promotion.md: Approval by a person", "docs/promotion.md: A freeze"],
     "docs/data.md": ["docs/data.md: Your code as a data set", "docs/data.md: Your code as a data set (2)"],
     "docs/training.md": ["docs/training.md: Training"],
     "docs/evaluation.md": ["docs/evaluation.md: Is the tuned model better?", "docs/evaluation.md: Tests and pass@k"],
     "docs/serving.md": ["docs/serving.md: Tokens"],
+    "docs/monitoring.md": ["docs/monitoring.md: One page"],
 }
 MODEL = "code_model_fine_tuning_model"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of the shells: the docs write `trainer` for short

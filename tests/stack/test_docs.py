@@ -24,13 +24,14 @@ IN_CONTAINERS = [
     "README.md: With Docker",
     *(f"docs/serving.md: {heading}" for heading in ("Serving", "Editors")),
     "docs/monitoring.md: Events",
+    "docs/monitoring.md: Backups",
     "docs/serving.md: Several replicas",
 ]
 # Else this trains for a quarter of an hour.
 QUICK = (
     " data.max_train_examples=96 data.max_eval_examples=96 eval.max_new_tokens=24 trainer.lr=1e-3 trainer.batch_size=4"
 )
-EVERYDAY = IN_CONTAINERS if FULL else IN_CONTAINERS[:4]  # test_platform.py has several replicas each time
+EVERYDAY = IN_CONTAINERS if FULL else IN_CONTAINERS[:5]  # test_platform.py has several replicas each time
 
 
 @pytest.fixture
