@@ -42,9 +42,13 @@ def grants(part: str, experiments: list[str]) -> set[Grant]:
         "trainer": ("EDIT", "MANAGE", set()),
         # Moves aliases, writes tags and takes them back; deletes the claims in its experiment that it gave up.
         "promoter": ("READ", "MANAGE", {Grant("experiment", PROMOTIONS, "MANAGE")}),
-        # Reads the version that it serves, says on its page where it cannot; writes traces and feedback. To take a tag
-        # back is MANAGE to MLflow too.
-        "serving": ("READ", "MANAGE", {Grant("experiment", TRACES, "EDIT")}),
+        # Reads the version that it serves and the decisions on it, says on its page where it cannot; writes traces and
+        # feedback. To take a tag back is MANAGE to MLflow too.
+        "serving": (
+            "READ",
+            "MANAGE",
+            {Grant("experiment", TRACES, "EDIT"), Grant("experiment", PROMOTIONS, "READ")},
+        ),
     }[part]
     return {
         *(Grant("experiment", name, on_experiments) for name in experiments),

@@ -205,7 +205,7 @@ def main(versions: int, decisions: int, folder: Path | None) -> None:
                     assert page.status_code == 200
                     assert "What waits for approval" in page.text
                     assert "Is it better" in page.text
-                    assert "does not answer" not in page.text
+                    assert "not known at present" not in page.text
 
                 api = f"{stack.url}/api/2.0/mlflow"
 

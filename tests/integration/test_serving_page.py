@@ -325,7 +325,7 @@ def test_without_the_tracking_server_it_says_so(stack: Stack, tmp_path_factory) 
     with serving_process(stack, "looked_at_model", home, **away) as service:
         page = requests.get(service.url, timeout=20)
         assert page.status_code == 200
-        assert "the tracking server does not answer" in page.text
+        assert "is not known at present. The tracking server:" in page.text
         assert "Not known at present" in page.text
 
 

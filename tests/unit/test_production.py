@@ -162,6 +162,7 @@ def test_no_part_but_the_promoter_gets_more_than_it_needs() -> None:
         ("registered_model", "mine_model", "MANAGE"),  # its role may write one tag, and nothing else
         ("registered_model", "mine_pytorch_model", "MANAGE"),
         ("experiment", "serving", "EDIT"),
+        ("experiment", "promotions", "READ"),
     }
     assert ("experiment", "promotions", "MANAGE") not in accounts.grants("trainer", ["mine"])
     assert ("experiment", "mine", "READ") in accounts.grants("promoter", ["mine"])
