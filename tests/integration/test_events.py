@@ -241,7 +241,9 @@ def test_a_replay_gives_the_figures_exactly(own: Stack, tmp_path) -> None:
             before = {trace.info.trace_id for trace in traces(own)}
             service.wait_for_version("1")
             ask(service, count // 3)
+        away = time.monotonic()
         ask(service, count // 3)  # nobody takes traces now
+        time.sleep(max(0.0, doses.EVENTS_OUTAGE_S - (time.monotonic() - away)))
         service.process.kill()
         service.process.wait()
     with server(own), serving_process(own, MODEL, tmp_path / "serving", **settings) as service:
@@ -255,11 +257,18 @@ def test_a_replay_gives_the_figures_exactly(own: Stack, tmp_path) -> None:
                 found = total(service, f"characters_{name}_total", after_s=str(after))
                 assert found == truth[f"{name} {after}"], (name, after)
         found = [trace for trace in traces(own) if trace.info.trace_id not in before]
+        by_day = Counter[str]()
+        for _, name, _, value in Store(tmp_path / "serving" / "events", "another", 1 << 28).days(2):
+            by_day[name] += int(value)
+        assert by_day["accepted"] == truth["accepted"]
+        assert sum(value for name, value in by_day.items() if name.startswith("seconds@")) == truth["completions"]
     said = [{item.name: item.feedback.value for item in trace.info.assessments} for trace in found]
     assert len(found) == len({trace.info.trace_id for trace in found}) == truth["completions"]
     assert all(len(trace.info.assessments) == len(names) for trace, names in zip(found, said, strict=True))
     assert sum(names["accepted"] for names in said) == truth["taken"]
     assert sum(names["accepted"] and names["shown_ms"] >= 750 for names in said) == truth["accepted"]
+    acceptance = [names["acceptance"] for names in said if "acceptance" in names]
+    assert (len(acceptance), sum(acceptance)) == (truth["shown"], truth["accepted"])  # what MLflow's overview shows
     with_texts = sum(bool(trace.data.spans[0].inputs) for trace in found)
     assert 0 < with_texts < len(found) / 3
 

@@ -28,6 +28,7 @@ PROMOTERS = 20 if FULL else 6  # at once
 STRATEGIES = ("ddp", "fsdp") if FULL else ("ddp",)  # under which two processes train as one does; fsdp does all weights
 DYING = ("ddp", "fsdp") if FULL else ("fsdp",)  # under which one of two processes dies
 FUZZED = (100_000, 500) if FULL else (1_000, 5)  # requests: ours, and schemathesis's for each operation
+EVENTS_OUTAGE_S = 300 if FULL else 0  # without a tracking server, at least
 COMPLETIONS = 2000 if FULL else 150  # of which editors tell some five events each
 LARGE_FILE_MB = 200 if FULL else 80  # through a tracking server with 48 MB of memory for temporary files
 
