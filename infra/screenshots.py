@@ -92,7 +92,7 @@ def try_in_browser(page: Page, picture: Path) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def main(folder: Path) -> None:
-    """Check runs, curves, artifacts, registered models and the gate's report in the UI, and `trainer try`'s page.
+    """Check runs, curves, artifacts, registered models and the gate's report in the UI, and two pages of our own.
 
     Pictures go to FOLDER.
     """
@@ -135,6 +135,9 @@ def main(folder: Path) -> None:
         look(page, plot_url, ["base_against_candidate.png", "eval", "model_card.md"], folder / "mlflow-artifacts.png")
         look_at_table(page, f"{run_url}/artifacts/eval/examples.html", folder / "evaluation-table.png")
         try_in_browser(page, folder / "trainer-try.png")
+        serving = f"http://127.0.0.1:{os.environ.get('SERVING_PORT') or 8000}"
+        questions = ["What serves", f"Version {version.version}", "What was refused, and why", "Health"]
+        look(page, serving, questions, folder / "serving-page.png")
         model = client.get_registered_model(pyfunc_model(EXPERIMENT))
         aliases = [f"@ {alias}" for alias in model.aliases]  # `previous` too, once there was one
         models_url = f"{url}/#/models/{EXPERIMENT}_model"

@@ -19,10 +19,6 @@ class Figures:
 
     counts: Mapping[str, float]
 
-    def share(self, part: str, whole: str) -> float | None:
-        """One count as a share of another."""
-        return self.counts[part] / self.counts[whole] if self.counts.get(whole) else None
-
     @property
     def completions(self) -> int:
         return int(self.counts.get("completions", 0))
