@@ -17,6 +17,7 @@ from contract.outcomes import FREEZE, ROLLBACK, UNFREEZE
 APPROVE = "approve"
 ACTIONS = (APPROVE, ROLLBACK, FREEZE, UNFREEZE)
 PATH = "/actions"  # of the promoter's server
+PLAIN = r"^[^\x00-\x08\x0b-\x1f\x7f]*$"  # without control characters
 LONGEST_S = 600.0  # of a command: an approval looks at all files of a version
 LONGEST_OUTPUT = 4000  # characters of what it printed, from the end
 
@@ -27,13 +28,14 @@ class Action(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     action: Literal["approve", "rollback", "freeze", "unfreeze"]
-    model: str = Field(min_length=1, max_length=500)
-    reason: str = Field(min_length=1, max_length=2000)
-    version: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,8}$")  # of an approval
+    model: str = Field(min_length=1, max_length=500, pattern=PLAIN)
+    reason: str = Field(min_length=1, max_length=2000, pattern=PLAIN)
+    version: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,8}$")  # to approve, or to roll back from
 
     def command(self, by: str) -> list[str]:
         """The promoter's command line. Values are joined to their options: none is taken for an option itself."""
-        version = [f"--version={self.version}"] if self.action == APPROVE and self.version else []
+        name = {APPROVE: "--version", ROLLBACK: "--from"}.get(self.action)
+        version = [f"{name}={self.version}"] if name and self.version else []
         options = [f"--model-name={self.model}", f"--by={by}", f"--reason={self.reason}", *version]
         return [sys.executable, "-m", "promoter", self.action, *options, "--wait=30"]
 

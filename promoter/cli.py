@@ -183,6 +183,7 @@ def validate(context: click.Context, /, **given: Any) -> None:
 
 @main.command()
 @options("experiment", "model", "by", "dry-run", "wait", "format")
+@click.option("--from", "number", help="Only if this version is in production: another is an error.")
 @click.option("--reason", default="rolled back by hand", show_default=True, callback=text, help="Why, for the record.")
 @click.pass_context
 def rollback(context: click.Context, /, **given: Any) -> None:

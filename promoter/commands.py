@@ -202,7 +202,7 @@ def validate(
         context.exit(1)
 
 
-def rollback(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
+def rollback(context: click.Context, /, by: str, reason: str, number: str | None, **_: Any) -> None:
     """Put the previous version back into production, at once and without a gate; the one taken out is archived."""
     with _promoting(context) as work:
         if any(run.data.tags["action"] == ROLLBACK for run in work.settled):
@@ -210,6 +210,10 @@ def rollback(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
             why = f"a rollback that was interrupted is complete now: version {number} is in production"
             outcome = promotion.nothing(None, "Production", ROLLBACK, by, why)
         else:
+            live = registry.aliases(work.client, work.model).get(PRODUCTION)
+            if number is not None and number != live:
+                there = f"version {live}" if live else "none"
+                raise InputError(f"--from is {number}, and {there} is in production. Nothing was moved.")
             entry = stages.rollback(work.claim, work.client, work.model, reason, by)
             outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
     _finish(context, outcome)

@@ -58,7 +58,9 @@ def total(service: Serving, name: str, **labels: str) -> float:
 
 
 def all_sent(service: Serving) -> None:
-    service.wait_for(lambda: service.metric("ratchet_events_waiting") == 0, "all has come to MLflow", 120)
+    service.wait_for(
+        lambda: service.metric("ratchet_events_waiting") == 0, "all has come to MLflow", 900 if doses.FULL else 120
+    )
 
 
 def traces(stack: Stack) -> list[Any]:

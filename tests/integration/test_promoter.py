@@ -591,7 +591,8 @@ def test_a_frozen_model_lets_nothing_in_and_rolls_back(registry: Registry) -> No
         assert "promoter unfreeze" in said
     assert "frozen already" in registry.run("freeze", "--reason", "once more")
     assert registry.json("gate", "--version", best)["outcome"] == "passed the gate"
-    registry.run("rollback", "--reason", "it writes nonsense")
+    assert "version 2 is in production" in registry.run("rollback", "--from", "1", expected=2)
+    registry.run("rollback", "--from", "2", "--reason", "it writes nonsense")
     assert registry.aliases["production"] == "1"
     registry.run("unfreeze", "--by", "ada", "--reason", "it is out")
     assert "not frozen" in registry.run("unfreeze", "--reason", "once more")

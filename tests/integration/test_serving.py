@@ -367,12 +367,12 @@ def test_metrics_and_status_tell_what_went_on(service: Serving) -> None:
     def value(line: str) -> float:
         return service.metric(line)
 
-    before = value('ratchet_requests_total{path="/v1/completions",status="200",version="1"}')
+    before = value('ratchet_requests_total{path="/v1/completions",status="200",user="bob",version="1"}')
     tokens_before = value('ratchet_completion_tokens_total{version="1"}')
     for _ in range(6):  # both workers
         post(service, "/v1/completions", {"prompt": "x", "max_tokens": 3})
     post(service, "/invocations", {"inputs": ["x"], "params": {"max_new_tokens": 5}})
-    assert value('ratchet_requests_total{path="/v1/completions",status="200",version="1"}') == before + 6
+    assert value('ratchet_requests_total{path="/v1/completions",status="200",user="bob",version="1"}') == before + 6
     told = 'ratchet_completion_tokens_total{version="1"}'
     service.wait_for(lambda: value(told) == tokens_before + 23, "all tokens are counted", 10)
     assert value('ratchet_live_version{model="served",version="1"}') == 1

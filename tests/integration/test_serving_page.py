@@ -227,6 +227,7 @@ def test_an_editors_token_acts_not(service: Serving, model: Model, token: dict[s
         ({"form_token": "0" * 64}, {}, 403),
         ({}, {"Origin": "https://elsewhere.example"}, 403),
         ({}, {"Origin": "null"}, 403),
+        ({}, {"Origin": "http://["}, 403),
         ({}, {"Sec-Fetch-Site": "cross-site"}, 403),
         ({}, {"Sec-Fetch-Site": "same-site"}, 403),
         ({}, {"Content-Type": "text/plain"}, 415),
@@ -234,6 +235,7 @@ def test_an_editors_token_acts_not(service: Serving, model: Model, token: dict[s
         ({"reason": ""}, {}, 422),
         ({"reason": "x" * 3000}, {}, 422),
         ({"version": "3; rm"}, {}, 422),
+        ({"reason": "a\x00b"}, {}, 422),
     ],
 )
 def test_a_form_of_another_page_is_refused(
@@ -258,6 +260,7 @@ def test_the_promoters_server_believes_the_token_alone(service: Serving, stack: 
             headers = {} if sent is None else {"Authorization": f"Bearer {sent}"}
             assert requests.post(f"{url}/actions", json=body, headers=headers, timeout=30).status_code == status
         boss = {"Authorization": f"Bearer {token['boss']}"}
+        assert requests.post(f"{url}/actions", json={}, timeout=30).status_code == 401  # before the body is read
         wrong = requests.post(f"{url}/actions", json=body | {"model": ""}, headers=boss, timeout=30)
         assert wrong.status_code == 422
         missing = requests.post(f"{url}/actions", json=body | {"model": "--help"}, headers=boss, timeout=60).json()

@@ -1,14 +1,18 @@
 """What the page's figures and charts are made of, and who is whose."""
 
+import base64
 import math
 
 import pytest
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
 
 from contract.actions import Action
 from contract.errors import InputError
 from contract.tokens import Owner, Tokens, parse
 from serving.gateway.events.store import STEP, STEP_RATIO, Event, Store, step_of
-from serving.gateway.page import charts, figures
+from serving.gateway.page import access, charts, figures
 from tests.support.events import completion
 
 
@@ -66,6 +70,46 @@ def test_a_chart_escapes_what_it_is_told_and_leaves_gaps() -> None:
     assert math.isfinite(sum(map(float, (part.partition('"')[0] for part in drawn.split('cy="')[1:]))))
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "value"),
+    [
+        ("accepted", "1", -5.0),
+        ("accepted", "1", math.inf),
+        ("accepted", "1", None),
+        ("accepted", "1", "many"),
+        (f"seconds{STEP}x", "1", 1.0),
+        (f"seconds{STEP}99999", "1", 1.0),
+        ("shown", b"1", 1.0),
+        ("shown", None, 1.0),
+        ("shown", "9" * 5000, 1.0),
+    ],
+)
+def test_rows_that_no_count_can_have_are_left_out(name: str, version: object, value: object) -> None:
+    good = ("2026-01-01", "shown", "1", 20.0)
+    assert figures.sound([good, ("2026-01-01", name, version, value)]) == [good]
+
+
+@pytest.mark.parametrize("said", ["x", "[" * 3000, '[true, "\\ud800"]', "[]", "3"])
+def test_a_cookie_that_says_nothing_is_ignored(said: str) -> None:
+    value = base64.urlsafe_b64encode(said.encode()).decode().rstrip("=")
+    headers = [(b"cookie", f"{access.SAID}={value}".encode())]
+    assert access.to_say(Request({"type": "http", "headers": headers})) is None
+
+
+@pytest.mark.parametrize("text", ["a" * 2500, '"' * 2400, "a" + "\x01" * 2000, "é" * 3000, "fine"])
+def test_what_is_said_fits_into_a_cookie(text: str) -> None:
+    scope = {"type": "http", "headers": [], "path": "/", "scheme": "http", "server": ("localhost", 80)}
+    response = Response()
+    access.say(Request(scope), response, True, text)
+    cookie = response.headers["set-cookie"]
+    assert len(cookie) < 4096
+    headers = [(b"cookie", cookie.partition(";")[0].encode())]
+    found = access.to_say(Request({"type": "http", "headers": headers}))
+    assert found is not None
+    assert found[0]
+    assert text.endswith(found[1])
+
+
 def test_tokens_of_administrators() -> None:
     one, two = "a" * 64, "b" * 64
     assert parse(f"ada:{one}\n# x\n\ngrace:{two}:admin\n") == {one: Owner("ada"), two: Owner("grace", admin=True)}
@@ -74,6 +118,12 @@ def test_tokens_of_administrators() -> None:
         with pytest.raises(InputError, match="Line 1 is not a token"):
             parse(line)
     assert Tokens(None).owner("x") is None
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\x1bb", ""])
+def test_a_reason_holds_no_control_characters(text: str) -> None:
+    with pytest.raises(ValidationError):
+        Action(action="freeze", model="m", reason=text)
 
 
 def test_no_value_of_an_action_is_taken_for_an_option() -> None:

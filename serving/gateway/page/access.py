@@ -13,7 +13,7 @@ import ipaddress
 import json
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,7 +24,7 @@ from serving.gateway.worker import Gateway
 
 COOKIE, SAID = "ratchet_token", "ratchet_said"
 COOKIE_S, SAID_S = 12 * 3600, 60
-LONGEST_SAID = 2500  # bytes
+LONGEST_SAID = 3500  # bytes; a browser takes cookies of 4,096
 PREFIX = re.compile(r"(/[A-Za-z0-9_-]+){0,4}")  # below which a proxy shows the page
 FORM = "application/x-www-form-urlencoded"
 
@@ -94,9 +94,8 @@ def _is_loopback(host: str) -> bool:
 async def form(request: Request) -> dict[str, str]:
     """A form's fields. Raises Refusal for what this page has not sent."""
     site, origin = request.headers.get("sec-fetch-site", ""), request.headers.get("origin")
-    if site not in ("", "same-origin", "none") or (
-        origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower()
-    ):
+    sender = None if origin is None else origin.partition("://")[2].lower()
+    if site not in ("", "same-origin", "none") or sender not in (None, request.headers.get("host", "").lower()):
         raise Refusal(403, "This form was sent by another site. Expected one of this page.")
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise Refusal(415, f"Expected a form ({FORM}).")
@@ -127,9 +126,12 @@ def remember(request: Request, response: Response, token: str) -> None:
 
 def say(request: Request, response: Response, ok: bool, text: str) -> None:
     """Have the page that comes next say something, once."""
-    shown = text.encode()[-LONGEST_SAID:].decode(errors="ignore")  # a cookie has 4,096 bytes
-    told = json.dumps([ok, shown], ensure_ascii=False).encode()
-    _set(request, response, SAID, base64.urlsafe_b64encode(told).decode().rstrip("="), SAID_S)
+    while True:
+        told = json.dumps([ok, text], ensure_ascii=False).encode(errors="replace")
+        if len(value := base64.urlsafe_b64encode(told).decode().rstrip("=")) <= LONGEST_SAID:
+            break
+        text = text[len(text) // 4 + 1 :]  # the end says most
+    _set(request, response, SAID, value, SAID_S)
 
 
 def said(request: Request, response: Response) -> None:
@@ -142,8 +144,9 @@ def to_say(request: Request) -> tuple[bool, str] | None:
     """Whether it went well, and what there is to say."""
     try:
         ok, text = json.loads(base64.urlsafe_b64decode(request.cookies.get(SAID, "") + "=="))
+        str(text).encode()  # or it cannot be shown
         return bool(ok), str(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

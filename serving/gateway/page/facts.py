@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from contract.names import FROZEN, PREVIOUS, PRODUCTION, PROMOTIONS, STAGES
 from contract.outcomes import AWAITING, NOTHING, PROMOTED, REFUSED, ROLLED_BACK, link
@@ -84,7 +85,7 @@ class Registry:
         frozen = tags.get(FROZEN)
         waiting: dict[tuple[str, str], Decision] = {}
         for decision in found.get("waiting", ()):
-            if (decision.stage, decision.version) != (STAGES[PRODUCTION], production):
+            if aliases.get(decision.stage.lower()) != decision.version:
                 waiting.setdefault((decision.version, decision.stage), decision)  # the newest
         return Facts(
             production=production,
@@ -92,7 +93,7 @@ class Registry:
             serves_by=last_move if last_move is not None and last_move.version == production else None,
             is_frozen=frozen is not None,
             frozen=self._frozen(frozen) if frozen else None,
-            address=f"{self.public}/#/models/{name}",
+            address=f"{self.public}/#/models/{quote(name, safe='')}",
             seconds=time.monotonic() - began,
             waiting=list(waiting.values()),
             refused=found.get("refused", ()),

@@ -1,5 +1,6 @@
 """What is counted by day, as shares and durations: of a version, and over time."""
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,8 @@ from serving.gateway.events.store import AFTER_S, STEP, STEP_RATIO
 Row = tuple[str, str, str, float]  # day, name, version, value
 DAYS = 60  # that are shown: this month and the one before
 MONTH = 30
+MOST = 1e12  # that a count can be
+STEPS = re.compile(r"-?[0-9]{1,3}")
 LEAST = 10  # completions that were shown, for a day's share to be drawn
 
 
@@ -61,6 +64,20 @@ class Figures:
             if wanted <= 0:
                 return float(0.01 * STEP_RATIO**step)
         return None
+
+
+def sound(rows: Iterable[Sequence[object]]) -> list[Row]:
+    """The rows that a count can have; those of a file that somebody has written into are left out."""
+    found: list[Row] = []
+    for day, name, version, value in rows:
+        if not (isinstance(day, str) and isinstance(name, str) and isinstance(version, str) and len(version) <= 20):
+            continue
+        if not (isinstance(value, int | float) and 0 <= value < MOST):
+            continue
+        _, is_step, step = name.partition(STEP)
+        if not is_step or STEPS.fullmatch(step):
+            found.append((day, name, version, float(value)))
+    return found
 
 
 def of(rows: Iterable[Row]) -> Figures:

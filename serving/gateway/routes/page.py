@@ -66,7 +66,7 @@ class Page:
         """What was counted in the days that are shown; nothing of a file that cannot be read."""
         try:
             work = asyncio.get_running_loop().run_in_executor(self.counting, self.gateway.store.days, figures.DAYS)
-            return await work
+            return figures.sound(await work)
         except Exception as error:
             log.warning("The counts by day cannot be read: %s", error)
             return []
