@@ -12,10 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contract.outcomes import FREEZE, ROLLBACK, UNFREEZE
+from contract.outcomes import ROLLBACK
 
 APPROVE = "approve"
-ACTIONS = (APPROVE, ROLLBACK, FREEZE, UNFREEZE)
 PATH = "/actions"  # of the promoter's server
 PLAIN = r"^[^\x00-\x08\x0b-\x1f\x7f]*$"  # without control characters
 LONGEST_S = 600.0  # of a command: an approval looks at all files of a version

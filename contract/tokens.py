@@ -62,6 +62,12 @@ class Tokens:
             log.error("%s cannot be read as tokens: those that were known before go on", self.path)
 
 
+def bearer(authorization: str) -> str:
+    """The token in an Authorization header; empty if it holds none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def parse(text: str) -> dict[str, Owner]:
     """sha256 → owner of a file's text. Raises InputError for a line that is neither a token, empty nor a comment."""
     found: dict[str, Owner] = {}

@@ -154,10 +154,9 @@ def promote(context: click.Context, /, **given: Any) -> None:
 
 
 @main.command()
-@options("experiment", "model", "dry-run", "wait", "format")
+@options("experiment", "model", "reason", "dry-run", "wait", "format")
 @click.option("--version", "number", help="Which version.  [default: the newest that awaits approval]")
 @click.option("--by", required=True, callback=text, help="Who approves, for the record.")
-@click.option("--reason", required=True, callback=text, help="Why, for the record.")
 @click.pass_context
 def approve(context: click.Context, /, **given: Any) -> None:
     """Let a version go on that awaits approval. It is gated once more, by the same policy, since time has passed."""
@@ -194,8 +193,7 @@ def rollback(context: click.Context, /, **given: Any) -> None:
 
 
 @main.command()
-@options("experiment", "model", "by", "dry-run", "wait", "format")
-@click.option("--reason", required=True, callback=text, help="Why, for the record.")
+@options("experiment", "model", "by", "reason", "dry-run", "wait", "format")
 @click.pass_context
 def freeze(context: click.Context, /, **given: Any) -> None:
     """Let no version into Staging or Production, whatever asks for it, until `promoter unfreeze`.
@@ -208,8 +206,7 @@ def freeze(context: click.Context, /, **given: Any) -> None:
 
 
 @main.command()
-@options("experiment", "model", "by", "dry-run", "wait", "format")
-@click.option("--reason", required=True, callback=text, help="Why, for the record.")
+@options("experiment", "model", "by", "reason", "dry-run", "wait", "format")
 @click.pass_context
 def unfreeze(context: click.Context, /, **given: Any) -> None:
     """Let versions be promoted again."""

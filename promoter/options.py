@@ -73,6 +73,7 @@ def options(*names: str) -> Callable[[Any], Any]:
             help="YAML file, or the name of a shipped policy (docs/promotion.md).",
         ),
         "by": click.option("--by", default=getpass.getuser, callback=text, help="Who, for the record.  [default: you]"),
+        "reason": click.option("--reason", required=True, callback=text, help="Why, for the record."),
         "version": click.option("--version", "number", help="Which version.  [default: the staged one]"),
         "stage": click.option(
             "--stage",

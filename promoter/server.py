@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from contract import actions, logs
 from contract.errors import InputError
 from contract.files import why_not_free
-from contract.tokens import Tokens
+from contract.tokens import Tokens, bearer
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ def create(tokens: Tokens, tracking_uri: str, public_url: str | None) -> FastAPI
 
     @app.post(actions.PATH)
     async def act(request: Request) -> Any:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        owner = tokens.owner(token.strip()) if scheme.lower() == "bearer" else None
+        owner = tokens.owner(bearer(request.headers.get("authorization", "")))
         if owner is None or not owner.admin:
             return JSONResponse({"detail": "Expected the token of an administrator."}, 401 if owner is None else 403)
         try:  # after the token: nobody else learns what is wrong

@@ -42,7 +42,7 @@ def done(tracking_uri: str) -> None:
 @main.command()
 @_server
 def last(tracking_uri: str) -> None:
-    """Print when the last backup was done; exit code 1 where none is known."""
+    """Print when the last backup was done; exit code 1 if none is known."""
     client = connect(tracking_uri, "--tracking-uri", "--tracking-uri")
     experiment = client.get_experiment_by_name(PROMOTIONS)
     found = experiment.tags.get(BACKED_UP_AT) if experiment is not None else None

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from contract.tokens import bearer
 from serving.gateway import metrics
 from serving.gateway.errors import Refusal, too_large
 from serving.gateway.worker import ClientGone, Gateway
@@ -78,10 +79,10 @@ class Edge:
         """Raise Refusal for whom no token lets in, and for too large a body."""
         tokens = self.gateway.tokens
         if tokens.needed and path not in (*OPEN, *PAGES):
-            scheme, _, token = headers.get("authorization", "").partition(" ")
-            if not token or scheme.lower() != "bearer":
+            token = bearer(headers.get("authorization", ""))
+            if not token:
                 raise Refusal(401, "No token was sent. Expected the header `Authorization: Bearer TOKEN`.")
-            owner = tokens.owner(token.strip())
+            owner = tokens.owner(token)
             if owner is None:
                 raise Refusal(
                     401,

@@ -20,6 +20,7 @@ from infra.gate_demo import register, table
 from services.tracking.readiness import wait_until
 from serving.gateway.events.store import Event, Store
 from serving.gateway.tokens import main as tokens
+from tests.support import docs
 from tests.support.events import completion
 from tests.support.promoters import mark_validated
 from tests.support.serving import Serving, serving_process
@@ -67,14 +68,8 @@ def promoter_server(stack: Stack, file: Path) -> Iterator[str]:
     process = stack.popen("promoter", *arguments)
     url = f"http://127.0.0.1:{port}"
 
-    def answers() -> bool:
-        try:
-            return requests.get(f"{url}/health", timeout=2).ok
-        except requests.RequestException:
-            return False
-
     try:
-        assert wait_until(answers, 60, lambda: process.poll() is None)
+        assert wait_until(lambda: docs.answers(url, "/health"), 60, lambda: process.poll() is None)
         yield url
     finally:
         process.terminate()
@@ -236,6 +231,7 @@ def test_an_editors_token_acts_not(service: Serving, model: Model, token: dict[s
         ({"reason": "x" * 3000}, {}, 422),
         ({"version": "3; rm"}, {}, 422),
         ({"reason": "a\x00b"}, {}, 422),
+        ({"action": "rollback", "version": ""}, {}, 422),
     ],
 )
 def test_a_form_of_another_page_is_refused(

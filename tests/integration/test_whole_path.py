@@ -11,6 +11,7 @@ import torch
 
 from contract.files import free_port
 from services.tracking.readiness import wait_until
+from tests.support import docs
 from tests.support.promoters import mark_validated
 from tests.support.tracking import Stack
 
@@ -166,17 +167,11 @@ def test_serving_answers_with_the_production_version(trained: Stack) -> None:
     server = trained.popen("serving", SERVING_PORT=str(port))
     url = f"http://127.0.0.1:{port}"
 
-    def answers() -> bool:
-        try:
-            return requests.get(f"{url}/ping", timeout=5).ok
-        except requests.RequestException:
-            return False
-
     def ask(**body: object) -> requests.Response:
         return requests.post(f"{url}/invocations", json=body, timeout=60)
 
     try:
-        assert wait_until(answers, 60, lambda: server.poll() is None)
+        assert wait_until(lambda: docs.answers(url), 60, lambda: server.poll() is None)
         for body in (
             {"inputs": ["def f():\n"]},
             {"inputs": {"prompt": "def f():\n"}},

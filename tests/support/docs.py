@@ -144,9 +144,9 @@ def _stop(server: "subprocess.Popen[str]") -> None:
             os.killpg(server.pid, signal.SIGKILL)
 
 
-def answers(url: str) -> bool:
-    """Whether serving has a model at `url`."""
+def answers(url: str, path: str = "/ping") -> bool:
+    """Whether a server is well at `url`; by `/ping`, whether serving has a model."""
     try:
-        return requests.get(f"{url}/ping", timeout=5).status_code == 200
+        return requests.get(url + path, timeout=5).status_code == 200
     except requests.RequestException:
         return False

@@ -270,7 +270,7 @@ class Store:
 
     def days(self, last: int) -> list[tuple[str, str, str, float]]:
         """(day, name, version, value) of what was counted in the last days, of all replicas that share the file."""
-        since = _day(time.time() - (last - 1) * 86_400)
+        since = day_of(time.time() - (last - 1) * 86_400)
         return self._read("SELECT day, name, version, value FROM days WHERE day >= ? ORDER BY day", (since,))
 
     def waiting(self, most: int) -> list[tuple[int, str, str, dict[str, Any]]]:
@@ -366,7 +366,7 @@ class Store:
     def _forget(self) -> None:
         if time.monotonic() > self._forgotten + FORGET_EVERY_S:
             self._forgotten = time.monotonic()
-            oldest = _day(time.time() - KEEP_DAYS * 86_400)
+            oldest = day_of(time.time() - KEEP_DAYS * 86_400)
             with suppress(OSError, sqlite3.Error):
                 self._execute(
                     [
@@ -415,14 +415,14 @@ def step_of(seconds: float) -> int:
     return round(math.log(max(seconds, 0.001) / 0.01, STEP_RATIO))
 
 
-def _day(seconds: float) -> str:
+def day_of(seconds: float) -> str:
     """The day, in UTC, of a time since 1970."""
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
 def _of_day(made: float, name: str, version: str, value: float) -> Statement:
     statement = "INSERT INTO days VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value"
-    return statement, (_day(made), name, version, value)
+    return statement, (day_of(made), name, version, value)
 
 
 def _looked_at(shown_ms: int | None) -> bool:

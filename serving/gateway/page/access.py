@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from contract.tokens import Owner
+from contract.tokens import Owner, bearer
 from serving.gateway.errors import Refusal
 from serving.gateway.worker import Gateway
 
@@ -34,26 +34,25 @@ class Visitor:
     """Who looks."""
 
     name: str
-    token: str  # empty where none is needed
-    may_act: bool
-    why_not: str = ""  # they may not act
-    form_token: str = ""  # that each form of theirs has to hold
+    token: str  # empty if none is needed
+    why_not: str  # they may not act; empty if they may
+    form_token: str  # that each form of theirs has to hold
+
+    @property
+    def may_act(self) -> bool:
+        return not self.why_not
 
 
 def visitor(request: Request, gateway: Gateway) -> Visitor | None:
     """Who looks; None for whom no token lets in."""
     if not gateway.tokens.needed:
         return _of_this_machine(request, gateway)
-    token = request.cookies.get(COOKIE, "")
-    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        token = sent.strip()
+    token = bearer(request.headers.get("authorization", "")) or request.cookies.get(COOKIE, "")
     owner = gateway.tokens.owner(token) if token else None
     if owner is None:
         return None
-    why_not = _why_not(owner, gateway)
     form_token = hmac.new(token.encode(), b"form", hashlib.sha256).hexdigest()
-    return Visitor(owner.name, token, not why_not, why_not, form_token)
+    return Visitor(owner.name, token, _why_not(owner, gateway), form_token)
 
 
 def _why_not(owner: Owner, gateway: Gateway) -> str:
@@ -65,7 +64,7 @@ def _why_not(owner: Owner, gateway: Gateway) -> str:
 
 
 def _of_this_machine(request: Request, gateway: Gateway) -> Visitor:
-    """Where no token is needed: whoever asks from this machine, where nobody else can, is its administrator."""
+    """Without tokens: whoever is on this machine acts, as long as nobody else can reach the page."""
     why_not = ""
     if not (_is_loopback(gateway.settings.serving_host) and _is_loopback(request.url.hostname or "")):
         why_not = "Without tokens one acts from this machine alone: SERVING_TOKENS_FILE names administrators."
@@ -75,7 +74,7 @@ def _of_this_machine(request: Request, gateway: Gateway) -> Visitor:
         why_not = "No promoter is installed here."
     # The folder's name is random, and known to this machine alone.
     form_token = hashlib.sha256(f"form {gateway.settings.serving_run_folder}".encode()).hexdigest()
-    return Visitor(getpass.getuser(), "", not why_not, why_not, form_token)
+    return Visitor(getpass.getuser(), "", why_not, form_token)
 
 
 def _has_promoter() -> bool:
@@ -107,7 +106,7 @@ async def form(request: Request) -> dict[str, str]:
     return {name: values[-1] for name, values in fields.items()}
 
 
-def check(request: Request, fields: dict[str, str], who: Visitor) -> None:
+def check(fields: dict[str, str], who: Visitor) -> None:
     """Raise Refusal for a form that was not made for this visitor."""
     if not hmac.compare_digest(fields.get("form_token", "").encode(), who.form_token.encode()):
         raise Refusal(403, "This form is not of your page, or of an old one. Open the page again.")
@@ -141,7 +140,7 @@ def said(request: Request, response: Response) -> None:
 
 
 def to_say(request: Request) -> tuple[bool, str] | None:
-    """Whether it went well, and what there is to say."""
+    """The result of the last action, and whether it succeeded; None if there is nothing to show."""
     try:
         ok, text = json.loads(base64.urlsafe_b64decode(request.cookies.get(SAID, "") + "=="))
         str(text).encode()  # or it cannot be shown

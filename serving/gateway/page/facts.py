@@ -24,7 +24,6 @@ class Decision:
     version: str  # `nothing` where it is about the model
     stage: str
     replaces: str
-    action: str
     outcome: str
     by: str
     why: str
@@ -125,7 +124,7 @@ class Registry:
         tags: Callable[..., str] = run.data.tags.get
         at = tags("decided_at") or time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(run.info.start_time / 1000))
         return Decision(
-            *(at, tags("version", NOTHING), tags("stage", ""), tags("replaces", NOTHING), tags("action", "")),
+            *(at, tags("version", NOTHING), tags("stage", ""), tags("replaces", NOTHING)),
             *(tags("outcome", ""), tags("by", ""), tags("why", "")),
             self.public + link(run.info.experiment_id, run.info.run_id),
         )

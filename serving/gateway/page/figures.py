@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from serving.gateway.events.store import AFTER_S, STEP, STEP_RATIO
+from serving.gateway.events.store import AFTER_S, STEP, STEP_RATIO, day_of
 
 Row = tuple[str, str, str, float]  # day, name, version, value
 DAYS = 60  # that are shown: this month and the one before
@@ -108,7 +108,7 @@ def by_day(rows: Iterable[Row]) -> dict[tuple[str, str], Figures]:
 def last_days(count: int = DAYS) -> list[str]:
     """The last days, in UTC, the oldest first."""
     now = time.time()
-    return [time.strftime("%Y-%m-%d", time.gmtime(now - back * 86_400)) for back in reversed(range(count))]
+    return [day_of(now - back * 86_400) for back in reversed(range(count))]
 
 
 def months(rows: Sequence[Row]) -> tuple[Figures, Figures]:

@@ -72,7 +72,7 @@ class Page:
             return []
 
     async def promoter(self) -> str | None:
-        """Why the promoter's server cannot be asked; empty where it can, None where there is none."""
+        """Why the promoter's server cannot be asked; empty if it can, None if none is configured."""
         url = self.gateway.settings.serving_promoter_url
         if not url:
             return None
@@ -198,7 +198,7 @@ async def _act(request: Request, fields: dict[str, str]) -> Response:
         return _login(request, "Log in first: nothing was done.", 401)
     if not who.may_act:
         raise Refusal(403, who.why_not)
-    access.check(request, fields, who)
+    access.check(fields, who)
     ok, text = await _done(request.app.state.page, fields, who)
     response = RedirectResponse("./", 303)
     access.say(request, response, ok, text)
@@ -217,22 +217,12 @@ async def _done(page: Page, fields: dict[str, str], who: Visitor) -> tuple[bool,
     except ValidationError as error:
         first = error.errors()[0]
         raise Refusal(422, f"{first['loc'][0]}: {first['msg']}.") from error
-    if action.action == ROLLBACK:
-        facts = await page.facts()
-        if facts.trouble:
-            return False, f"Nothing was done. The tracking server: {facts.trouble}"
-        if fields.get("version") != facts.production:
-            return False, (
-                f"Nothing was done: version {facts.production} is in production by now, and not version "
-                f"{fields.get('version')}, from which this page would have rolled back."
-            )
+    if action.action == ROLLBACK and action.version is None:  # the promoter looks whether it is still in production
+        raise Refusal(422, "version: Expected the one that the page has shown as in production.")
     try:
         result = await page.act(action, who)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
-        return (
-            False,
-            f"The promoter did not answer ({type(error).__name__}). Look at the last decisions.",
-        )
+        return False, f"The promoter did not answer ({type(error).__name__}). Look at the last decisions."
     lines = [line for line in result.output.splitlines() if line.strip() and not line.startswith(PASSED)]
     return result.exit_code == 0, "\n".join(lines) or f"It has ended with exit code {result.exit_code}."
 
