@@ -38,11 +38,12 @@ class Gateway:
         self.nudged = 0.0
         self._tasks: set[asyncio.Future[None]] = set()
 
-    def later(self, work: Coroutine[Any, Any, None]) -> None:
+    def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
         """Do something that outlives its request."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def until(self) -> float:
         """When a request that comes now has to be answered, on the monotonic clock."""
@@ -93,7 +94,8 @@ class Gateway:
             cut_off=answered.cut_off,
             texts={"inputs": _cut(answered.inputs), "outputs": _cut(answered.outputs)} if sampled else {},
         )
-        await asyncio.to_thread(self.store.completed, completion)
+        # Shielded: a client that leaves now cancels its request, and not what is known of it.
+        await asyncio.shield(self.later(asyncio.to_thread(self.store.completed, completion)))
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_tabbys_clients_work_unchanged(service: Serving, own: Stack) -> None:
     all_sent(service)
     [trace] = [trace for trace in traces(own) if trace.info.client_request_id == body["id"]]
     assert {item.name: item.feedback.value for item in trace.info.assessments} == {
-        "viewed": True, "shown_ms": 1234, "accepted": True,
+        "viewed": True, "shown_ms": 1234, "accepted": True, "acceptance": 1.0,
     }  # fmt: skip
     assert trace.info.tags["repository"] == "git@example.org:a/b.git"
 
