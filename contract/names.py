@@ -25,6 +25,7 @@ def pytorch_model(experiment: str) -> str:
 
 # Aliases: the promoter moves them, serving follows `production`. An alias is the truth, a stage says it in words.
 STAGING, PRODUCTION, PREVIOUS = "staging", "production", "previous"
+CHALLENGER_ALIAS = "challenger"  # a version that gets a share of production's requests: contract/trials.py
 STAGES = {PRODUCTION: "Production", STAGING: "Staging", PREVIOUS: "Previous"}  # by alias, the highest first
 ARCHIVED = "Archived"  # the stage of a version that was taken out
 
@@ -51,6 +52,10 @@ PROMOTED_AT, PROMOTED_BY, PROMOTION_RUN = "promoted_at", "promoted_by", "promoti
 REPLACED_BY = "replaced_by"  # rule: a version that was replaced comes back by hand alone
 VALIDATION = "validation_status"  # rule: `passed` is wanted on the way to production
 VALIDATED = "validated_tables"  # rule: first 16 digits of the sha256 of each table of it that was computed again
+
+# Tags of a version on trial, written by the promoter: serving follows them. And by serving: why it stopped by itself.
+TRIAL, TRIAL_SHARE = "trial", "trial_share"  # rule: JSON of contract.trials.Trial; a number between 0 and 1
+TRIAL_STOPPED = "trial_stopped"  # rule: the trial's id, a colon, and why
 
 # A tag of a version, written by whoever watches production: serving shows and counts it.
 DRIFT = "drift"  # what has drifted since it was trained; NO_DRIFT where somebody has looked and found nothing

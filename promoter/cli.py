@@ -227,6 +227,62 @@ def archive(context: click.Context, /, **given: Any) -> None:
     commands.archive(context, **given)
 
 
+@main.group(invoke_without_command=True)
+@options("experiment", "model", "version", "by", "dry-run", "wait", "format")
+@click.option(
+    "--policy",
+    "policy_name",
+    default="default",
+    show_default=True,
+    help="YAML file, or the name of a shipped one (docs/trials.md).",
+)
+@click.option("--reason", default="", help="Why, for the record.")
+@click.pass_context
+def trial(context: click.Context, /, **given: Any) -> None:
+    """Let a staged version answer a share of production's requests, and users decide: it is promoted, rolled back, or
+    stays where it is.
+
+    Runs until the trial has ended, and shows how it stands. Killed, the same command goes on with it; after `lease_s`
+    without it serving gives the challenger nothing more. Exit codes: 0 promoted, 1 not.
+
+    Example: promoter trial --version 7 --policy trial.yaml
+    """
+    if context.invoked_subcommand is None:
+        from promoter.trials import commands
+
+        commands.trial(context, **given)
+
+
+@trial.command("status")
+@options("experiment", "model", "format")
+@click.pass_context
+def trial_status(context: click.Context, /, **given: Any) -> None:
+    """Show how the running trial stands."""
+    from promoter.trials import commands
+
+    commands.status(context, **given)
+
+
+@trial.command("stop")
+@options("experiment", "model", "by", "reason", "dry-run", "wait", "format")
+@click.pass_context
+def trial_stop(context: click.Context, /, **given: Any) -> None:
+    """End the running trial without a result: the challenger gets no requests any more."""
+    from promoter.trials import commands
+
+    commands.stop(context, **given)
+
+
+@trial.command("promote")
+@options("experiment", "model", "by", "reason", "dry-run", "wait", "format")
+@click.pass_context
+def trial_promote(context: click.Context, /, **given: Any) -> None:
+    """End the running trial and put the challenger into production, whatever the figures say."""
+    from promoter.trials import commands
+
+    commands.promote(context, **given)
+
+
 @main.command()
 @options("experiment", "model", "format")
 @click.option(

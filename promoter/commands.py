@@ -98,10 +98,10 @@ def gate(context: click.Context, /, number: str | None, policy_name: str, by: st
     request = Request(stage, "gate", by, policy.load(policy_name), only_judge=True)
     with _promoting(context) as work:
         if number is not None or STAGING in registry.aliases(work.client, work.model):
-            outcome = promotion.run(work.client, work.claim, _chosen(work, number), request)
+            outcome = promotion.run(work.client, work.claim, chosen(work.client, work.model, number), request)
         else:
             outcome = _of_the_best(work, request, set())
-    _finish(context, outcome)
+    finish(context, outcome)
 
 
 def auto_promote(context: click.Context, /, policy_name: str, by: str, stage: Stage, **_: Any) -> None:
@@ -120,7 +120,7 @@ def auto_promote(context: click.Context, /, policy_name: str, by: str, stage: St
         if context.params["output_format"] == "text":
             click.echo(tables.decision_text(refused.decision) if refused.decision is not None else "")
             click.echo(f"Version {refused.entry.version} of {refused.entry.model}: refused. The next best:\n")
-    _finish(context, outcome, passed_over)
+    finish(context, outcome, passed_over)
 
 
 def promote(
@@ -139,8 +139,8 @@ def promote(
         raise InputError(f"--force needs --reason TEXT, which says why, for the record; it is {reason!r}.")
     request = Request(stage, "promote", by, policy.load(policy_name), force, reason)
     with _promoting(context) as work:
-        outcome = promotion.run(work.client, work.claim, _chosen(work, number), request)
-    _finish(context, outcome)
+        outcome = promotion.run(work.client, work.claim, chosen(work.client, work.model, number), request)
+    finish(context, outcome)
 
 
 def approve(context: click.Context, /, number: str | None, by: str, reason: str, **_: Any) -> None:
@@ -163,7 +163,7 @@ def approve(context: click.Context, /, number: str | None, by: str, reason: str,
             for run in waiting:
                 done = outcomes.WITHDRAWN if outcome.refused else outcomes.APPROVED
                 work.client.set_tag(run.info.run_id, "outcome", done)
-    _finish(context, outcome)
+    finish(context, outcome)
 
 
 def validate(
@@ -216,7 +216,7 @@ def rollback(context: click.Context, /, by: str, reason: str, number: str | None
                 raise InputError(f"--from is {number}, and {there} is in production. Nothing was moved.")
             entry = stages.rollback(work.claim, work.client, work.model, reason, by)
             outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
-    _finish(context, outcome)
+    finish(context, outcome)
 
 
 def freeze(context: click.Context, /, by: str, reason: str, **_: Any) -> None:
@@ -238,7 +238,7 @@ def _freeze(context: click.Context, action: str, by: str, reason: str) -> None:
         else:
             entry = stages.freeze(work.claim, work.client, work.model, action, reason, by)
             outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
-    _finish(context, outcome)
+    finish(context, outcome)
 
 
 def archive(context: click.Context, /, number: str, by: str, reason: str, **_: Any) -> None:
@@ -246,7 +246,7 @@ def archive(context: click.Context, /, number: str, by: str, reason: str, **_: A
     with _promoting(context) as work:
         entry = stages.archive(work.claim, registry.version(work.client, work.model, number), reason, by)
         outcome = Outcome(entry, None, work.claim.run_id if work.claim else None)
-    _finish(context, outcome)
+    finish(context, outcome)
 
 
 def history(uri: str, experiment_name: str, model_name: str, output_format: str, all_of_them: bool, limit: int) -> None:
@@ -280,10 +280,11 @@ def _promoting(context: click.Context) -> Iterator[_Work]:
         yield _Work(client, model, claim, stages.settle(claim))
 
 
-def _chosen(work: _Work, number: str | None) -> ModelVersion:
+def chosen(client: MlflowClient, model: str, number: str | None) -> ModelVersion:
+    """The version with a number, or the staged one. Raises InputError."""
     if number is not None:
-        return registry.version(work.client, work.model, number)
-    staged = registry.with_alias(work.client, work.model, STAGING)
+        return registry.version(client, model, number)
+    staged = registry.with_alias(client, model, STAGING)
     if staged is None:
         raise InputError("No version is in Staging. Name one with --version, or run `promoter auto-promote` first.")
     return staged
@@ -313,7 +314,7 @@ def _of_the_best(work: _Work, request: Request, without: set[str]) -> Outcome:
     return promotion.nothing(None, request.stage, request.action, request.by, why)
 
 
-def _finish(context: click.Context, outcome: Outcome, passed_over: Sequence[Outcome] = ()) -> None:
+def finish(context: click.Context, outcome: Outcome, passed_over: Sequence[Outcome] = ()) -> None:
     """Print what came of it, also to GitHub's step summary; exit with 1 where the gate said no."""
     entry, decision, dry_run = outcome.entry, outcome.decision, context.params["dry_run"]
     would = "would be: " if dry_run else ""

@@ -5,7 +5,7 @@ The field descriptions are the reference in docs/promotion.md (`make docs`).
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +14,7 @@ from contract.errors import InputError, shortened
 from contract.metrics import PER_EXAMPLE, Definition, Direction, parse
 
 POLICIES = Path(__file__).parent / "policies"
+P = TypeVar("P", bound="Section")
 
 
 def _per_example(name: str) -> str:
@@ -26,11 +27,13 @@ PairedMetric = Annotated[str, AfterValidator(_per_example)]
 IfMissing = Literal["refuse", "skip"]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a policy."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class _Paired(_Section):
+class _Paired(Section):
     """A metric that is compared example by example, in the direction that the registry knows."""
 
     metric: PairedMetric = Field(description="Which, e.g. `eval/nll_per_token`; it needs a value for each example.")
@@ -78,7 +81,7 @@ class Primary(_Paired):
         return self
 
 
-class Floor(_Section):
+class Floor(Section):
     """A limit that the candidate has to keep whatever the incumbent does; also for the first version ever."""
 
     metric: str = Field(
@@ -133,7 +136,7 @@ class Guard(_Paired):
         return self
 
 
-class Significance(_Section):
+class Significance(Section):
     """How sure the gate has to be that the improvement is none of chance."""
 
     alpha: float = Field(
@@ -159,7 +162,7 @@ class Significance(_Section):
     seed: int = Field(0, ge=0, description="Of the permutation test: the same evidence gives the same decision.")
 
 
-class Safety(_Section):
+class Safety(Section):
     """What has to be in order with the version itself. None of it needs an incumbent but the signature."""
 
     signature: bool = Field(True, description="Inputs and outputs as the incumbent's, and every parameter it takes.")
@@ -182,7 +185,7 @@ class Safety(_Section):
     )
 
 
-class Policy(_Section):
+class Policy(Section):
     """When a candidate is better enough than the incumbent."""
 
     primary: Primary
@@ -204,12 +207,17 @@ class Policy(_Section):
 
 def load(name: str) -> Policy:
     """A policy from a YAML file, or by the name of one in promoter/policies. Raises InputError."""
+    return read(name, Policy, POLICIES, "docs/promotion.md")
+
+
+def read(name: str, form: type[P], shipped: Path, page: str) -> P:
+    """A policy of a form from a YAML file, or by the name of one that is shipped. Raises InputError."""
     try:
-        path = next((path for path in (Path(name), POLICIES / f"{name}.yaml") if path.is_file()), None)
+        path = next((path for path in (Path(name), shipped / f"{name}.yaml") if path.is_file()), None)
     except (OSError, ValueError):  # no name that a file could have
         path = None
     if path is None:
-        known = ", ".join(sorted(file.stem for file in POLICIES.glob("*.yaml")))
+        known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
         raise InputError(f"No policy '{name[:200]}'. Expected a YAML file or one of: {known}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -217,9 +225,9 @@ def load(name: str) -> Policy:
         # The last ones: of values that are written as YAML's own types, and are none, such as 2024-99-99.
         raise InputError(f"Policy '{path}' is not YAML: {' '.join(str(error).split())[:300]}.") from error
     try:
-        return Policy.model_validate(values)
+        return form.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"Policy '{path}': {_in_words(error)}. See docs/promotion.md for all keys.") from error
+        raise InputError(f"Policy '{path}': {_in_words(error)}. See {page} for all keys.") from error
 
 
 def _shown(value: object) -> str:

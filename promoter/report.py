@@ -51,6 +51,11 @@ def files(entry: Entry, decision: Decision | None) -> dict[str, str]:
     }
 
 
+def escaped(cell: str) -> str:
+    """A text as a cell of a Markdown table, or an item of a list."""
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
 def markdown(entry: Entry, decision: Decision | None) -> str:
     """The record as Markdown, for a colleague, a pull request or a step summary."""
     lines = [f"## {entry.what}: {entry.outcome}", "", f"{entry.why}.", ""]
@@ -62,7 +67,7 @@ def markdown(entry: Entry, decision: Decision | None) -> str:
         lines += ["| | check | detail |", "|---|---|---|"]
         for reason in decision.reasons:
             cells = (("✓" if reason.passed else "✗"), reason.check, reason.detail)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+            lines.append("| " + " | ".join(map(escaped, cells)) + " |")
     if decision is not None and decision.comparisons:
         lines += [
             "",

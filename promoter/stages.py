@@ -20,14 +20,29 @@ from mlflow.exceptions import MlflowException
 
 from contract import names, outcomes
 from contract.errors import Busy, InputError
-from contract.names import ARCHIVED, DATASET_DIGEST, PREVIOUS, PRODUCTION, REPLACED_BY, STAGE, STAGES, STAGING
+from contract.names import (
+    ARCHIVED,
+    CHALLENGER_ALIAS,
+    DATASET_DIGEST,
+    PREVIOUS,
+    PRODUCTION,
+    REPLACED_BY,
+    STAGE,
+    STAGES,
+    STAGING,
+)
 from contract.outcomes import FREEZE, NOTHING, ROLLBACK
+from contract.trials import Trial
 from promoter import ledger, lock, records, registry, report
 from promoter.decision import Decision
 from promoter.lock import Claim
 from promoter.records import Entry
 
-NO_GATE = (outcomes.ROLLED_BACK, outcomes.ARCHIVED)  # decided by a person alone
+# Decided by a person alone, or by users.
+NO_GATE = (
+    *(outcomes.ROLLED_BACK, outcomes.ARCHIVED),
+    *(outcomes.ON_TRIAL, outcomes.TRIAL_ROLLED_BACK, outcomes.INCONCLUSIVE),
+)
 MOVE_TAGS = (names.PROMOTED_AT, names.PROMOTED_BY, names.PROMOTION_RUN)  # of a version: the last move that it made
 LONGEST = 1800, 850  # characters in a description, of the user and of a decision; PostgreSQL's column has 5,000
 OURS = "\n\n---\n*Decided by the promoter:*\n\n"  # in a version's description: from here on it writes it
@@ -54,12 +69,18 @@ class Move:
         )
 
 
-def promote(claim: Claim, move: Move, decision: Decision | None, outcome: str = outcomes.PROMOTED) -> Entry:
-    """Put a version into Staging or Production, and record it."""
+def promote(
+    claim: Claim,
+    move: Move,
+    decision: Decision | None,
+    outcome: str = outcomes.PROMOTED,
+    files: Mapping[str, str] | None = None,
+) -> Entry:
+    """Put a version into Staging or Production, and record it. `files`: its report, where it is not the gate's."""
     client, version, alias = claim.client, move.version, move.stage.lower()
     name, number = version.name, str(version.version)
     entry = move.entry(outcome)
-    records.write(claim, entry, decision, move.tags, report.files(entry, decision))
+    records.write(claim, entry, decision, move.tags, files or report.files(entry, decision))
     _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
     _write(claim, client.set_model_version_tag, name, number, STAGE, move.stage)
     now = registry.aliases(client, name)
@@ -140,6 +161,51 @@ def freeze(claim: Claim | None, client: MlflowClient, name: str, action: str, re
     return entry
 
 
+def begin_trial(claim: Claim, move: Move, trial: Trial, share: float, files: Mapping[str, str]) -> Entry:
+    """Let a version answer a share of production's requests, and record it. The alias is the commit point."""
+    client, name, number = claim.client, move.version.name, str(move.version.version)
+    entry = move.entry(outcomes.ON_TRIAL)
+    records.write(claim, entry, None, move.tags, files)
+    _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
+    with _where_it_exists():
+        _write(claim, client.delete_model_version_tag, name, number, names.TRIAL_STOPPED)
+    write_trial(claim, name, number, trial, share)
+    _write(claim, client.set_registered_model_tag, name, names.TRIAL, claim.run_id)
+    _move_alias(claim, client.set_registered_model_alias, name, CHALLENGER_ALIAS, number)
+    settle(claim)
+    return entry
+
+
+def write_trial(claim: Claim, name: str, number: str, trial: Trial, share: float) -> None:
+    """Say on the challenger's version how it is tried: serving follows."""
+    client = claim.client
+    _write(claim, client.set_model_version_tag, name, number, names.TRIAL, trial.model_dump_json())
+    _write(claim, client.set_model_version_tag, name, number, names.TRIAL_SHARE, repr(share))
+
+
+def end_trial(claim: Claim, move: Move, outcome: str, files: Mapping[str, str]) -> Entry:
+    """Take the challenger's requests away, and record why. The alias is the commit point."""
+    client, name, number = claim.client, move.version.name, str(move.version.version)
+    entry = move.entry(outcome)
+    records.write(claim, entry, None, move.tags, files)
+    _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
+    clear_trial(claim, number)
+    settle(claim)
+    return entry
+
+
+def clear_trial(claim: Claim, number: str) -> None:
+    """Nothing is on trial any more. Safe to repeat."""
+    client, name = claim.client, claim.model
+    if CHALLENGER_ALIAS in registry.aliases(client, name):
+        _move_alias(claim, client.delete_registered_model_alias, name, CHALLENGER_ALIAS)
+    for tag in (names.TRIAL, names.TRIAL_SHARE):
+        with _where_it_exists():
+            _write(claim, client.delete_model_version_tag, name, number, tag)
+    with _where_it_exists():
+        _write(claim, client.delete_registered_model_tag, name, names.TRIAL)
+
+
 def settle(claim: Claim) -> list[Run]:
     """Finish what follows from the aliases: `previous`, the stage tags, the records. Safe to repeat.
 
@@ -185,6 +251,10 @@ def _follow_up(claim: Claim, run: Run) -> bool:
     if outcome in (outcomes.FROZEN, outcomes.UNFROZEN):
         frozen = client.get_registered_model(name).tags.get(names.FROZEN)
         return frozen == run.info.run_id if outcome == outcomes.FROZEN else frozen is None
+    if outcome == outcomes.ON_TRIAL:
+        return by_alias.get(CHALLENGER_ALIAS) == number
+    if outcome in (outcomes.TRIAL_ROLLED_BACK, outcomes.INCONCLUSIVE):
+        return CHALLENGER_ALIAS not in by_alias
     if outcome == outcomes.ARCHIVED:
         if by_alias.get(PRODUCTION) == number:
             return False
@@ -234,6 +304,8 @@ def _take_back(claim: Claim, run: Run) -> None:
     with _where_it_exists():
         if number != NOTHING:  # then it was about the model
             _tell(claim, number, records.of_version(client, name, number))
+        if tags.get("outcome") == outcomes.ON_TRIAL:
+            clear_trial(claim, number)
         if tags.get("outcome") in (outcomes.PROMOTED, outcomes.ROLLED_BACK):
             if tags["moved_from"] != NOTHING:
                 _write(claim, client.set_model_version_tag, name, number, STAGE, tags["moved_from"])

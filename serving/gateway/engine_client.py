@@ -22,6 +22,7 @@ from contract.messages import (
     EngineStats,
     RequestUsage,
 )
+from serving.gateway.arms import Assigned
 from serving.gateway.errors import Refusal
 from serving.settings import RunSettings
 from serving.supervisor import state
@@ -77,7 +78,14 @@ class EngineClient:
                 raise Refusal(503, f"No model answers: {now.message or 'it has just ended'}.", retry_after_s=5)
             await asyncio.sleep(POLL_S)
 
-    async def invoke(self, body: bytes, content_type: str, until: float, chosen: Callable[[Live], None]) -> Answer:
+    async def invoke(
+        self,
+        body: bytes,
+        content_type: str,
+        until: float,
+        chosen: Callable[[Live], None],
+        assigned: Assigned | None = None,
+    ) -> Answer:
         """Forward a request to MLflow's scoring server. `chosen` is told which version gets it."""
 
         async def send(live: Live) -> Answer:
@@ -85,18 +93,25 @@ class EngineClient:
             async with self._session().post(
                 f"{live.url}/invocations", data=body, headers={"Content-Type": content_type}, timeout=_timeout(until)
             ) as reply:
-                return Answer(
+                answer = Answer(
                     reply.status,
                     reply.headers.get("Content-Type", "application/json"),
                     await reply.read(),
                     reply.headers.get("Retry-After"),
                 )
+                if answer.status != 200 and assigned is not None and live is assigned.live and assigned.patience_s:
+                    raise _refusal(answer.status, answer.body, answer.retry_after)  # the incumbent's to answer
+                return answer
 
-        return await self._attempt(send, until)
+        return await self._attempt(send, until, assigned)
 
     @asynccontextmanager
     async def complete(
-        self, request: CompletionRequest, until: float, chosen: Callable[[Live], None]
+        self,
+        request: CompletionRequest,
+        until: float,
+        chosen: Callable[[Live], None],
+        assigned: Assigned | None = None,
     ) -> AsyncIterator[AsyncIterator[CompletionPiece | CompletionEnd]]:
         """The pieces of a completion, and its end, as the engine's socket sends them. Leaving early stops it.
 
@@ -106,6 +121,8 @@ class EngineClient:
 
         async def send(live: Live) -> tuple[aiohttp.ClientResponse, bytes]:
             nonlocal reply
+            if reply is not None:
+                reply.close()  # of the other arm
             chosen(live)
             asking: CompletionRequest = {**request, "deadline_s": max(0.1, until - time.monotonic())}
             reply = await self._socket(live.socket).post(
@@ -119,7 +136,7 @@ class EngineClient:
             return reply, first
 
         try:
-            opened, first = await self._attempt(send, until)
+            opened, first = await self._attempt(send, until, assigned)
             yield _lines(opened, first)
         finally:
             if reply is not None:
@@ -154,7 +171,13 @@ class EngineClient:
                     return found if isinstance(found, dict) and {"active", "waiting"} <= found.keys() else None
         return None
 
-    async def _attempt(self, send: Callable[[Live], Awaitable[T]], until: float) -> T:
+    async def _attempt(self, send: Callable[[Live], Awaitable[T]], until: float, assigned: Assigned | None = None) -> T:
+        if assigned is not None and assigned.patience_s and not assigned.failed:
+            try:
+                async with asyncio.timeout(assigned.patience_s):
+                    return await send(assigned.live)
+            except (*GONE, TimeoutError, Refusal) as error:  # the incumbent answers it; or refuses it too, and says why
+                assigned.failed, assigned.gone = str(error) or type(error).__name__, isinstance(error, GONE)
         broken = 0
         while True:
             live = await self.live(until)

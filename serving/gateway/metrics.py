@@ -103,6 +103,14 @@ class _Supervised(Collector):
         if live is not None:
             info.add_metric([live.model, live.version], 1)
         yield info
+        trial = GaugeMetricFamily(
+            "ratchet_trial_share", "The share of requests that a challenger gets; 0: it was stopped", labels=["version"]
+        )
+        if (challenger := state.challenger) is not None:
+            trial.add_metric(
+                [challenger.version], challenger.share if challenger.live and not challenger.stopped else 0
+            )
+        yield trial
         drift = GaugeMetricFamily("ratchet_drift", "Whether the version in production has drifted: 1", labels=["what"])
         if state.drift:
             drift.add_metric([state.drift[:100]], int(state.drift != NO_DRIFT))

@@ -42,6 +42,7 @@ class Edge:
         scope = {**scope, "state": known}
         known["request_id"] = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
         known["live"], known["user"], known["failed"], known["too_large"] = None, "", None, False
+        known["assigned"] = None  # the arm of a trial
         path, began, status = scope["path"], time.monotonic(), None
 
         async def sending(message: Message) -> None:

@@ -12,7 +12,9 @@ from starlette.requests import Request
 
 from contract.messages import CompletionUsage
 from contract.tokens import Tokens
+from contract.trials import ANSWERED, FAILED
 from serving.gateway import metrics
+from serving.gateway.arms import Arms, Assigned
 from serving.gateway.engine_client import EngineClient
 from serving.gateway.events.facts import Completion, digest, language_of, repository_of
 from serving.gateway.events.sender import Sender
@@ -23,6 +25,7 @@ from serving.supervisor.state import Live
 T = TypeVar("T")
 LONGEST_TEXT = 50_000  # characters of one in a trace
 LONGEST_REPOSITORY = 200
+LONGEST_SESSION = 200
 
 
 class Gateway:
@@ -35,6 +38,7 @@ class Gateway:
         self.store = Store(settings.events, socket.gethostname(), settings.serving_events_max_bytes)
         self.sender = Sender(settings, self.store, settings.events / "sender.lock")
         self.sender.start()
+        self.arms = Arms(settings.serving_run_folder)
         self.nudged = 0.0
         self._tasks: set[asyncio.Future[None]] = set()
 
@@ -49,6 +53,15 @@ class Gateway:
         """When a request that comes now has to be answered, on the monotonic clock."""
         return time.monotonic() + self.settings.deadline_s
 
+    def assign(self, request: Request, id: str) -> Assigned | None:
+        """Give a request its arm, where a trial runs: from here on it counts as one of that arm's version."""
+        session = request.headers.get("x-session-id", "")[:LONGEST_SESSION]
+        assigned = self.arms.assign(self.engine.state, id, request.state.user, session)
+        request.state.assigned = assigned
+        if assigned is not None:
+            request.state.live = assigned.live
+        return assigned
+
     async def begin(self, request: Request, id: str, file: str, language: str, repository: str) -> None:
         """Know a completion whose answer is on its way."""
         live: Live = request.state.live
@@ -62,8 +75,17 @@ class Gateway:
         language = language_of(answered.file, answered.language)
         repository = repository_of(answered.repository)[:LONGEST_REPOSITORY]
         ended_ns = time.time_ns()
+        assigned: Assigned | None = request.state.assigned
+        outcome = answered.outcome
+        if assigned is not None:
+            outcome = FAILED if assigned.failed else outcome
+            empty = not any(answered.completions)
+            self.arms.told(
+                self.engine.state, assigned, outcome == FAILED, empty, max(0, ended_ns - answered.began_ns) / 1e9
+            )
         labels = self.store.labels(live.version, language, user, repository)
-        metrics.completion_seconds.labels(*labels).observe(max(0, ended_ns - answered.began_ns) / 1e9)
+        if answered.outcome == ANSWERED:
+            metrics.completion_seconds.labels(*labels).observe(max(0, ended_ns - answered.began_ns) / 1e9)
         for usage in answered.usages:
             metrics.queue_seconds.labels(*labels).observe(usage["queue_s"])
             metrics.first_token_seconds.labels(*labels).observe(usage["first_token_s"])
@@ -92,6 +114,11 @@ class Gateway:
             prompt_hash=digest(answered.prompt),
             completion_hash=digest(answered.completions[0] if answered.completions else ""),
             cut_off=answered.cut_off,
+            trial=assigned.trial if assigned else "",
+            arm=assigned.arm if assigned else "",
+            share=assigned.share if assigned else 0.0,
+            unit=assigned.unit if assigned else "",
+            outcome=outcome if assigned else "",
             texts={"inputs": _cut(answered.inputs), "outputs": _cut(answered.outputs)} if sampled else {},
         )
         # Shielded: a client that leaves now cancels its request, and not what is known of it.
@@ -110,6 +137,7 @@ class Answered:
     completions: Sequence[str]
     usages: Sequence[CompletionUsage]
     cut_off: bool = False
+    outcome: str = ANSWERED  # in a trial (contract/trials.py)
     file: str = ""  # what the client says of where the cursor is
     language: str = ""
     repository: str = ""

@@ -234,6 +234,15 @@ def start(
 
 def lacks_memory(live: ModelProcess, reserve_mb: int) -> str | None:
     """Why a second model does not fit beside the live one; None where it does, or nobody can say."""
+    lacking = shortage(live, reserve_mb)
+    return lacking and (
+        f"{lacking}. Both do not fit: the live one is stopped first, and requests wait meanwhile. Give serving more "
+        "memory (SERVING_MEMORY in the stack) to swap without a gap."
+    )
+
+
+def shortage(live: ModelProcess, reserve_mb: int) -> str | None:
+    """The figures, where as much memory as the live model holds is not to be had; None where it is."""
     available = available_bytes()
     if available is None:
         return None
@@ -241,9 +250,8 @@ def lacks_memory(live: ModelProcess, reserve_mb: int) -> str | None:
     if needed + (reserve_mb << 20) < available:
         return None
     return (
-        f"the live version's processes hold {needed >> 20} MiB, and {available >> 20} MiB are left. Both do not "
-        "fit: the live one is stopped first, and requests wait meanwhile. Give serving more memory "
-        "(SERVING_MEMORY in the stack) to swap without a gap."
+        f"the live version's processes hold {needed >> 20} MiB, and {available >> 20} MiB are left, of which "
+        f"{reserve_mb} MiB are to stay free (SERVING_MEMORY_RESERVE_MB)"
     )
 
 

@@ -43,6 +43,20 @@ class Pending:
 
 
 @dataclass(frozen=True)
+class Challenger:
+    """A version that a trial lets answer a share of the requests (contract/trials.py)."""
+
+    version: str
+    trial: str  # its id
+    share: float
+    unit: str
+    until: float  # seconds since 1970: the promoter's lease
+    limits: dict[str, float]
+    live: Live | None = None  # its process, while it answers
+    stopped: str = ""  # why it gets no requests any more
+
+
+@dataclass(frozen=True)
 class State:
     """How things are."""
 
@@ -50,6 +64,7 @@ class State:
     message: str = "starting"
     live: Live | None = None
     pending: Pending | None = None
+    challenger: Challenger | None = None
     draining: tuple[str, ...] = ()  # versions that answer what they had begun
     refused: dict[str, str] = field(default_factory=dict)  # version → why it was not let live
     drift: str = ""  # the tag of the version that the alias names
@@ -88,8 +103,11 @@ class StateFile:
 
 def _parse(text: str) -> State:
     values = json.loads(text)
-    live, pending = values.pop("live"), values.pop("pending")
+    live, pending, challenger = values.pop("live"), values.pop("pending"), values.pop("challenger")
     values["draining"] = tuple(values["draining"])
+    if challenger is not None:
+        its = challenger.pop("live")
+        values["challenger"] = Challenger(**challenger, live=its and Live(**its))
     return State(**values, live=live and Live(**live), pending=pending and Pending(**pending))
 
 
@@ -108,3 +126,8 @@ def end_with(pid: int, then: int) -> None:
             time.sleep(1)  # the pace of asking
 
     threading.Thread(target=watch, name="supervisor", daemon=True).start()
+
+
+def stopped_file(folder: Path) -> Path:
+    """Where a gateway's worker says which trial goes wrong, and why."""
+    return folder / "trial-stopped.json"

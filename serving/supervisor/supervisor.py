@@ -27,6 +27,7 @@ from serving.supervisor import state, versions
 from serving.supervisor.gateway_process import GatewayProcess
 from serving.supervisor.model_process import ModelProcess, lacks_memory, start
 from serving.supervisor.state import Live, Pending, State
+from serving.supervisor.trial import TrialRunner
 from serving.supervisor.versions import Broken, NotYet, Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Asked:
     version: "ModelVersion"  # that the alias names
     broken: str | None = None  # the number for which `previous` was looked up
     previous: "ModelVersion | None" = None
+    challenger: "ModelVersion | None" = None
 
 
 @dataclass
@@ -92,6 +94,12 @@ class Supervisor:
         self.wanted: tuple[str, float] | None = None  # version and when it was first seen
         self.broken: str | None = None  # the version that the alias names, where its files are and nothing was live
         self.asked_at = self.backup_asked_at = -1e9
+        self.trial = TrialRunner(
+            self.settings,
+            lambda: self.live.process if self.live else None,
+            lambda version, process, since: replace(self._describe(Running(version, process)), since=since),
+            *(self._in_thread, self._retire),
+        )
         self.ended: int | None = None  # the exit code, where there is nothing to go on for
 
     def run(self) -> int:
@@ -139,7 +147,8 @@ class Supervisor:
         if now > self.backup_asked_at + BACKUP_EVERY_S:
             self.backup_asked_at = now
             self._in_thread("backup", self._ask_for_backup)
-        self._tell(draining=tuple(version for version, _ in self.retiring))
+        self.trial.watch()
+        self._tell(draining=tuple(version for version, _ in self.retiring), challenger=self.trial.state)
 
     def _ask_for_backup(self) -> None:
         """In a thread of its own: the next version does not wait for it."""
@@ -158,15 +167,19 @@ class Supervisor:
             running.process.stop()  # `_watch_model` starts it again
         version, broken = versions.resolve(self.settings), self.broken
         self._tell(drift=version.tags.get(DRIFT, ""))
-        if broken != str(version.version) or self.settings.serving_alias != PRODUCTION:
+        if self.settings.serving_alias != PRODUCTION:
             return Asked(version, broken)
-        return Asked(version, broken, versions.previous(self.settings))
+        challenger = versions.challenger(self.settings)
+        if broken != str(version.version):
+            return Asked(version, broken, None, challenger)
+        return Asked(version, broken, versions.previous(self.settings), challenger)
 
     def _follow(self, asking: "Future[Asked]") -> None:
         """Bring the alias's version on its way, if it is not live, on its way, or refused."""
         try:
             asked = asking.result()
         except NotYet as error:
+            self.trial.follow(None, None)
             self.wanted = None
             self._not_instead()
             if self.live is None and self.preparing is None:
@@ -178,6 +191,8 @@ class Supervisor:
             return
         version = asked.version
         number = str(version.version)
+        if self.live is None or number != self._on_trial:  # else it is about to be adopted
+            self.trial.follow(asked.challenger, str(self.live.version.version) if self.live else None)
         if self.wanted is None or self.wanted[0] != number:
             self.wanted = (number, time.monotonic())
             self.pause, self.not_before = 1.0, 0.0  # what failed was another version
@@ -251,8 +266,16 @@ class Supervisor:
         if self.live is None:
             self._tell(status=state.STARTING, message=f"version {version.version} is on its way")
 
-        task.result = self._in_thread(f"version {version.version}", lambda: self._bring_up(task))
+        if (process := self.trial.adopt(version)) is not None:
+            task.result.set_result(process)  # it has shown that it answers
+        else:
+            task.result = self._in_thread(f"version {version.version}", lambda: self._bring_up(task))
         self.preparing = task
+
+    @property
+    def _on_trial(self) -> str | None:
+        challenger = self.trial.state
+        return challenger.version if challenger else None
 
     def _in_thread(self, name: str, work: Callable[[], T]) -> "Future[T]":
         """Do what may take long, as tracking does, beside the loop."""
@@ -284,7 +307,10 @@ class Supervisor:
         folder = versions.fetch(self.settings, version)
         code = versions.code_of(folder, version)
         running = self.live
-        if running is not None and (lacking := lacks_memory(running.process, self.settings.serving_memory_reserve_mb)):
+        reserve_mb = self.settings.serving_memory_reserve_mb
+        if running is not None and lacks_memory(running.process, reserve_mb):
+            self.trial.make_way(f"version {number} is on its way into production, and needs its memory")
+        if running is not None and (lacking := lacks_memory(running.process, reserve_mb)):
             log.warning(lacking, extra=label)
             step("waiting for the memory of the version before")
             self._make_way()
@@ -342,12 +368,13 @@ class Supervisor:
         name, alias = task.version.name, PREVIOUS if self.broken else self.settings.serving_alias
         log.info("Serving %s version %s (%s) at %s; ready in %.1f s", name, number, alias, address, took)
         if old is not None:
-            self._retire(old)
+            self._retire(str(old.version.version), old.process)
         self._in_thread("tag", lambda: versions.tell(self.settings, task.version, None))
         with contextlib.suppress(OSError):
             versions.remember(self.settings, task.version)
             kept = [task.version, *([old.version] if old else [])]  # the one before too: a rollback fetches nothing
-            versions.keep_only([versions.folder_of(self.settings, version) for version in kept])
+            folders = [versions.folder_of(self.settings, version) for version in kept]
+            versions.keep_only([*folders, *self.trial.folders])
 
     def _why_instead(self, number: str) -> str:
         """Why a version that goes live is not the one that the alias names; empty where it is."""
@@ -412,10 +439,10 @@ class Supervisor:
 
     # What is running
 
-    def _retire(self, running: Running) -> None:
-        thread = threading.Thread(target=running.process.retire, args=(self.settings.serving_timeout_s,), daemon=True)
+    def _retire(self, number: str, process: ModelProcess) -> None:
+        thread = threading.Thread(target=process.retire, args=(self.settings.serving_timeout_s,), daemon=True)
         thread.start()
-        self.retiring.append((str(running.version.version), thread))
+        self.retiring.append((number, thread))
 
     def _watch_model(self) -> None:
         """Start the live version again where its process has ended."""
@@ -453,6 +480,7 @@ class Supervisor:
         if self.preparing is not None:
             with contextlib.suppress(BaseException):
                 self.preparing.result.result(timeout=20).stop()
+        self.trial.close()
         if self.live is not None:
             self.live.process.stop()
         for _, thread in self.retiring:

@@ -18,7 +18,16 @@ from contract import fetching, manifest, versions
 from contract.errors import InputError, RatchetError, Unreachable
 from contract.files import try_lock, write_whole
 from contract.manifest import NotAsTrained
-from contract.names import BACKED_UP_AT, MANIFEST_SHA256, PREVIOUS, PRODUCTION, PROMOTIONS, REFUSED
+from contract.names import (
+    BACKED_UP_AT,
+    CHALLENGER_ALIAS,
+    MANIFEST_SHA256,
+    PREVIOUS,
+    PRODUCTION,
+    PROMOTIONS,
+    REFUSED,
+    TRIAL_STOPPED,
+)
 from contract.tracking import RETRIES
 from contract.versions import UnknownVersion, VersionCode
 from serving.settings import ServingSettings
@@ -55,6 +64,14 @@ def previous(settings: ServingSettings) -> "ModelVersion | None":
     """The version that was in production before; None if there was none. Raises Unreachable."""
     try:
         return _named(settings, PREVIOUS)
+    except NotYet:
+        return None
+
+
+def challenger(settings: ServingSettings) -> "ModelVersion | None":
+    """The version that is on trial; None if none is. Raises Unreachable."""
+    try:
+        return _named(settings, CHALLENGER_ALIAS)
     except NotYet:
         return None
 
@@ -209,6 +226,20 @@ def tell(settings: ServingSettings, version: "ModelVersion", refused: str | None
             client.delete_model_version_tag(version.name, version.version, REFUSED)
     except MlflowException as error:
         log.warning("The tag %s was not written: %s", REFUSED, error.message)
+
+
+def stopped(settings: ServingSettings, version: "ModelVersion", why: str) -> bool:
+    """Say on a challenger's page why it gets no requests any more; whether that could be done."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(settings.mlflow_tracking_uri)
+        client.set_model_version_tag(version.name, version.version, TRIAL_STOPPED, why[:5000])
+    except MlflowException as error:
+        log.warning("The tag %s was not written: %s", TRIAL_STOPPED, error.message)
+        return False
+    return True
 
 
 def ask_to_be_told(settings: ServingSettings) -> None:

@@ -54,6 +54,12 @@ class Completion:
     prompt_hash: str
     completion_hash: str
     cut_off: bool
+    # Of a request of a trial (contract/trials.py).
+    trial: str = ""
+    arm: str = ""
+    share: float = 0.0
+    unit: str = ""
+    outcome: str = ""
     texts: dict[str, Any] = field(default_factory=dict)  # `inputs` and `outputs`, where they are sampled
 
     @property

@@ -16,8 +16,9 @@ from contract.errors import shortened
 from contract.names import TRACES
 from contract.secrets import Redactor, overwrite
 from contract.tracking import RETRIES
+from contract.trials import ARM_TAG, CHANCE_TAG, OUTCOME_TAG, TRIAL_TAG, UNIT_TAG
 from serving.gateway import metrics
-from serving.gateway.events.facts import trace_id
+from serving.gateway.events.facts import digest, trace_id
 from serving.gateway.events.store import Store
 from serving.settings import ServingSettings
 
@@ -191,6 +192,9 @@ class Sender:
             **{name: facts[name] for name in ("model", "run_id", "user", "language", "repository")},
             **{name: facts[name] for name in ("prompt_hash", "completion_hash")},
         }
+        if facts.get("trial"):
+            tags |= {TRIAL_TAG: facts["trial"], ARM_TAG: facts["arm"], CHANCE_TAG: repr(facts["share"])}
+            tags |= {OUTCOME_TAG: facts["outcome"], UNIT_TAG: digest(facts["unit"])}
         info = TraceInfo(
             trace_id=trace,
             trace_location=TraceLocation.from_experiment_id(str(self._experiment)),

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.trials import FAILED, LEFT
 from serving.gateway import metrics
 from serving.gateway.events.facts import OTHER, Completion
 
@@ -149,6 +150,9 @@ class Store:
             ),
             _queued("trace", completion.id, facts),
         ]
+        if completion.outcome in (FAILED, LEFT) and not completion.choices:  # no answer: a trial alone has to know
+            self._do(lambda: self._execute(statements), Known(completion.id, completion.user))
+            return
         now = time.time()
         said = {"completions": True, "empty": not completion.characters, "cut_off": completion.cut_off}
         for name in [name for name, is_so in said.items() if is_so]:

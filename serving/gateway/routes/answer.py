@@ -11,11 +11,14 @@ from typing import Any, Literal, cast
 from fastapi import Request
 
 from contract.messages import CompletionEnd, CompletionPiece, CompletionRequest
+from contract.trials import ANSWERED, FAILED, LEFT
+from serving.gateway.arms import Assigned
 from serving.gateway.errors import Refusal
 from serving.gateway.feedback import new_id
 from serving.gateway.routes import logprobs
 from serving.gateway.routes.forms import SEEDS, CompletionsRequest, OpenAIRequest, Where
 from serving.gateway.worker import Answered, Gateway
+from serving.supervisor.state import Live
 
 log = logging.getLogger(__name__)
 Kind = Literal["text_completion", "chat.completion"]
@@ -45,18 +48,28 @@ class Answer:
         self.ends: dict[int, CompletionEnd] = {}
         self.sent: dict[int, str] = {}  # of a stream, by its completions
         self.recorded = False
+        self.assigned: Assigned | None = None
 
     async def begin(self) -> None:
         """Ask for all completions, and wait for the first piece of each. Raises Refusal."""
+        self.assigned = self.gateway.assign(self.request, self.id)
         tasks = [
             asyncio.ensure_future(self._ask(given, number)) for given in self.inputs for number in range(self.body.n)
         ]
         try:
             self.streams = await asyncio.gather(*tasks)
-        except BaseException:
+        except BaseException as error:
             for task in tasks:
                 task.cancel()
+            self._lost(error)
             raise
+
+    def _lost(self, error: BaseException) -> None:
+        """Keep what a trial has to know of a request without an answer."""
+        failed = isinstance(error, Refusal) and (error.status == 429 or error.status >= 500)
+        left = isinstance(error, asyncio.CancelledError)
+        if self.assigned is not None and not self.recorded and (failed or left):
+            self.gateway.later(self._record(FAILED if failed else LEFT))
 
     async def _ask(self, given: CompletionRequest, number: int) -> AsyncIterator[CompletionPiece | CompletionEnd]:
         params = dict(self.params)
@@ -69,12 +82,17 @@ class Answer:
                 self.gateway.engine.complete(
                     {**given, "params": params, "stream": self.body.stream},
                     self.until,
-                    lambda live: setattr(self.request.state, "live", live),
+                    self._chosen,
+                    self.assigned,
                 )
             )
         except Refusal as refusal:
             self._name_what_was_sent(refusal)
             raise
+
+    def _chosen(self, live: Live) -> None:
+        if self.assigned is None:  # else it counts where it was assigned
+            self.request.state.live = live
 
     def _name_what_was_sent(self, refusal: Refusal) -> None:
         """Say by the client's own names, and OpenAI's code, what the engine has refused."""
@@ -92,10 +110,14 @@ class Answer:
     async def whole(self) -> dict[str, Any]:
         """All completions, as one object."""
         await self.begin()
-        for index, stream in enumerate(self.streams):
-            async for item in stream:
-                if "finish_reason" in item:
-                    self.ends[index] = cast(CompletionEnd, item)
+        try:
+            for index, stream in enumerate(self.streams):
+                async for item in stream:
+                    if "finish_reason" in item:
+                        self.ends[index] = cast(CompletionEnd, item)
+        except BaseException as error:
+            self._lost(error)
+            raise
         await self.close()
         await self._record()
         choices = [
@@ -153,6 +175,7 @@ class Answer:
                 index, item = await pieces.get()
                 if isinstance(item, Refusal):
                     self.request.state.failed = item.status
+                    self._lost(item)
                     yield _sse(item.openai())
                     return
                 if "finish_reason" in item:
@@ -213,7 +236,7 @@ class Answer:
         completion = sum(usage["completion_tokens"] for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    async def _record(self) -> None:
+    async def _record(self, outcome: str = ANSWERED) -> None:
         self.recorded = True
         ends = [end for _, end in sorted(self.ends.items())]
         completions = [end["text"] for end in ends] or [text for _, text in sorted(self.sent.items())]
@@ -227,6 +250,7 @@ class Answer:
                 prompt=_prompt_of(self.inputs[0]),
                 completions=completions,
                 usages=[end["usage"] for end in ends],
+                outcome=outcome,
                 cut_off=any(end["finish_reason"] == "length" for end in ends),
                 file=self.inputs[0].get("path", ""),
                 language=self.where.language,

@@ -11,11 +11,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from contract.errors import shortened
+from contract.trials import FAILED, LEFT
 from serving.gateway.body import EXPECTED, MOST_STOPS, loads, refuse_codings, shown
 from serving.gateway.errors import LONGEST, MLFLOW_CODES, Refusal
 from serving.gateway.feedback import new_id
 from serving.gateway.worker import Answered, ClientGone, Gateway, gateway_of, until_gone
-from serving.supervisor.state import WAITING
+from serving.supervisor.state import WAITING, Live
 
 router = APIRouter()
 DATA = ("inputs", "instances", "dataframe_split", "dataframe_records")  # what MLflow takes prompts as: one of them
@@ -49,21 +50,37 @@ async def invocations(request: Request) -> Response:
     content_type = request.headers.get("content-type", "application/json").lower()
     request_id = new_id("inv").removeprefix("inv-")  # the engine's: a client may send its own twice
     inputs, body = with_request_id(body, content_type, request_id)
+    assigned = gateway.assign(request, f"inv-{request_id}")
+
+    def chosen(live: Live) -> None:
+        if assigned is None:  # else it counts where it was assigned
+            request.state.live = live
+
+    async def lost(outcome: str) -> None:
+        """Keep what a trial has to know of a request without an answer."""
+        if assigned is not None:
+            nothing = Answered(f"inv-{request_id}", began_ns, inputs, {}, json.dumps(inputs), [], [], outcome=outcome)
+            await gateway.record(request, nothing)
 
     async def ask() -> Any:
-        return await gateway.engine.invoke(
-            body, content_type, gateway.until(), lambda live: setattr(request.state, "live", live)
-        )
+        return await gateway.engine.invoke(body, content_type, gateway.until(), chosen, assigned)
 
     try:
         answer = await until_gone(request, ask())
     except (ClientGone, asyncio.CancelledError):  # found out here, or by gunicorn
         if request.state.live is not None:
             gateway.later(gateway.engine.cancel(request.state.live, request_id))
+        gateway.later(lost(LEFT))
+        raise
+    except Refusal as refusal:
+        if refusal.status == 429 or refusal.status >= 500:
+            gateway.later(lost(FAILED))
         raise
     if answer.status != 200:
         status = answer.status if answer.status < 500 else 503  # MLflow's 500 is the model's failure
         headers = {"Retry-After": answer.retry_after or "2"} if status in (429, 503) else {}
+        if headers:
+            gateway.later(lost(FAILED))
         return Response(without_trace(answer.body, status), status, headers, media_type="application/json")
     if inputs is not None:
         # Not as the response's background task: gunicorn's next request on the connection would wait for ever.

@@ -1,0 +1,128 @@
+"""What `promoter trial` and its commands do; promoter/cli.py declares them."""
+
+import click
+
+from contract import outcomes
+from contract.errors import InputError
+from contract.names import PRODUCTION
+from promoter import registry, stages, tables
+from promoter.commands import chosen, finish
+from promoter.lock import lease
+from promoter.promotion import Outcome
+from promoter.trials import policy, report, watch
+from promoter.trials.watch import Running
+
+
+def trial(
+    context: click.Context,
+    /,
+    model_name: str,
+    number: str | None,
+    policy_name: str,
+    by: str,
+    reason: str,
+    dry_run: bool,
+    wait_s: float,
+    output_format: str,
+    **_: object,
+) -> None:
+    """Begin a trial, or go on with the one of this version that runs, and watch it until it has ended."""
+    wanted = policy.load(policy_name)
+    client = registry.connect(context.obj)
+    running, begun = watch.current(client, model_name), False
+    if running is not None and number is not None and running.number != number:
+        raise InputError(
+            f"Version {running.number} is on trial already. Expected that version, to go on with its trial, or `promoter "
+            "trial stop` first."
+        )
+    if dry_run:
+        version = chosen(client, model_name, number)
+        if running is None:
+            watch.refuse(client, version)
+        click.echo(watch.plan(version, registry.aliases(client, model_name)[PRODUCTION], wanted))
+        return
+    if running is None:
+        with lease(client, model_name, by, wait_s) as claim:
+            stages.settle(claim)
+            running, begun = watch.begin(claim, chosen(client, model_name, number), wanted, by, reason), True
+    _say(f"{'Trial' if begun else 'Going on with the trial'} of version {running.number} of {running.model} against "
+         f"version {running.incumbent}. Ctrl-C leaves it running for {running.policy.lease_s:g} s.")  # fmt: skip
+    running.entry = watch.watch(running, _say)
+    _end(context, running)
+
+
+def status(context: click.Context, /, model_name: str, output_format: str, **_: object) -> None:
+    """Show how the running trial stands."""
+    running = _running(context, model_name)
+    verdict, progress = running.verdict(anew=True), running.progress
+    facts = {
+        "model": model_name,
+        "challenger": running.number,
+        "incumbent": running.incumbent,
+        "step": progress.step + 1,
+        "steps": len(running.policy.steps),
+        "share": running.share,
+        "began": progress.began,
+        "requests": {"incumbent": verdict.requests[0], "challenger": verdict.requests[1]},
+        "next": verdict.action,
+        "why": verdict.why,
+        "measures": [report.facts_of(one) for one in verdict.measures],
+        "events": [vars(event) | {"when": event.when} for event in progress.events],
+        "run_id": running.id,
+    }
+    if output_format == "json":
+        click.echo(tables.to_json(facts))
+        return
+    lines = [
+        f"Version {running.number} of {model_name} is on trial against version {running.incumbent}: step "
+        f"{progress.step + 1} of {len(running.policy.steps)}, {running.share:.0%} of the requests; so far "
+        f"{verdict.requests[0]} incumbent, {verdict.requests[1]} challenger."
+    ]
+    for one in verdict.measures:
+        state = "holds" if one.holds else "worse" if one.is_worse else "open"
+        role = ", decides" if one.decides else ""
+        lines.append(f"- {one.text}: {state} (allowed: -{100 * one.margin:g}{role})")
+    lines += [f"- {event.when}: {event.what}" for event in progress.events]
+    click.echo("\n".join(lines))
+
+
+def stop(context: click.Context, /, model_name: str, by: str, reason: str, dry_run: bool, **_: object) -> None:
+    """End the running trial without a result."""
+    _end_by_hand(context, model_name, by, reason, "inconclusive", f"stopped by hand: {reason}", dry_run)
+
+
+def promote(context: click.Context, /, model_name: str, by: str, reason: str, dry_run: bool, **_: object) -> None:
+    """End the running trial and put the challenger into production."""
+    _end_by_hand(context, model_name, by, reason, "promote", f"promoted by hand: {reason}", dry_run)
+
+
+def _end_by_hand(
+    context: click.Context, model_name: str, by: str, reason: str, action: str, why: str, dry_run: bool
+) -> None:
+    running = _running(context, model_name)
+    if dry_run:
+        what = "go into production" if action == "promote" else "get no requests any more"
+        click.echo(f"Version {running.number} would {what}: {reason}.")
+        return
+    running.entry = watch.end(running, action, why, running.verdict(anew=True), by)
+    _end(context, running, stopped=action == "inconclusive")
+
+
+def _running(context: click.Context, model_name: str) -> Running:
+    client = registry.connect(context.obj)
+    registry.aliases(client, model_name)  # an unknown model is told as one
+    running = watch.current(client, model_name)
+    if running is None:
+        raise InputError(f"No version of {model_name} is on trial. `promoter trial --version N` starts one.")
+    return running
+
+
+def _end(context: click.Context, running: Running, stopped: bool = False) -> None:
+    assert running.entry is not None
+    finish(context, Outcome(running.entry, None, running.record))
+    if running.entry.outcome != outcomes.PROMOTED and not stopped:
+        context.exit(1)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,144 @@
+"""What a trial's requests say by now: go on, take the next step, promote, roll back, or end without a result."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from promoter.trials.policy import TrialPolicy
+from promoter.trials.sequential import SPREAD, Path, effect, split_evidence
+from promoter.trials.traffic import Observations, Row, observe
+
+MEASURES = ("acceptance", "persistence", "errors", "empty", "slow", "left")
+EXPECTED = {"acceptance": 0.3, "persistence": 0.2}  # means of the measures, before any is known
+SPREADS = {"errors": 0.02, "empty": 0.05, "slow": 0.05, "left": 0.1}  # variances; else sequential.SPREAD
+SPLIT_ALPHA = 0.001  # of the test that the arms are split as was asked for
+Action = Literal["go on", "step", "promote", "roll back", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measure of both arms. Larger is better: what is bad counts negative."""
+
+    name: str
+    decides: bool
+    margin: float
+    alpha: float
+    challenger: float  # means
+    incumbent: float
+    requests: int  # of which it is known
+    path: Path = field(repr=False)
+
+    @property
+    def estimate(self) -> float:
+        return float(self.path.estimate[-1]) if self.requests else 0.0
+
+    @property
+    def low(self) -> float:
+        return float(self.path.low[-1]) if self.requests else -math.inf
+
+    @property
+    def high(self) -> float:
+        return float(self.path.high[-1]) if self.requests else math.inf
+
+    @property
+    def holds(self) -> bool:
+        """It is shown that it is not worse by more than is allowed."""
+        return self.low > -self.margin
+
+    @property
+    def is_worse(self) -> bool:
+        """It is shown to be worse: the one that decides at all, the others by more than is allowed."""
+        return self.high < (0.0 if self.decides else -self.margin) and not self.holds
+
+    @property
+    def text(self) -> str:
+        points = f"{100 * self.estimate:+.1f} points"
+        if not math.isfinite(self.low):
+            return f"{self.name} {points} (too few requests yet)"
+        return f"{self.name} {points} (between {100 * self.low:+.1f} and {100 * self.high:+.1f})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be done, and why."""
+
+    action: Action
+    why: str
+    measures: Sequence[Measured]
+    requests: tuple[int, int]  # of the incumbent, of the challenger
+    split: float  # the logarithm of the evidence that the arms are not split as was asked for
+
+
+def judge(rows: Sequence[Row], policy: TrialPolicy, step: int, step_began: float, began: float, now: float) -> Verdict:
+    """By all requests so far. `step`: which, from 0; times in seconds since 1970."""
+    measures = [_measure(rows, policy, name, now) for name in MEASURES]
+    theirs = sum(row.challenger for row in rows)
+    counts = (len(rows) - theirs, theirs)
+    split = _split(rows, policy, now)
+
+    def verdict(action: Action, why: str) -> Verdict:
+        return Verdict(action, why, measures, counts, split)
+
+    if split > -math.log(SPLIT_ALPHA):
+        share = f"{theirs} of {len(rows)} requests were the challenger's"
+        return verdict("inconclusive", f"the arms are not split as was asked for: {share}. The figures say nothing")
+    if bad := [one for one in measures if one.is_worse]:
+        return verdict("roll back", "it is worse: " + ", ".join(one.text for one in bad))
+    decider = next(one for one in measures if one.decides)
+    of_step = sum(row.at >= step_began for row in rows)
+    now_at = policy.steps[step]
+    full = of_step >= now_at.requests and now - step_began >= 3600 * now_at.hours
+    last = step == len(policy.steps) - 1
+    open_ones = [one for one in measures if not one.holds]
+    if full and last and not open_ones:
+        allowed = f"{100 * decider.margin:g} points" if decider.margin else "nothing"
+        return verdict("promote", f"it is worse by no more than {allowed}: {decider.text}")
+    if len(rows) >= policy.budget.requests or now - began >= 86_400 * policy.budget.days:
+        spent = f"{len(rows)} requests in {(now - began) / 86_400:.1f} days"
+        return verdict(
+            "inconclusive",
+            f"the budget is spent ({spent}) without a result; open: "
+            + (", ".join(one.text for one in open_ones) or f"step {step + 1} of {len(policy.steps)}"),
+        )
+    if full and not last:
+        return verdict("step", f"{of_step} requests at {now_at.share:.0%}, and nothing is worse: {decider.text}")
+    return verdict("go on", decider.text)
+
+
+def _measure(rows: Sequence[Row], policy: TrialPolicy, name: str, now: float) -> Measured:
+    decides = name == policy.decides
+    guards = len(MEASURES) - 1
+    alpha = policy.alpha * (1 - policy.guards_alpha if decides else policy.guards_alpha / guards)
+    seen = observe(rows, policy, name, now)
+    given = (EXPECTED.get(name, 0.0), SPREADS.get(name, SPREAD))
+    return Measured(
+        name=name,
+        decides=decides,
+        margin=float(getattr(policy.margins, name)),
+        alpha=alpha,
+        challenger=_mean(seen, True),
+        incumbent=_mean(seen, False),
+        requests=len(seen.values),
+        path=effect(seen.values, seen.challenger, seen.shares, seen.users, alpha, *given),
+    )
+
+
+def _mean(seen: Observations, challenger: bool) -> float:
+    of_arm = seen.values[seen.challenger == challenger]
+    return float(of_arm.mean()) if len(of_arm) else 0.0
+
+
+def _split(rows: Sequence[Row], policy: TrialPolicy, now: float) -> float:
+    """Of whole units: what was drawn once for several requests counts once."""
+    if policy.unit != "request":
+        seen: dict[str, Row] = {}
+        for row in rows:
+            seen.setdefault(row.unit, row)
+        rows = list(seen.values())
+    if not rows:
+        return 0.0
+    challenger, shares = (np.array([getattr(row, name) for row in rows]) for name in ("challenger", "share"))
+    return float(split_evidence(challenger.astype(bool), shares.astype(float)).max())

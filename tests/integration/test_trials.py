@@ -1,0 +1,211 @@
+"""A challenger beside the live version: what clients get, what is counted, and that nothing of theirs is lost."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mlflow
+import pytest
+import requests
+
+from contract.names import CHALLENGER_ALIAS, PRODUCTION, TRACES, TRIAL, TRIAL_SHARE, TRIAL_STOPPED
+from contract.trials import Limits, Trial
+from services.tracking.readiness import wait_until
+from tests.support.serving import PROMPT, Load, Serving, register, serving_process, variant
+from tests.support.tracking import Stack, make_stack, server
+
+pytestmark = pytest.mark.integration
+MODEL = "tried"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, tiny) -> Iterator[Stack]:
+    """A tracking server of its own, with three versions, the first in production."""
+    folder = tmp_path_factory.mktemp("versions")
+    stack = make_stack(tmp_path_factory.mktemp("tracking"))
+    with server(stack):
+        for number in range(3):
+            register(stack, MODEL, variant(tiny.folder, folder / str(number), number))
+        stack.client.set_registered_model_alias(MODEL, PRODUCTION, "1")
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def service(own: Stack, tmp_path_factory) -> Iterator[Serving]:
+    with serving_process(own, MODEL, tmp_path_factory.mktemp("serving")) as service:
+        service.wait_for_version("1")
+        yield service
+
+
+def try_out(stack: Stack, number: str, id: str, share: float, lease_s: float = 600, **changed: Any) -> None:
+    """What the promoter writes."""
+    trial = Trial(id=id, until=time.time() + lease_s, limits=Limits(**changed.pop("limits", {})), **changed)
+    stack.client.set_model_version_tag(MODEL, number, TRIAL, trial.model_dump_json())
+    stack.client.set_model_version_tag(MODEL, number, TRIAL_SHARE, str(share))
+    stack.client.set_registered_model_alias(MODEL, CHALLENGER_ALIAS, number)
+
+
+def end(stack: Stack, service: Serving) -> None:
+    stack.client.delete_registered_model_alias(MODEL, CHALLENGER_ALIAS)
+    service.wait_for(lambda: service.status()["challenger"] is None, "the trial has ended")
+
+
+def answers(service: Serving, id: str, share: float) -> bool:
+    challenger = service.status()["challenger"] or {}
+    return (challenger.get("trial"), challenger.get("share"), bool(challenger.get("live"))) == (id, share, True)
+
+
+def ask(service: Serving, number: int, **headers: str) -> requests.Response:
+    if number % 2:
+        return requests.post(
+            f"{service.url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 4}, timeout=60, headers=headers
+        )
+    asked = {"inputs": [PROMPT], "params": {"max_new_tokens": 4}}
+    return requests.post(f"{service.url}/invocations", json=asked, timeout=60, headers=headers)
+
+
+def traces(stack: Stack, trial: str) -> list[Any]:
+    mlflow.set_tracking_uri(stack.url)
+    experiment = stack.client.get_experiment_by_name(TRACES)
+    if experiment is None:
+        return []
+    return mlflow.search_traces(
+        locations=[experiment.experiment_id],
+        filter_string=f"tags.trial = '{trial}'",
+        return_type="list",
+        max_results=10_000,
+    )
+
+
+def test_the_share_on_the_wire_is_the_one_asked_for_and_counts_where_it_was_assigned(
+    own: Stack, service: Serving
+) -> None:
+    try_out(own, "2", "wire", 0.25)
+    service.wait_for(lambda: answers(service, "wire", 0.25), "the challenger answers")
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda number: ask(service, number), range(600)))
+    assert {reply.status_code for reply in replies} == {200}
+    by_version = Counter(reply.headers["X-Model-Version"] for reply in replies)
+    assert by_version.keys() == {"1", "2"}
+    assert by_version["2"] / 600 == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 600) ** 0.5)
+    texts = {reply.headers["X-Model-Version"]: reply.json()["choices"][0]["text"] for reply in replies[1::2]}
+    assert texts["1"] != texts["2"]
+    service.wait_for(lambda: len(traces(own, "wire")) == 600, "all traces are in MLflow")
+    found = Counter(
+        (trace.info.tags["arm"], trace.info.tags["model_version"], trace.info.tags["trial_outcome"])
+        for trace in traces(own, "wire")
+    )
+    assert found == {("challenger", "2", "answered"): by_version["2"], ("incumbent", "1", "answered"): by_version["1"]}
+    sessions = [{ask(service, 1, **{"X-Session-ID": "s"}).headers["X-Model-Version"] for _ in range(30)}]
+    assert sessions == [{"1", "2"}]  # by request: a session gets both
+    assert service.metric('ratchet_trial_share{version="2"}') == 0.25
+    end(own, service)
+    assert {ask(service, number).headers["X-Model-Version"] for number in range(20)} == {"1"}
+
+
+def test_a_session_stays_with_its_arm(own: Stack, service: Serving) -> None:
+    try_out(own, "2", "sessions", 0.5, unit="session")
+    service.wait_for(lambda: answers(service, "sessions", 0.5), "the challenger answers")
+    arms = {
+        session: {ask(service, 1, **{"X-Session-ID": session}).headers["X-Model-Version"] for _ in range(6)}
+        for session in map(str, range(12))
+    }
+    assert all(len(found) == 1 for found in arms.values())
+    assert set.union(*arms.values()) == {"1", "2"}
+    end(own, service)
+
+
+def test_a_challenger_that_is_killed_loses_no_request_and_comes_back(own: Stack, service: Serving) -> None:
+    try_out(own, "2", "killed", 0.5)
+    service.wait_for(lambda: answers(service, "killed", 0.5), "the challenger answers")
+    with Load(service, 6) as load:
+        time.sleep(2)
+        os.killpg(service.status()["challenger"]["live"]["pid"], signal.SIGKILL)
+        service.wait_for(lambda: not answers(service, "killed", 0.5), "it is seen", 10)
+        service.wait_for(lambda: answers(service, "killed", 0.5), "it is back")
+        time.sleep(2)
+    assert load.failed() == []
+    assert {answer[3] for answer in load.answers} == {"1", "2"}
+    assert service.version() == "1"
+    end(own, service)
+
+
+def test_a_challenger_that_fails_gets_nothing_within_two_seconds(own: Stack, service: Serving, tiny, tmp_path) -> None:
+    """It is silent once it is to answer: its process is stopped as by a debugger, so that requests hang."""
+    try_out(own, "3", "hangs", 0.5, limits={"slow_s": 0.5})
+    service.wait_for(lambda: answers(service, "hangs", 0.5), "the challenger answers")
+    pid = service.status()["challenger"]["live"]["pid"]
+    with Load(service, 6) as load:
+        time.sleep(1)
+        os.killpg(pid, signal.SIGSTOP)
+        hung = time.monotonic()
+        service.wait_for(lambda: service.status()["challenger"]["stopped"], "it is stopped", 20)
+        assert time.monotonic() - hung < 20
+        os.killpg(pid, signal.SIGCONT)
+        time.sleep(1)
+    assert load.failed() == []
+    after = [answer for answer in load.answers if answer[0] > time.monotonic() - 0.5]
+    assert {answer[3] for answer in after} <= {"1"}
+
+    def told() -> bool:
+        return own.client.get_model_version(MODEL, "3").tags.get(TRIAL_STOPPED, "").startswith("hangs: its last 3")
+
+    service.wait_for(told, "the version says why")
+    failed = [trace for trace in traces(own, "hangs") if trace.info.tags["trial_outcome"] == "failed"]
+    assert {trace.info.tags["arm"] for trace in failed} <= {"challenger"}
+    end(own, service)
+
+
+def test_without_its_promoter_a_trial_ends(own: Stack, service: Serving) -> None:
+    try_out(own, "2", "leased", 0.5, lease_s=12)
+    service.wait_for(lambda: answers(service, "leased", 0.5), "the challenger answers", 11)
+    service.wait_for(lambda: "lease" in service.status()["challenger"]["stopped"], "the lease runs out", 30)
+    assert {ask(service, number).headers["X-Model-Version"] for number in range(20)} == {"1"}
+    end(own, service)
+
+
+def test_one_that_does_not_load_leaves_the_live_version_alone(own: Stack, service: Serving, tiny, tmp_path) -> None:
+    folder = variant(tiny.folder, tmp_path / "broken", 9)
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(b"no weights")
+    number = register(own, MODEL, folder)
+    try_out(own, number, "broken", 0.5)
+    service.wait_for(lambda: (service.status()["challenger"] or {}).get("stopped"), "it is stopped")
+    assert "does not" in service.status()["challenger"]["stopped"]
+    assert {ask(service, asked).headers["X-Model-Version"] for asked in range(10)} == {"1"}
+    end(own, service)
+
+
+def test_too_little_memory_for_two_is_refused_with_the_figures(own: Stack, tmp_path) -> None:
+    with serving_process(own, MODEL, tmp_path, SERVING_MEMORY_RESERVE_MB=str(1 << 30)) as service:
+        service.wait_for_version("1")
+        try_out(own, "2", "memory", 0.5)
+        service.wait_for(lambda: (service.status()["challenger"] or {}).get("stopped"), "it is stopped")
+        stopped = service.status()["challenger"]["stopped"]
+        assert "too little memory for two" in stopped
+        assert "MiB" in stopped
+        assert service.version() == "1"
+        end(own, service)
+
+
+def test_a_challenger_that_goes_into_production_is_live_at_once(own: Stack, service: Serving) -> None:
+    """Last: it moves production. Its process serves on, and no request is lost."""
+    own.client.delete_model_version_tag(MODEL, "2", TRIAL_STOPPED)
+    try_out(own, "2", "promoted", 0.5)
+    service.wait_for(lambda: answers(service, "promoted", 0.5), "the challenger answers")
+    pid = service.status()["challenger"]["live"]["pid"]
+    with Load(service, 4) as load:
+        own.client.set_registered_model_alias(MODEL, PRODUCTION, "2")
+        service.wait_for_version("2")
+        own.client.delete_registered_model_alias(MODEL, CHALLENGER_ALIAS)
+        time.sleep(2)
+    assert load.failed() == []
+    assert service.status()["live"]["pid"] == pid
+    assert service.status()["challenger"] is None
+    assert json.dumps(service.status())
+    assert wait_until(lambda: service.status()["draining"] == [], 30, lambda: True)
