@@ -10,20 +10,10 @@ PROMOTED, REFUSED, AWAITING = "promoted", "refused", "awaiting approval"  # outc
 ARCHIVED, ROLLED_BACK, JUDGED = "archived", "rolled back", "passed the gate"
 APPROVED, WITHDRAWN = "approved", "withdrawn"  # of a decision that awaited approval
 FROZEN, UNFROZEN = "frozen", "unfrozen"  # of the whole model
-TRIAL = (
-    "trial"  # an action: a challenger gets a share of production's requests; it ends promoted, or in one of the last
-)
+TRIAL = "trial"  # an action: a challenger gets a share of production's requests, until it is promoted or is not
 ON_TRIAL, TRIAL_ROLLED_BACK, INCONCLUSIVE = "on trial", "trial rolled back", "inconclusive"
-MOVES = (
-    PROMOTED,
-    ARCHIVED,
-    ROLLED_BACK,
-    FROZEN,
-    UNFROZEN,
-    ON_TRIAL,
-    TRIAL_ROLLED_BACK,
-    INCONCLUSIVE,
-)  # what changes something
+# What changes something.
+MOVES = (PROMOTED, ARCHIVED, ROLLED_BACK, FROZEN, UNFROZEN, ON_TRIAL, TRIAL_ROLLED_BACK, INCONCLUSIVE)
 
 
 def link(experiment_id: str, run_id: str) -> str:

@@ -40,8 +40,13 @@ def grants(part: str, experiments: list[str]) -> set[Grant]:
     on_experiments, on_models, others = {
         # Adds runs and versions. To take back a version that it could not finish takes MANAGE.
         "trainer": ("EDIT", "MANAGE", set()),
-        # Moves aliases, writes tags and takes them back; deletes the claims in its experiment that it gave up.
-        "promoter": ("READ", "MANAGE", {Grant("experiment", PROMOTIONS, "MANAGE")}),
+        # Moves aliases, writes tags and takes them back; deletes the claims in its experiment that it gave up; reads
+        # what became of a trial's requests.
+        "promoter": (
+            "READ",
+            "MANAGE",
+            {Grant("experiment", PROMOTIONS, "MANAGE"), Grant("experiment", TRACES, "READ")},
+        ),
         # Reads the version that it serves and the decisions on it, says on its page where it cannot; writes traces and
         # feedback. To take a tag back is MANAGE to MLflow too.
         "serving": (

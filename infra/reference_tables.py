@@ -6,12 +6,15 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from contract.metrics import DERIVED, METRICS, PASS_AT
+from contract.trials import Limits
 from promoter.policy import Floor, Guard, Policy, Primary, Safety, Significance
+from promoter.trials.policy import Budget, Margins, Step, TrialPolicy
 from serving.settings import ServingSettings
 from trainer.config import Config
 from trainer.options import walk
 
 DOCS = Path(__file__).parents[1] / "docs"
+TRIAL_SECTIONS: dict[str, type[BaseModel]] = {"steps": Step, "margins": Margins, "budget": Budget, "limits": Limits}
 BEGIN, END = "<!-- written by `make docs` -->\n", "<!-- end of the table -->\n"
 
 
@@ -47,6 +50,24 @@ def policy_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def trial_table() -> str:
+    """All keys of a trial's policy in Markdown: name, default, what it does."""
+    rows = ["| key | default | |", "|---|---|---|"]
+    for name, field in TrialPolicy.model_fields.items():
+        section = TRIAL_SECTIONS.get(name)
+        if section is None:
+            rows.append(f"| `{name}` | `{_default(field.default)}` | {field.description} |")
+            continue
+        rows.append(f"| **`{name}`** | | {' '.join(str(section.__doc__).split())} |")
+        place = f"{name}[]" if name == "steps" else name
+        rows += [
+            f"| `{place}.{key}` | {'*required*' if one.is_required() else f'`{_default(one.default)}`'} | "
+            f"{one.description} |"
+            for key, one in section.model_fields.items()
+        ]
+    return "\n".join(rows) + "\n"
+
+
 def serving_table() -> str:
     """All environment variables of serving in Markdown: name, default, what it does."""
     rows = ["| variable | default | |", "|---|---|---|"]
@@ -75,6 +96,7 @@ def metrics_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "training.md": table,
     "promotion.md": policy_table,
+    "trials.md": trial_table,
     "serving.md": serving_table,
     "evaluation.md": metrics_table,
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from contract.errors import Unreachable, disk_full, unexpected
 from contract.tracking import as_ours
@@ -247,10 +248,15 @@ def trial(context: click.Context, /, **given: Any) -> None:
 
     Example: promoter trial --version 7 --policy trial.yaml
     """
-    if context.invoked_subcommand is None:
-        from promoter.trials import commands
+    if context.invoked_subcommand is not None:  # options may come before its name, too
+        said = {
+            name: given[name] for name in given if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        }
+        context.default_map = {context.invoked_subcommand: said}
+        return
+    from promoter.trials import commands
 
-        commands.trial(context, **given)
+    commands.trial(context, **given)
 
 
 @trial.command("status")

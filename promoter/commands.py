@@ -179,10 +179,10 @@ def validate(
     from promoter import recomputation, validation
 
     client = registry.connect(context.obj)
-    chosen = _chosen(_Work(client, model_name, None), number)
+    wanted = chosen(client, model_name, number)
     passed = True
-    for version, result in validation.run(client, chosen, policy.load(policy_name), not unconfined):
-        its, named = version is chosen, f"Version {version.version} of {model_name}"
+    for version, result in validation.run(client, wanted, policy.load(policy_name), not unconfined):
+        its, named = version is wanted, f"Version {version.version} of {model_name}"
         if not its:
             click.echo(f"{named}, with which it is compared:")
         for check in result.checks:

@@ -31,7 +31,7 @@ from contract.names import (
     STAGES,
     STAGING,
 )
-from contract.outcomes import FREEZE, NOTHING, ROLLBACK
+from contract.outcomes import FREEZE, NOTHING, ROLLBACK, TRIAL
 from contract.trials import Trial
 from promoter import ledger, lock, records, registry, report
 from promoter.decision import Decision
@@ -167,8 +167,6 @@ def begin_trial(claim: Claim, move: Move, trial: Trial, share: float, files: Map
     entry = move.entry(outcomes.ON_TRIAL)
     records.write(claim, entry, None, move.tags, files)
     _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
-    with _where_it_exists():
-        _write(claim, client.delete_model_version_tag, name, number, names.TRIAL_STOPPED)
     write_trial(claim, name, number, trial, share)
     _write(claim, client.set_registered_model_tag, name, names.TRIAL, claim.run_id)
     _move_alias(claim, client.set_registered_model_alias, name, CHALLENGER_ALIAS, number)
@@ -189,7 +187,8 @@ def end_trial(claim: Claim, move: Move, outcome: str, files: Mapping[str, str]) 
     entry = move.entry(outcome)
     records.write(claim, entry, None, move.tags, files)
     _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
-    clear_trial(claim, number)
+    if CHALLENGER_ALIAS in registry.aliases(client, name):
+        _move_alias(claim, client.delete_registered_model_alias, name, CHALLENGER_ALIAS)
     settle(claim)
     return entry
 
@@ -254,7 +253,10 @@ def _follow_up(claim: Claim, run: Run) -> bool:
     if outcome == outcomes.ON_TRIAL:
         return by_alias.get(CHALLENGER_ALIAS) == number
     if outcome in (outcomes.TRIAL_ROLLED_BACK, outcomes.INCONCLUSIVE):
-        return CHALLENGER_ALIAS not in by_alias
+        if CHALLENGER_ALIAS in by_alias:
+            return False
+        clear_trial(claim, number)
+        return True
     if outcome == outcomes.ARCHIVED:
         if by_alias.get(PRODUCTION) == number:
             return False
@@ -268,6 +270,8 @@ def _follow_up(claim: Claim, run: Run) -> bool:
         return False
     with _where_it_exists():
         _tell_who_follows(claim, tags)
+    if tags["action"] == TRIAL:
+        clear_trial(claim, number)
     if tags["action"] == ROLLBACK:  # what turned out bad is no best
         model_tags = client.get_registered_model(name).tags
         for key in [key for key in model_tags if key.startswith(names.BEST_GUARDS)]:

@@ -32,8 +32,8 @@ def trial(
     running, begun = watch.current(client, model_name), False
     if running is not None and number is not None and running.number != number:
         raise InputError(
-            f"Version {running.number} is on trial already. Expected that version, to go on with its trial, or `promoter "
-            "trial stop` first."
+            f"Version {running.number} is on trial already. Expected that version, to go on with its trial, or "
+            "`promoter trial stop` first."
         )
     if dry_run:
         version = chosen(client, model_name, number)

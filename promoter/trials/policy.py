@@ -31,7 +31,7 @@ class Margins(Section):
         0.05,
         ge=0,
         lt=1,
-        description="Requests whose completion was accepted, of all. As the deciding measure 0 means: has to be better.",
+        description="Requests whose completion was accepted, of all. 0, where it decides: has to be better.",
     )
     persistence: float = Field(
         0.05, ge=0, lt=1, description="Characters that are left of what was accepted, as a share; 0 for what was not."
@@ -79,8 +79,8 @@ class TrialPolicy(Section):
     budget: Budget = Budget()
     unit: Unit = Field(
         "request",
-        description="What is given an arm: each `request`; a `session` (the header `X-Session-ID`), which counts once it "
-        "has been silent for half an hour; or a `user` for a day, who counts once that day is over.",
+        description="What is given an arm: each `request`; a `session` (the header `X-Session-ID`), which counts once "
+        "it has been silent for half an hour; or a `user` for a day, who counts once that day is over.",
     )
     settle_s: float = Field(
         120.0, ge=0, le=86_400, description="Seconds after which a completion that was not accepted counts as such."

@@ -6,7 +6,7 @@ requests. They may come in bursts, depend on one another, and change from hour t
 chance of that, and m a forecast from earlier requests alone, which takes out what differs between users. The mean of φ
 estimates the mean effect over the requests so far; its bounds are asymptotic confidence sequences.
 
-Sources: Ham, Bojinov, Lindon and Tingley, "Design-Based Confidence Sequences" (2022), for φ and for Σφ² as its variance;
+Sources: Ham, Bojinov, Lindon and Tingley, "Design-Based Confidence Sequences" (2022), for φ and Σφ² as its variance;
 Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit theory" (2021), for asymptotic bounds;
 Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences" (2021), for the
 one-sided normal mixture. tests/bench/trials.py simulates how often they are wrong, and is where the constants come
@@ -56,7 +56,7 @@ def effect(
 
     outcomes, challenger, shares, users: (n,), of the requests in their order: what became of each, whether it was the
     challenger's, the chance of that (inside 0 and 1), and the number of its user.
-    expected, spread: mean and variance that an outcome is held to have, for which the bounds are made; they hold for any.
+    expected, spread: mean and variance that outcomes are held to have: the bounds are made for them, and hold for any.
     """
     if len(outcomes) == 0:
         return Path(*(np.empty(0),) * 3)

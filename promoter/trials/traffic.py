@@ -54,7 +54,7 @@ class Traffic:
         self._since = 0.0
 
     def read(self, now: float, anew: bool = False) -> list[Row]:
-        """All requests so far, in their order. `now`: seconds since 1970. `anew`: all of them, not only the late ones."""
+        """All requests so far, in their order. `now`: seconds since 1970. `anew`: all are read once more."""
         experiment = self.client.get_experiment_by_name(TRACES)
         if experiment is None:
             return []

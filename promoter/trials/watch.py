@@ -1,7 +1,7 @@
 """Running a trial: begin it, look at its traffic, take its steps, and end it. What it needs to go on is in MLflow.
 
-A trial has one watcher at a time, by a lease of its own (lock.py); each change of what serving follows is made under the
-model's lock, as every promotion. Whoever runs the same command after a crash goes on where the other stopped.
+A trial has one watcher at a time, by a lease of its own (lock.py); what serving follows is changed under the model's
+lock, as by every promotion. Whoever runs the same command after a crash goes on where the other stopped.
 """
 
 import json
@@ -35,6 +35,7 @@ from promoter.trials.verdict import Verdict, judge
 STATE = "trial_state"  # a tag of the record by which it began: JSON of Progress
 WAIT_S = 60.0  # for others who promote the model just now
 LOG_EVERY_S = 15.0  # to the record's metrics
+AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # of MLflow's errors, where its server may come back
 LEASE_RAN_OUT = "lease has run out"  # as serving says it
 Say = Callable[[str], None]
 COPIED = (records.BEST, records.TABLES, DATASET_DIGEST)  # of the decision that let it into Staging
@@ -170,21 +171,19 @@ def begin(claim: Claim, version: ModelVersion, policy: TrialPolicy, by: str, rea
 
 
 def watch(running: Running, say: Say) -> Entry:
-    """Look at the traffic until the trial has ended; returns its record. Goes on where the tracking server comes back."""
-    said = ""
+    """Look at the traffic until the trial has ended; returns its record. Waits for a tracking server that is away."""
+    said, watched = "", False
     while True:
         try:
             with lease(running.client, f"{running.model}: trial", running.by, WAIT_S) as ours:
+                watched = True
                 while (entry := _look(running, ours, say)) is None:
                     time.sleep(running.policy.look_s)
                 return entry
         except (Unreachable, Busy, MlflowException, OSError) as error:
-            if isinstance(error, MlflowException) and error.error_code not in (
-                "INTERNAL_ERROR",
-                "TEMPORARILY_UNAVAILABLE",
-            ):
+            if isinstance(error, MlflowException) and error.error_code not in AWAY:
                 raise
-            if isinstance(error, Busy) and "Somebody else" in str(error):
+            if isinstance(error, Busy) and not watched:  # another watches it
                 raise
             if (why := " ".join(str(error).split())[:200]) != said:
                 say(f"The tracking server does not do its work, and is asked again: {why}")
@@ -197,12 +196,10 @@ def _look(running: Running, ours: Claim, say: Say) -> Entry | None:
     ours.check()
     client, model, number = running.client, running.model, running.number
     aliases, version = registry.aliases(client, model), client.get_model_version(model, number)
+    of_model = client.get_registered_model(model).tags.get(names.TRIAL)
     if aliases.get(PRODUCTION) == number:
         return _promoted_already(running)
-    if (
-        aliases.get(CHALLENGER_ALIAS) != number
-        or client.get_registered_model(model).tags.get(names.TRIAL) != running.id
-    ):
+    if aliases.get(CHALLENGER_ALIAS) != number or of_model != running.id:
         return _ended_by_others(running)
     verdict = running.verdict()
     _log(running, verdict, say)
@@ -267,6 +264,9 @@ def end(running: Running, action: str, why: str, verdict: Verdict | None, by: st
         if action == "promote":
             registry.refuse_frozen(client, model)
         found = registry.aliases(client, model)
+        if found.get(PRODUCTION) == number:  # by hand, just now
+            stages.clear_trial(claim, number)
+            return _ended_by_others(running)
         tags = {"trial_run": running.id, **_of_staging(client, version)}
         move = Move(version, STAGES[PRODUCTION], TRIAL, by or running.by, why, found, tags)
         events = list(running.progress.with_event(f"{outcome}: {why}").events)
@@ -274,7 +274,6 @@ def end(running: Running, action: str, why: str, verdict: Verdict | None, by: st
         files = report.files(entry, running.policy, verdict, events)
         if action == "promote":
             stages.promote(claim, move, None, outcome, files)
-            stages.clear_trial(claim, number)
         else:
             stages.end_trial(claim, move, outcome, files)
         running.record = claim.run_id

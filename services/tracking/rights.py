@@ -22,12 +22,13 @@ OF_TRAINER = frozenset(
 OF_PROMOTER = frozenset(
     {
         *(names.STAGE, names.GATE, names.PROMOTED_AT, names.PROMOTED_BY, names.PROMOTION_RUN, names.REPLACED_BY),
-        *(names.VALIDATION, names.VALIDATED),
+        *(names.VALIDATION, names.VALIDATED, names.TRIAL, names.TRIAL_SHARE),
     }
 )
-OF_SERVING = frozenset({names.REFUSED})
+OF_SERVING = frozenset({names.REFUSED, names.TRIAL_STOPPED})
 OURS = OF_TRAINER | OF_PROMOTER | OF_SERVING
-MODELS_TAGS = (names.LEDGER, names.LAST_PRODUCTION, names.BEST_GUARDS, names.FROZEN)  # how the promoter's begin
+# How the promoter's begin.
+MODELS_TAGS = (names.LEDGER, names.LAST_PRODUCTION, names.BEST_GUARDS, names.FROZEN, names.TRIAL)
 
 # What a version may be made of: those whose owner MLflow looks up, for tracking reads any place in S3 that one names.
 SOURCES = ("mlflow-artifacts:", "runs:", "models:")
@@ -45,7 +46,7 @@ class If(Enum):
     PLAIN_VERSION = "a version of what MLflow knows the owner of, without a part's tag"
     TAKEN_BACK = "a version without alias whose run is not evidence"
     TAG_OF_PROMOTER = "a tag that is not the trainer's or serving's"
-    TAG_OF_SERVING = "the tag serving_refused"
+    TAG_OF_SERVING = "the tags serving_refused and trial_stopped"
     PLAIN_TAG = "a tag that is no part's"
     PLAIN_MODEL_TAG = "a tag that is not the promoter's"
     BARE_MODEL = "a model without tags"
@@ -140,7 +141,7 @@ MAY: dict[str, dict[str, If | None]] = {
         **NEW_RUNS,
         **LOG,
         **_may(UPLOAD),
-        **_may("POST runs/delete experiments/restore"),
+        **_may("POST runs/delete experiments/restore traces/search"),
         "POST experiments/create": If.DEFAULT_PLACE,
         **_may("POST registered-models/alias registered-models/set-tag"),
         **_may("DELETE registered-models/alias registered-models/delete-tag"),

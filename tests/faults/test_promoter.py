@@ -87,7 +87,8 @@ def kill_at_each_write(
             assert promoter.process.pid is not None
             process.append(promoter.process.pid)
             code = promoter.end()
-        if code == 0:
+        if code >= 0:
+            assert code in ok, f"{code}\n{promoter.output}"
             return len(done)
         assert code == -signal.SIGKILL, f"at write {n} ({done}): {code}\n{promoter.output}"
         assert_sound(client, model)
@@ -151,6 +152,55 @@ def test_killed_at_each_write(
         run(on_postgres, "promote", "--experiment-name", experiment, "--version", "2", "--stage", "Staging", *FORCE)
     given = (command[0], "--experiment-name", experiment, *command[1:])
     assert kill_at_each_write(on_postgres, given, lambda: put(client, model, before), after, ok) >= writes
+
+
+@pytest.mark.parametrize(
+    ("command", "after", "writes", "ok"),
+    [
+        # Its budget is spent at once: it begins, and ends inconclusive.
+        (("trial", "--version", "2", "--policy"), {"production": "1", "staging": "2"}, 20, (1,)),
+        (("trial", "stop", "--reason", "t"), {"production": "1", "staging": "2"}, 12, (0, 2)),
+        (("trial", "promote", "--reason", "t"), {"production": "2", "previous": "1"}, 18, (0, 2)),
+    ],
+    ids=["begin", "stop", "promote"],
+)
+def test_a_trial_killed_at_each_write(
+    on_postgres: Stack, command: tuple[str, ...], after: dict[str, str], writes: int, ok: tuple[int, ...], tmp_path
+) -> None:
+    experiment = f"killed_trial_{command[1].strip('-')}"
+    client, model = on_postgres.client, model_with(on_postgres.client, experiment, 2)
+    policy = tmp_path / "trial.yaml"
+    policy.write_text("{look_s: 0.5, budget: {days: 1.0e-9}}")
+    run(on_postgres, "promote", "--experiment-name", experiment, "--version", "1", "--stage", "Production", *FORCE)
+    run(on_postgres, "promote", "--experiment-name", experiment, "--version", "2", "--stage", "Staging", *FORCE)
+    before = {"production": "1", "staging": "2"}
+    given: tuple[str, ...] = (command[0], "--experiment-name", experiment, *command[1:])
+    if given[-1] == "--policy":
+        given = (*given, str(policy))
+        assert kill_at_each_write(on_postgres, given, lambda: put(client, model, before), after, ok) >= writes
+    else:
+        policy.write_text("{look_s: 0.5}")
+        begun = start(on_postgres.url, "trial", "--experiment-name", experiment, "--policy", str(policy))
+        assert wait_until(lambda: "challenger" in aliases(client, model), 60, begun.process.is_alive), begun.output
+        time.sleep(1)
+        os.kill(begun.process.pid or 0, signal.SIGKILL)
+        begun.process.join()
+        end_leases(client, model)
+        end_leases(client, f"{model}: trial")
+        run(on_postgres, "history", "--experiment-name", experiment)
+        id = client.get_registered_model(model).tags["trial"]
+        client.set_terminated(id, "FINISHED")
+        kept = {name: tags(client, model, "2")[name] for name in ("trial", "trial_share")}
+
+        def on_trial() -> None:
+            put(client, model, before | {"challenger": "2"})
+            client.set_registered_model_tag(model, "trial", id)
+            for name, value in kept.items():
+                client.set_model_version_tag(model, "2", name, value)
+
+        assert kill_at_each_write(on_postgres, given, on_trial, after, ok) >= writes
+    assert not {"trial", "trial_share"} & tags(client, model, "2").keys()
+    assert "trial" not in client.get_registered_model(model).tags
 
 
 def tags(client: MlflowClient, model: str, number: str) -> dict[str, str]:

@@ -179,7 +179,7 @@ def test_promoter_and_serving_do_their_work_on_what_the_trainer_made(logins: Log
         versions.tell(settings, client.get_model_version(MODEL, version.version), None)
         assert names.REFUSED not in client.get_model_version(MODEL, version.version).tags
         for key in (names.STAGE, names.VALIDATION, names.MANIFEST_SHA256, "note"):
-            with pytest.raises(MlflowException, match="the tag serving_refused"):
+            with pytest.raises(MlflowException, match="the tags serving_refused and trial_stopped"):
                 client.set_model_version_tag(MODEL, version.version, key, "x")
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from infra import reference_tables
 from promoter import policy
+from promoter.trials import policy as trial_policy
 from tests.integration.test_docs import ON_THIS_MACHINE, README
 from tests.stack.test_docs import IN_CONTAINERS
 from tests.support import docs
@@ -17,6 +18,7 @@ NOT_RUN = {
     "infra/offline/README.md: Where no image can be pulled": "makes the engine under these tests; .ci/run runs it",
     "docs/models.md: Base models": "wants a model; tests/integration/test_models.py brings some",
     "docs/models.md: Use elsewhere": "wants a version in production; tests/integration/test_models.py exports one",
+    "docs/trials.md: Trials: users decide": "takes hours; tests/integration/test_whole_trials.py runs its commands",
     "docs/training.md: Several machines": "needs two; tests/stack/test_training.py trains in two containers",
     **dict.fromkeys(
         (
@@ -49,6 +51,12 @@ def test_the_policy_that_the_docs_show_loads(tmp_path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(docs.all_blocks("yaml")["docs/promotion.md: Policies"].text)
     assert policy.load(str(path)).approval == "manual"
+
+
+def test_the_trials_policy_that_the_docs_show_is_the_default(tmp_path) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text(docs.all_blocks("yaml")["docs/trials.md: The policy"].text)
+    assert trial_policy.load(str(path)) == trial_policy.load("default") == trial_policy.TrialPolicy()
 
 
 PAGE = """# Title

@@ -1,0 +1,160 @@
+"""Whole trials: sixteen clients whose user likes one version more, less, or as much as the other; and its page."""
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from contract.names import CHALLENGER_ALIAS, PRODUCTION, PROMOTIONS, STAGE, STAGING, TRIAL
+from tests.support.serving import PROMPT, Serving, register, serving_process, variant
+from tests.support.tracking import Stack, make_stack, server
+
+pytestmark = pytest.mark.integration
+MODEL = "whole"
+POLICY: dict[str, Any] = {
+    "steps": [{"share": 0.2, "requests": 60}, {"share": 0.5, "requests": 100}],
+    "margins": {"acceptance": 0.0, "persistence": 0.3, "errors": 0.2, "empty": 0.2, "slow": 0.5, "left": 0.3},
+    "settle_s": 2,
+    "persistence_after_s": 30,
+    "look_s": 0.5,
+    "lease_s": 60,
+}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, tiny) -> Iterator[Stack]:
+    """A tracking server of its own, with four versions, the first in production."""
+    folder = tmp_path_factory.mktemp("versions")
+    stack = make_stack(tmp_path_factory.mktemp("tracking"))
+    with server(stack):
+        for number in range(4):
+            register(stack, MODEL, variant(tiny.folder, folder / str(number), number))
+        stack.client.set_registered_model_alias(MODEL, PRODUCTION, "1")
+        stack.client.set_model_version_tag(MODEL, "1", STAGE, "Production")
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def service(own: Stack, tmp_path_factory) -> Iterator[Serving]:
+    with serving_process(own, MODEL, tmp_path_factory.mktemp("serving")) as service:
+        service.wait_for_version("1")
+        yield service
+
+
+@dataclass
+class People:
+    """Sixteen clients; whoever looks at a completion accepts it as often as its version deserves."""
+
+    service: Serving
+    likes: dict[str, float]  # by version
+    a_second: float = 12.0
+    statuses: list[int] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def at_work(self) -> Iterator["People"]:
+        threads = [threading.Thread(target=self._work, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _work(self, number: int) -> None:
+        dice, session = random.Random(number), requests.Session()
+        while not self._stop.is_set():
+            asked = {"prompt": PROMPT, "max_tokens": 3, "temperature": 0.5, "path": "a.py"}
+            answer = session.post(f"{self.service.url}/v1/completions", json=asked, timeout=60)
+            self.statuses.append(answer.status_code)
+            if answer.ok:
+                version, id = answer.headers["X-Model-Version"], answer.json()["id"]
+                self.versions.append(version)
+                if dice.random() < self.likes[version]:
+                    taken = {"type": "select", "completion_id": id, "elapsed": 900}
+                    session.post(f"{self.service.url}/v1/events", json=taken, timeout=60)
+            time.sleep(dice.uniform(0.5, 1.5) * 16 / self.a_second)
+
+
+def promoter(stack: Stack, *arguments: str, timeout_s: float = 200) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "promoter", *arguments, "--model-name", MODEL]
+    return subprocess.run(command, env=stack.env, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def stage(stack: Stack, number: str) -> None:
+    """As if the gate had let it there."""
+    stack.client.set_registered_model_alias(MODEL, STAGING, number)
+    stack.client.set_model_version_tag(MODEL, number, STAGE, "Staging")
+
+
+def record(stack: Stack, outcome: str) -> Any:
+    experiment = stack.client.get_experiment_by_name(PROMOTIONS)
+    found = stack.client.search_runs(
+        [experiment.experiment_id], f"tags.outcome = '{outcome}' and tags.model = '{MODEL}'"
+    )
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("challenger", "incumbent", "likes", "outcome", "exit_code"),
+    [
+        ("2", "1", {"1": 0.7, "2": 0.1}, "trial rolled back", 1),
+        ("3", "1", {"1": 0.4, "3": 0.4}, "inconclusive", 1),
+        ("4", "1", {"1": 0.1, "4": 0.8}, "promoted", 0),
+    ],
+    ids=["less", "as much", "more"],
+)
+def test_users_decide(
+    challenger: str,
+    incumbent: str,
+    likes: dict[str, float],
+    outcome: str,
+    exit_code: int,
+    own: Stack,
+    service: Serving,
+    tmp_path: Path,
+) -> None:
+    stage(own, challenger)
+    policy = tmp_path / "trial.yaml"
+    budget = {"requests": 260 if outcome == "inconclusive" else 1500, "days": 1}
+    policy.write_text(yaml.safe_dump(POLICY | {"budget": budget}))
+    with People(service, likes).at_work() as people:
+        done = promoter(own, "trial", "--version", challenger, "--policy", str(policy), "--by", "ada")
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    assert f"Version {challenger} of {MODEL} → Production instead of version {incumbent}: {outcome}." in done.stdout
+    assert set(people.statuses) == {200}
+    assert set(people.versions) == {challenger, incumbent}
+    aliases = own.client.get_registered_model(MODEL).aliases
+    assert (str(aliases[PRODUCTION]), CHALLENGER_ALIAS in aliases) == (
+        challenger if exit_code == 0 else incumbent,
+        False,
+    )
+    assert TRIAL not in own.client.get_registered_model(MODEL).tags
+    assert not {"trial", "trial_share"} & own.client.get_model_version(MODEL, challenger).tags.keys()
+    run = record(own, outcome)
+    assert (run.info.status, run.data.tags["action"], run.data.tags["version"]) == ("FINISHED", "trial", challenger)
+    page = Path(own.client.download_artifacts(run.info.run_id, "decision.html", str(tmp_path))).read_text()
+    assert "<polygon" in page
+    figures = json.loads(
+        Path(own.client.download_artifacts(run.info.run_id, "decision.json", str(tmp_path))).read_text()
+    )
+    assert figures["requests"]["challenger"] > 10
+    began = own.client.get_run(run.data.tags["trial_run"])
+    assert began.data.tags["outcome"] == "on trial"
+    assert "trial/acceptance/low" in began.data.metrics
+    service.wait_for(lambda: service.status()["challenger"] is None, "nothing is on trial")
+    service.wait_for_version(challenger if exit_code == 0 else incumbent)
