@@ -5,10 +5,11 @@ import click
 from contract import outcomes
 from contract.errors import InputError
 from contract.names import PRODUCTION
+from contract.outcomes import TRIAL
 from promoter import registry, stages, tables
 from promoter.commands import chosen, finish
 from promoter.lock import lease
-from promoter.promotion import Outcome
+from promoter.promotion import Outcome, nothing
 from promoter.trials import policy, report, watch
 from promoter.trials.watch import Running
 
@@ -86,24 +87,32 @@ def status(context: click.Context, /, model_name: str, output_format: str, **_: 
     click.echo("\n".join(lines))
 
 
-def stop(context: click.Context, /, model_name: str, by: str, reason: str, dry_run: bool, **_: object) -> None:
+def stop(context: click.Context, /, reason: str, **_: object) -> None:
     """End the running trial without a result."""
-    _end_by_hand(context, model_name, by, reason, "inconclusive", f"stopped by hand: {reason}", dry_run)
+    _end_by_hand(context, "inconclusive", f"stopped by hand: {reason}")
 
 
-def promote(context: click.Context, /, model_name: str, by: str, reason: str, dry_run: bool, **_: object) -> None:
+def promote(context: click.Context, /, reason: str, **_: object) -> None:
     """End the running trial and put the challenger into production."""
-    _end_by_hand(context, model_name, by, reason, "promote", f"promoted by hand: {reason}", dry_run)
+    _end_by_hand(context, "promote", f"promoted by hand: {reason}")
 
 
-def _end_by_hand(
-    context: click.Context, model_name: str, by: str, reason: str, action: str, why: str, dry_run: bool
-) -> None:
-    running = _running(context, model_name)
-    if dry_run:
+def _end_by_hand(context: click.Context, action: str, why: str) -> None:
+    given = context.params
+    model_name, by = given["model_name"], given["by"]
+    if given["dry_run"]:
         what = "go into production" if action == "promote" else "get no requests any more"
-        click.echo(f"Version {running.number} would {what}: {reason}.")
+        click.echo(f"Version {_running(context, model_name).number} would {what}; {why}.")
         return
+    client = registry.connect(context.obj)
+    registry.aliases(client, model_name)  # an unknown model is told as one
+    with lease(client, model_name, by, given["wait_s"]) as claim:
+        settled = [run.data.tags for run in stages.settle(claim) if run.data.tags.get("action") == TRIAL]
+    if ended := next((tags for tags in settled if tags["outcome"] != outcomes.ON_TRIAL), None):
+        done = f"the end of version {ended['version']}'s trial was interrupted, and is complete now: {ended['outcome']}"
+        finish(context, nothing(None, ended["stage"], TRIAL, by, done))
+        return
+    running = _running(context, model_name)
     running.entry = watch.end(running, action, why, running.verdict(anew=True), by)
     _end(context, running, stopped=action == "inconclusive")
 

@@ -95,6 +95,7 @@ def kill_at_each_write(
         found = aliases(client, model)
         assert found.get("production") in (was.get("production"), after.get("production")), done
         end_leases(client, model)
+        end_leases(client, f"{model}: trial")
         again = start(stack.url, *command)
         code = again.end()
         assert code in ok, f"after {done}: {code}\n{again.output}"
