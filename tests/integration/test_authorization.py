@@ -198,6 +198,30 @@ def test_serving_writes_traces_and_feedback(logins: Logins, live: ModelVersion, 
         assert client.get_trace(made.trace_id).info.assessments[0].value is True
 
 
+def test_promoter_tries_a_version_and_reads_what_serving_wrote(logins: Logins, live: ModelVersion, tmp_path) -> None:
+    with logins.by("trainer") as client:
+        second = train(client, gain=0.5)
+    with logins.by("promoter") as client:  # what a test above has written
+        client.delete_registered_model_tag(MODEL, f"{names.LEDGER}1")
+    staged = promote(logins, "promoter", "promote", "--version", second.version, "--force")
+    assert staged.exit_code == 0, staged.output
+    policy = tmp_path / "trial.yaml"
+    policy.write_text("{look_s: 0.5, budget: {days: 1.0e-9}}")  # spent at once
+    done = promote(logins, "promoter", "trial", "--version", second.version, "--policy", str(policy))
+    assert (done.exit_code, "inconclusive" in done.output) == (1, True), done.output
+    with logins.by("serving") as client:
+        versions.stopped(ServingSettings(mlflow_tracking_uri=logins.stack.url), second, "t1: it is slow")
+        assert client.get_model_version(MODEL, second.version).tags[names.TRIAL_STOPPED] == "t1: it is slow"
+        for tag in (names.TRIAL, names.TRIAL_SHARE):
+            with pytest.raises(MlflowException, match="the tags serving_refused and trial_stopped"):
+                client.set_model_version_tag(MODEL, second.version, tag, "0.9")
+    with logins.by("promoter") as client:
+        experiment = client.get_experiment_by_name(names.TRACES)
+        assert client.search_traces(locations=[experiment.experiment_id], include_spans=False)
+        with pytest.raises(MlflowException, match="trainer's or serving's"):
+            client.set_model_version_tag(MODEL, second.version, names.TRIAL_STOPPED, "")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [

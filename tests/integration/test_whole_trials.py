@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 MODEL = "whole"
 POLICY: dict[str, Any] = {
     "steps": [{"share": 0.2, "requests": 60}, {"share": 0.5, "requests": 100}],
-    "margins": {"acceptance": 0.0, "persistence": 0.3, "errors": 0.2, "empty": 0.2, "slow": 0.5, "left": 0.3},
+    "margins": {"acceptance": 0.0, "persistence": 0.9, "errors": 0.2, "empty": 0.2, "slow": 0.5, "left": 0.3},
     "settle_s": 2,
     "persistence_after_s": 30,
     "look_s": 0.5,
