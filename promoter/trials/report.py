@@ -121,7 +121,7 @@ def picture(one: Measured) -> str:
         place = y(-100 * one.margin)
         lines += [
             f'<line class="margin" x1="{MARGIN}" x2="{WIDTH - 10}" y1="{place:.1f}" y2="{place:.1f}"/>',
-            f'<text x="{MARGIN - 6}" y="{place + 4:.1f}" text-anchor="end">−{100 * one.margin:g}</text>',
+            f'<text x="{WIDTH - 14}" y="{place + 13:.1f}" text-anchor="end">−{100 * one.margin:g}</text>',
         ]
     for value in (reach, -reach):
         lines.append(f'<text x="{MARGIN - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:+.0f} pts</text>')

@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def estimate(self) -> float:
-        return float(self.path.estimate[-1]) if self.requests else 0.0
+        return float(self.path.estimate[-1]) + 0.0 if self.requests else 0.0  # and never -0.0
 
     @property
     def low(self) -> float:
@@ -94,8 +94,8 @@ def judge(rows: Sequence[Row], policy: TrialPolicy, step: int, step_began: float
     last = step == len(policy.steps) - 1
     open_ones = [one for one in measures if not one.holds]
     if full and last and not open_ones:
-        allowed = f"{100 * decider.margin:g} points" if decider.margin else "nothing"
-        return verdict("promote", f"it is worse by no more than {allowed}: {decider.text}")
+        found = f"not worse by more than {100 * decider.margin:g} points" if decider.margin else "better"
+        return verdict("promote", f"it is {found}: {decider.text}")
     if len(rows) >= policy.budget.requests or now - began >= 86_400 * policy.budget.days:
         spent = f"{len(rows)} requests in {(now - began) / 86_400:.1f} days"
         return verdict(

@@ -299,7 +299,8 @@ def _ended_by_others(running: Running) -> Entry:
     """As the last record of the challenger says."""
     for run in records.of_version(running.client, running.model, running.number):
         tags = run.data.tags
-        if run.info.start_time / 1000 >= running.progress.began - 60 and tags["outcome"] != outcomes.ON_TRIAL:
+        by_hand = tags["outcome"] in (outcomes.PROMOTED, outcomes.ARCHIVED)
+        if tags.get("trial_run") == running.id or (by_hand and run.info.start_time / 1000 >= running.progress.began):
             running.record = run.info.run_id
             return Entry(**{name: tags[name] for name in Entry.__dataclass_fields__})
     why = "somebody has taken the alias from it"

@@ -7,15 +7,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 import requests
 
 from contract.names import CHALLENGER_ALIAS, PRODUCTION, TRACES, TRIAL, TRIAL_SHARE, TRIAL_STOPPED
 from contract.trials import Limits, Trial
 from services.tracking.readiness import wait_until
+from tests.support import doses
 from tests.support.serving import PROMPT, Load, Serving, register, serving_process, variant
 from tests.support.tracking import Stack, make_stack, server
 
@@ -159,6 +162,70 @@ def test_a_challenger_that_fails_gets_nothing_within_two_seconds(own: Stack, ser
     failed = [trace for trace in traces(own, "hangs") if trace.info.tags["trial_outcome"] == "failed"]
     assert {trace.info.tags["arm"] for trace in failed} <= {"challenger"}
     end(own, service)
+
+
+@doses.full
+def test_three_replicas_agree_without_talking_to_each_other(own: Stack, tmp_path_factory) -> None:
+    """Counted by the client, who asks one after another, as a balancer lets them."""
+    with ExitStack() as stack:
+        homes = (tmp_path_factory.mktemp("replica") for _ in range(3))
+        replicas = [stack.enter_context(serving_process(own, MODEL, home)) for home in homes]
+        for replica in replicas:
+            replica.wait_for_version("1")
+        try_out(own, "2", "replicas", 0.1)
+        for replica in replicas:
+            replica.wait_for(lambda replica=replica: answers(replica, "replicas", 0.1), "the challenger answers")
+        with ThreadPoolExecutor(6) as pool:
+            replies = list(pool.map(lambda number: ask(replicas[number % 3], 1), range(1500)))
+        theirs = [reply.headers["X-Model-Version"] == "2" for reply in replies]
+        assert {reply.status_code for reply in replies} == {200}
+        assert sum(theirs) / 1500 == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / 1500) ** 0.5)
+        for number in range(3):
+            assert sum(theirs[number::3]) / 500 == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / 500) ** 0.5)
+        try_out(own, "2", "together", 0.5, unit="session")
+        for replica in replicas:
+            replica.wait_for(lambda replica=replica: answers(replica, "together", 0.5), "the challenger answers")
+        for session in map(str, range(20)):
+            found = {ask(replica, 1, **{"X-Session-ID": session}).headers["X-Model-Version"] for replica in replicas}
+            assert len(found) == 1
+        for replica in replicas:
+            end(own, replica) if replica is replicas[0] else replica.wait_for(
+                lambda replica=replica: replica.status()["challenger"] is None, "the trial has ended"
+            )
+
+
+@doses.full
+def test_killed_workers_and_a_killed_serving_take_the_trial_up_again(own: Stack, tmp_path) -> None:
+    with serving_process(own, MODEL, tmp_path) as service:
+        service.wait_for_version("1")
+        try_out(own, "2", "workers", 0.5)
+        service.wait_for(lambda: answers(service, "workers", 0.5), "the challenger answers")
+        [gateway] = [
+            child for child in psutil.Process(service.process.pid).children() if "gunicorn" in " ".join(child.cmdline())
+        ]
+        for worker in gateway.children():
+            worker.kill()
+        assert {ask_again(service).headers["X-Model-Version"] for _ in range(40)} == {"1", "2"}
+        children = psutil.Process(service.process.pid).children(recursive=True)
+        service.process.kill()
+        _, left = psutil.wait_procs(children, 30)
+        assert left == []  # neither model outlives it
+    with serving_process(own, MODEL, tmp_path) as service:
+        service.wait_for(lambda: answers(service, "workers", 0.5), "the challenger answers again")
+        assert {ask(service, 1).headers["X-Model-Version"] for _ in range(40)} == {"1", "2"}
+        end(own, service)
+
+
+def ask_again(service: Serving) -> requests.Response:
+    """As a client asks whose connection was cut."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return ask(service, 1)
+        except requests.ConnectionError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)  # the pace of asking
 
 
 def test_without_its_promoter_a_trial_ends(own: Stack, service: Serving) -> None:

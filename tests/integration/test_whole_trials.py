@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import requests
 import yaml
 
 from contract.names import CHALLENGER_ALIAS, PRODUCTION, PROMOTIONS, STAGE, STAGING, TRIAL
+from tests.support import doses
 from tests.support.serving import PROMPT, Serving, register, serving_process, variant
 from tests.support.tracking import Stack, make_stack, server
 
@@ -107,6 +108,51 @@ def record(stack: Stack, outcome: str) -> Any:
         [experiment.experiment_id], f"tags.outcome = '{outcome}' and tags.model = '{MODEL}'"
     )
     return found[0]
+
+
+@doses.full
+def test_killed_promoters_and_two_minutes_without_tracking_change_nothing(tiny, tmp_path: Path) -> None:
+    stack, policy = make_stack(tmp_path / "tracking"), tmp_path / "trial.yaml"
+    margins = POLICY["margins"] | {"acceptance": 0.5}
+    steps = [{"share": 0.2, "requests": 60}, {"share": 0.5, "requests": 60, "hours": 1}]
+    budget = {"requests": 20_000}
+    policy.write_text(yaml.safe_dump(POLICY | {"margins": margins, "steps": steps, "budget": budget, "lease_s": 300}))
+    command = [sys.executable, "-m", "promoter", "trial", "--model-name", MODEL, "--version", "2"]
+    command += ["--policy", str(policy)]
+    with ExitStack() as rest:
+        with server(stack):
+            for number in range(2):
+                register(stack, MODEL, variant(tiny.folder, tmp_path / str(number), number))
+            stack.client.set_registered_model_alias(MODEL, PRODUCTION, "1")
+            stage(stack, "2")
+            service = rest.enter_context(serving_process(stack, MODEL, tmp_path / "serving"))
+            service.wait_for_version("1")
+            people = rest.enter_context(People(service, {"1": 0.5, "2": 0.5}, 6.0).at_work())
+
+            def share() -> float:
+                return float((service.status()["challenger"] or {}).get("share", 0))
+
+            for expected in (0.2, 0.5):  # killed in each step
+                promoting = subprocess.Popen(command, env=stack.env)
+                service.wait_for(lambda expected=expected: share() == expected, "the step is taken", 150)
+                promoting.kill()
+                promoting.wait()
+            with (tmp_path / "promoter.log").open("w") as log:
+                promoting = subprocess.Popen(command, env=stack.env, stdout=log, stderr=log)
+            time.sleep(45)  # until the lease of the dead one has run out, and it looks
+        time.sleep(120)
+        said = (tmp_path / "promoter.log").read_text()
+        assert promoting.poll() is None, said
+        assert share() == 0.5
+        with server(stack):
+            people.likes["2"] = 0.0  # from now on it is bad
+            assert promoting.wait(400) == 1
+            assert record(stack, "trial rolled back").data.tags["version"] == "2"
+            service.wait_for(lambda: share() == 0, "nothing is on trial")
+        said = (tmp_path / "promoter.log").read_text()
+        assert "The tracking server does not do its work, and is asked again" in said
+        assert "rolled back" in said
+    assert set(people.statuses) == {200}
 
 
 @pytest.mark.parametrize(
