@@ -17,6 +17,7 @@ ANSWERED, FAILED, LEFT = "answered", "failed", "left"
 # became of it, and (hashed) what was given the arm.
 TRIAL_TAG, ARM_TAG, CHANCE_TAG = "trial", "arm", "trial_share"
 OUTCOME_TAG, UNIT_TAG = "trial_outcome", "trial_unit"
+LEAST_SHARE = 0.001  # of the requests, that an arm can have
 Unit = Literal["request", "session", "user"]
 
 
@@ -43,7 +44,7 @@ class Trial(BaseModel):
 
     id: str  # the run of the record by which it began
     unit: Unit = "request"  # what is given an arm
-    until: float  # seconds since 1970: the promoter's lease
+    until: float = Field(allow_inf_nan=False)  # seconds since 1970: the promoter's lease
     limits: Limits = Limits()
 
 

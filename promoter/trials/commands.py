@@ -1,6 +1,7 @@
 """What `promoter trial` and its commands do; promoter/cli.py declares them."""
 
 import click
+from click.core import ParameterSource
 
 from contract import outcomes
 from contract.errors import InputError
@@ -30,17 +31,32 @@ def trial(
     """Begin a trial, or go on with the one of this version that runs, and watch it until it has ended."""
     wanted = policy.load(policy_name)
     client = registry.connect(context.obj)
+    registry.aliases(client, model_name)  # an unknown model is told as one
     running, begun = watch.current(client, model_name), False
     if running is not None and number is not None and running.number != number:
         raise InputError(
             f"Version {running.number} is on trial already. Expected that version, to go on with its trial, or "
             "`promoter trial stop` first."
         )
+    if running is not None and _is_given(context, "policy_name") and wanted != running.policy:
+        raise InputError(
+            f"--policy is '{policy_name}', and the trial of version {running.number} began with another, which stays. "
+            "Expected no --policy, to go on with it, or `promoter trial stop` first."
+        )
     if dry_run:
-        version = chosen(client, model_name, number)
+        version = chosen(client, model_name, running.number if running else number)
         if running is None:
             watch.refuse(client, version)
-        click.echo(watch.plan(version, registry.aliases(client, model_name)[PRODUCTION], wanted))
+            text = watch.plan(version, registry.aliases(client, model_name)[PRODUCTION], wanted)
+        else:
+            text = f"Would go on with the trial of version {running.number}, at {running.share:.0%} of the requests."
+        facts = {
+            "dry_run": True,
+            "version": str(version.version),
+            "policy": wanted.model_dump(mode="json"),
+            "plan": text,
+        }
+        click.echo(tables.to_json(facts) if output_format == "json" else text)
         return
     if running is None:
         with lease(client, model_name, by, wait_s) as claim:
@@ -48,7 +64,7 @@ def trial(
             running, begun = watch.begin(claim, chosen(client, model_name, number), wanted, by, reason), True
     _say(f"{'Trial' if begun else 'Going on with the trial'} of version {running.number} of {running.model} against "
          f"version {running.incumbent}. Ctrl-C leaves it running for {running.policy.lease_s:g} s.")  # fmt: skip
-    running.entry = watch.watch(running, _say)
+    running.entry = watch.watch(running, _say, wait_s if _is_given(context, "wait_s") else watch.WAIT_S)
     _end(context, running)
 
 
@@ -113,8 +129,16 @@ def _end_by_hand(context: click.Context, action: str, why: str) -> None:
         finish(context, nothing(None, ended["stage"], TRIAL, by, done))
         return
     running = _running(context, model_name)
-    running.entry = watch.end(running, action, why, running.verdict(anew=True), by)
+    try:
+        verdict = running.verdict(anew=True)
+    except ArithmeticError:  # whatever somebody has done to its figures: it can be ended
+        verdict = None
+    running.entry = watch.end(running, action, why, verdict, by)
     _end(context, running, stopped=action == "inconclusive")
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 def _running(context: click.Context, model_name: str) -> Running:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from contract.trials import Limits, Unit
+from contract.trials import LEAST_SHARE, Limits, Unit
 from promoter import policy
 from promoter.policy import Section
 
@@ -19,7 +19,7 @@ Decider = Literal["acceptance", "persistence"]
 class Step(Section):
     """A share of the requests, and how long the challenger gets it."""
 
-    share: float = Field(gt=0, le=0.5, description="The challenger's share of the requests.")
+    share: float = Field(ge=LEAST_SHARE, le=0.5, description="The challenger's share of the requests.")
     requests: int = Field(200, ge=1, description="Requests of both arms together, at least.")
     hours: float = Field(0.0, ge=0, description="Hours, at least: a morning is not a day.")
 
@@ -99,6 +99,12 @@ class TrialPolicy(Section):
         shares = [step.share for step in self.steps]
         if shares != sorted(set(shares)):
             raise ValueError(f"steps have the shares {shares}. Expected each to be larger than the one before")
+        requests, hours = sum(step.requests for step in self.steps), sum(step.hours for step in self.steps)
+        if requests > self.budget.requests or hours > 24 * self.budget.days:
+            raise ValueError(
+                f"the steps take {requests} requests and {hours:g} hours. Expected no more than the budget: "
+                f"{self.budget.requests} requests and {self.budget.days:g} days"
+            )
         if self.lease_s < 3 * self.look_s:
             raise ValueError(f"lease_s is {self.lease_s:g}. Expected at least three times look_s ({self.look_s:g})")
         return self

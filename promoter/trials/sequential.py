@@ -27,7 +27,8 @@ SHARPEST_AT = 300  # requests at which the bounds are sharpest
 LEAST = 10  # requests of each arm, before which nothing is said
 # Few figures look too sure of themselves, above all those of a small arm whose rare outcomes have not come yet.
 SEEN_BEFORE = 6  # requests of an unknown outcome that count as seen
-EVEN = 0.5  # the share of the variance that it would have if both arms' outcomes differed as much
+# The share of the variance that it would have if both arms' outcomes differed as much, by the challenger's share.
+SMALL, EVEN = (0.05, 0.1), (0.8, 0.5)
 OWN, OVERALL = 10.0, 4.0  # requests after which a user's own mean counts as much as all users', and theirs as expected
 STEPS = 2048  # of the table of bounds
 # Log odds by which a split may differ from the one that was asked for, and how likely each is held to be.
@@ -64,8 +65,9 @@ def effect(
     left = outcomes - forecasts(outcomes, users, expected)
     terms = left * np.where(challenger, 1 / shares, -1 / (1 - shares))
     sums, both = np.cumsum(terms), 1 / shares + 1 / (1 - shares)
+    even = np.interp(np.minimum(shares, 1 - shares), SMALL, EVEN)
     unit = float(both[0]) * spread  # the variance of one request
-    variance = np.maximum(np.cumsum(terms**2), EVEN * np.cumsum(left**2 * both)) + SEEN_BEFORE * unit
+    variance = np.maximum(np.cumsum(terms**2), np.cumsum(even * left**2 * both)) + SEEN_BEFORE * unit
     away = boundary(variance, SHARPEST_AT * unit, alpha) / counts
     theirs = np.cumsum(challenger)
     away[np.minimum(theirs, counts - theirs) < LEAST] = math.inf

@@ -14,6 +14,7 @@ from contract.trials import (
     CHALLENGER,
     CHANCE_TAG,
     FAILED,
+    LEAST_SHARE,
     LEFT,
     OUTCOME_TAG,
     TRIAL_TAG,
@@ -83,6 +84,8 @@ class Traffic:
         try:
             share, arm, outcome = float(tags[CHANCE_TAG]), tags[ARM_TAG], tags[OUTCOME_TAG]
         except (KeyError, ValueError):  # somebody has changed it by hand
+            return None
+        if not LEAST_SHARE <= share <= 1 - LEAST_SHARE:
             return None
         answered = outcome not in (FAILED, LEFT)
         return Row(
@@ -159,7 +162,9 @@ def _by_unit(rows: Sequence[Row], values: Floats, now: float, policy: TrialPolic
     """One observation for each session, or user of a day: the mean of its requests, once it is over."""
     places: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
-        places.setdefault(row.unit, []).append(number)
+        of_unit = places.setdefault(row.unit, [])
+        if not of_unit or rows[of_unit[0]].challenger == row.challenger:  # not those after the share has grown
+            of_unit.append(number)
     over = [unit for unit in places.values() if _is_over(rows[unit[-1]].at, now, policy)]
     over.sort(key=lambda unit: rows[unit[-1]].at)
     first = [rows[unit[0]] for unit in over]

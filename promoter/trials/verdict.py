@@ -29,6 +29,7 @@ class Measured:
     challenger: float  # means
     incumbent: float
     requests: int  # of which it is known
+    of_smaller_arm: int
     path: Path = field(repr=False)
 
     @property
@@ -46,7 +47,12 @@ class Measured:
     @property
     def holds(self) -> bool:
         """It is shown that it is not worse by more than is allowed."""
-        return self.low > -self.margin
+        return self.low > -self.margin and self.is_enough
+
+    @property
+    def is_enough(self) -> bool:
+        """What is as rare as is allowed would have been seen by now, in the smaller arm."""
+        return self.margin == 0 or self.of_smaller_arm >= math.log(1 / self.alpha) / self.margin
 
     @property
     def is_worse(self) -> bool:
@@ -122,6 +128,7 @@ def _measure(rows: Sequence[Row], policy: TrialPolicy, name: str, now: float) ->
         challenger=_mean(seen, True),
         incumbent=_mean(seen, False),
         requests=len(seen.values),
+        of_smaller_arm=int(min(seen.challenger.sum(), (~seen.challenger).sum())),
         path=effect(seen.values, seen.challenger, seen.shares, seen.users, alpha, *given),
     )
 

@@ -7,7 +7,7 @@ lock, as by every promotion. Whoever runs the same command after a crash goes on
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,9 +57,10 @@ class Progress:
 
     @classmethod
     def of(cls, text: str) -> "Progress":
+        """Raises KeyError, TypeError, ValueError for what it did not write."""
         found = json.loads(text)
-        events = tuple(Event(at, what) for at, what in found.pop("events"))
-        return cls(**found, events=events)
+        events = tuple(Event(float(at), str(what)) for at, what in found["events"])
+        return cls(float(found["began"]), int(found["step"]), float(found["step_began"]), events)
 
     def with_event(self, what: str) -> "Progress":
         return replace(self, events=(*self.events, Event(time.time(), what)))
@@ -128,7 +129,10 @@ def current(client: MlflowClient, model: str) -> Running | None:
         run = client.get_run(id)
         policy, progress = _policy(client, run), Progress.of(run.data.tags[STATE])
         incumbent, by = run.data.tags["replaces"], run.data.tags["by"]
-    except (MlflowException, OSError, KeyError, ValueError, TypeError) as error:
+        policy.steps[progress.step]
+    except (MlflowException, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, MlflowException) and error.error_code in AWAY:
+            raise
         raise InputError(
             f"What the trial of version {number} began with cannot be read (run {id}: {error}). Delete the alias "
             f"'{CHALLENGER_ALIAS}' to end it."
@@ -170,12 +174,12 @@ def begin(claim: Claim, version: ModelVersion, policy: TrialPolicy, by: str, rea
     return Running(client, name, number, found[PRODUCTION], claim.run_id, by, policy, progress)
 
 
-def watch(running: Running, say: Say) -> Entry:
+def watch(running: Running, say: Say, wait_s: float = WAIT_S) -> Entry:
     """Look at the traffic until the trial has ended; returns its record. Waits for a tracking server that is away."""
     said, watched = "", False
     while True:
         try:
-            with lease(running.client, f"{running.model}: trial", running.by, WAIT_S) as ours:
+            with lease(running.client, f"{running.model}: trial", running.by, WAIT_S if watched else wait_s) as ours:
                 watched = True
                 while (entry := _look(running, ours, say)) is None:
                     time.sleep(running.policy.look_s)
@@ -195,24 +199,23 @@ def _look(running: Running, ours: Claim, say: Say) -> Entry | None:
     """One look; the record, where it has ended."""
     ours.check()
     client, model, number = running.client, running.model, running.number
-    aliases, version = registry.aliases(client, model), client.get_model_version(model, number)
-    of_model = client.get_registered_model(model).tags.get(names.TRIAL)
-    if aliases.get(PRODUCTION) == number:
-        return _promoted_already(running)
+    aliases, of_model = registry.aliases(client, model), client.get_registered_model(model).tags.get(names.TRIAL)
     if aliases.get(CHALLENGER_ALIAS) != number or of_model != running.id:
         return _ended_by_others(running)
+    version = client.get_model_version(model, number)
     verdict = running.verdict()
     _log(running, verdict, say)
-    live = aliases.get(PRODUCTION)
-    if live != running.incumbent:
-        there = f"version {live}" if live else "nothing"
-        return end(running, "inconclusive", f"production is {there} now, and was version {running.incumbent}", verdict)
+    if aliases.get(PRODUCTION) != running.incumbent:
+        return end(running, "inconclusive", _production_moved(running, aliases), verdict)
     whose, _, why = version.tags.get(names.TRIAL_STOPPED, "").partition(":")
     if whose == running.id:
         action = "inconclusive" if LEASE_RAN_OUT in why else "roll back"
         return end(running, action, f"serving stopped it: {why.strip()}", verdict)
     if verdict.action in ("promote", "roll back", "inconclusive"):
         verdict = running.verdict(anew=True)  # by all that has come late, too
+    if verdict.action == "promote" and registry.frozen_by(client, model) is not None:
+        say("It could be promoted, but promotions are frozen. It goes on until `promoter unfreeze`, or its end")
+        verdict = replace(verdict, action="go on")
     if verdict.action in ("promote", "roll back", "inconclusive"):
         return end(running, verdict.action, verdict.why, verdict)
     if verdict.action == "step":
@@ -261,18 +264,17 @@ def end(running: Running, action: str, why: str, verdict: Verdict | None, by: st
             "roll back": outcomes.TRIAL_ROLLED_BACK,
             "inconclusive": outcomes.INCONCLUSIVE,
         }[action]
-        if action == "promote":
+        if outcome == outcomes.PROMOTED:
             registry.refuse_frozen(client, model)
         found = registry.aliases(client, model)
-        if found.get(PRODUCTION) == number:  # by hand, just now
-            stages.clear_trial(claim, number)
-            return _ended_by_others(running)
+        if found.get(PRODUCTION) != running.incumbent:  # just now: nobody has compared the two
+            outcome, why = outcomes.INCONCLUSIVE, _production_moved(running, found)
         tags = {"trial_run": running.id, **_of_staging(client, version)}
         move = Move(version, STAGES[PRODUCTION], TRIAL, by or running.by, why, found, tags)
         events = list(running.progress.with_event(f"{outcome}: {why}").events)
         entry = move.entry(outcome)
         files = report.files(entry, running.policy, verdict, events)
-        if action == "promote":
+        if outcome == outcomes.PROMOTED:
             stages.promote(claim, move, None, outcome, files)
         else:
             stages.end_trial(claim, move, outcome, files)
@@ -288,24 +290,40 @@ def _of_staging(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
     return {}
 
 
-def _promoted_already(running: Running) -> Entry:
-    """The challenger is in production: by this trial, whose watcher died just then, or by hand."""
-    with _locked(running) as claim:
-        stages.clear_trial(claim, running.number)
-    return _ended_by_others(running)
+def _production_moved(running: Running, aliases: Mapping[str, str]) -> str:
+    live = aliases.get(PRODUCTION)
+    if live == running.number:
+        return "it was put into production by hand"
+    return f"production is {f'version {live}' if live else 'empty'} now, and was version {running.incumbent}"
 
 
 def _ended_by_others(running: Running) -> Entry:
-    """As the last record of the challenger says."""
-    for run in records.of_version(running.client, running.model, running.number):
-        tags = run.data.tags
-        by_hand = tags["outcome"] in (outcomes.PROMOTED, outcomes.ARCHIVED)
-        if tags.get("trial_run") == running.id or (by_hand and run.info.start_time / 1000 >= running.progress.began):
-            running.record = run.info.run_id
-            return Entry(**{name: tags[name] for name in Entry.__dataclass_fields__})
-    why = "somebody has taken the alias from it"
-    names_of = (running.model, running.number, STAGES[PRODUCTION], NOTHING, running.incumbent)
-    return Entry(*names_of, TRIAL, outcomes.INCONCLUSIVE, running.by, why)
+    """As the record says by which it was ended; where there is none, one is written."""
+    client, model, number = running.client, running.model, running.number
+    with _locked(running) as claim:
+        for run in records.of_version(client, model, number):
+            if run.data.tags.get("trial_run") == running.id:
+                running.record = run.info.run_id
+                return Entry(**{name: run.data.tags[name] for name in Entry.__dataclass_fields__})
+        try:
+            version = client.get_model_version(model, number)
+        except MlflowException as error:
+            if error.error_code in AWAY:
+                raise
+            stages.clear_trial(claim, number)
+            why = "somebody has deleted the version"
+            about = (model, number, STAGES[PRODUCTION], NOTHING, running.incumbent)
+            return Entry(*about, TRIAL, outcomes.INCONCLUSIVE, running.by, why)
+        found = registry.aliases(client, model)
+        why = "somebody has taken the alias from it"
+        if found.get(PRODUCTION) != running.incumbent:
+            why = _production_moved(running, found)
+        move = Move(version, STAGES[PRODUCTION], TRIAL, running.by, why, found, {"trial_run": running.id})
+        entry = move.entry(outcomes.INCONCLUSIVE)
+        events = list(running.progress.with_event(f"{entry.outcome}: {why}").events)
+        stages.end_trial(claim, move, entry.outcome, report.files(entry, running.policy, None, events))
+        running.record = claim.run_id
+    return entry
 
 
 def _log(running: Running, verdict: Verdict, say: Say) -> None:

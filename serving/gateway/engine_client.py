@@ -137,7 +137,7 @@ class EngineClient:
 
         try:
             opened, first = await self._attempt(send, until, assigned)
-            yield _lines(opened, first)
+            yield _lines(opened, first, assigned)
         finally:
             if reply is not None:
                 reply.close()
@@ -220,7 +220,9 @@ def _refusal(status: int, body: bytes, retry_after: str | None) -> Refusal:
     return Refusal(422 if status == 400 else status, message, retry_after_s=float(retry_after) if retry_after else None)
 
 
-async def _lines(reply: aiohttp.ClientResponse, first: bytes) -> AsyncIterator[CompletionPiece | CompletionEnd]:
+async def _lines(
+    reply: aiohttp.ClientResponse, first: bytes, assigned: Assigned | None
+) -> AsyncIterator[CompletionPiece | CompletionEnd]:
     """Raises Refusal where the completion fails on its way."""
     line = first
     while line:
@@ -236,5 +238,7 @@ async def _lines(reply: aiohttp.ClientResponse, first: bytes) -> AsyncIterator[C
         try:
             line = await reply.content.readline()
         except GONE:
+            if assigned is not None:
+                assigned.gone = True
             break
     raise Refusal(503, "The model went away in the middle of the completion. Ask again.")

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from contract.messages import CompletionUsage
 from contract.tokens import Tokens
-from contract.trials import ANSWERED, FAILED
+from contract.trials import ANSWERED, FAILED, LEFT
 from serving.gateway import metrics
 from serving.gateway.arms import Arms, Assigned
 from serving.gateway.engine_client import EngineClient
@@ -80,9 +80,9 @@ class Gateway:
         if assigned is not None:
             outcome = FAILED if assigned.failed else outcome
             empty = not any(answered.completions)
-            self.arms.told(
-                self.engine.state, assigned, outcome == FAILED, empty, max(0, ended_ns - answered.began_ns) / 1e9
-            )
+            seconds = max(0, ended_ns - answered.began_ns) / 1e9
+            if outcome != LEFT:
+                self.arms.told(self.engine.state, assigned, outcome == FAILED, empty, seconds)
         labels = self.store.labels(live.version, language, user, repository)
         if answered.outcome == ANSWERED:
             metrics.completion_seconds.labels(*labels).observe(max(0, ended_ns - answered.began_ns) / 1e9)

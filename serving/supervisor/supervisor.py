@@ -191,8 +191,9 @@ class Supervisor:
             return
         version = asked.version
         number = str(version.version)
-        if self.live is None or number != self._on_trial:  # else it is about to be adopted
-            self.trial.follow(asked.challenger, str(self.live.version.version) if self.live else None)
+        live = str(self.live.version.version) if self.live else None
+        if live in (None, number) or number != self._on_trial:  # else it is about to be adopted
+            self.trial.follow(asked.challenger, live)
         if self.wanted is None or self.wanted[0] != number:
             self.wanted = (number, time.monotonic())
             self.pause, self.not_before = 1.0, 0.0  # what failed was another version

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from contract.errors import RatchetError
 from contract.names import TRIAL, TRIAL_SHARE, TRIAL_STOPPED
-from contract.trials import Trial
+from contract.trials import LEAST_SHARE, Trial
 from serving.settings import RunSettings
 from serving.supervisor import versions
 from serving.supervisor.model_process import ModelProcess, shortage, start
@@ -93,7 +93,10 @@ class TrialRunner:
 
     def follow(self, version: "ModelVersion | None", live: str | None) -> None:
         """Do as the registry says: `version` has the alias, `live` is the number of the one that serves."""
-        found = None if version is None or str(version.version) == live else read(version)
+        number = str(version.version) if version is not None else None
+        found = None if version is None or number == live else read(version)
+        if found is None and self._now is not None and self._now.number == number != live:
+            return  # somebody has spoilt its tags: the lease ends it, unless the promoter writes them anew
         if version is None or found is None:
             self._end()
             return
@@ -244,4 +247,4 @@ def read(version: "ModelVersion") -> tuple[Trial, float] | None:
         trial, share = Trial.model_validate_json(version.tags.get(TRIAL, "")), float(version.tags.get(TRIAL_SHARE, ""))
     except (ValidationError, ValueError):
         return None
-    return (trial, share) if 0 <= share < 1 else None
+    return (trial, share) if LEAST_SHARE <= share <= 1 - LEAST_SHARE else None

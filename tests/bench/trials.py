@@ -34,6 +34,7 @@ class World:
 WORLDS = (
     World("equal", 0.5),
     World("equal", 0.1),
+    World("equal", 0.05),
     World("15 points worse", 0.5, -0.15),
     World("15 points worse", 0.1, -0.15),
     World("nearly dead", 0.1, factor=0.05),

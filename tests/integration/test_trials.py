@@ -208,6 +208,7 @@ def test_killed_workers_and_a_killed_serving_take_the_trial_up_again(own: Stack,
         assert {ask_again(service).headers["X-Model-Version"] for _ in range(40)} == {"1", "2"}
         children = psutil.Process(service.process.pid).children(recursive=True)
         service.process.kill()
+        service.process.wait()
         _, left = psutil.wait_procs(children, 30)
         assert left == []  # neither model outlives it
     with serving_process(own, MODEL, tmp_path) as service:

@@ -112,8 +112,9 @@ def record(stack: Stack, outcome: str) -> Any:
 
 @doses.full
 def test_killed_promoters_and_two_minutes_without_tracking_change_nothing(tiny, tmp_path: Path) -> None:
+    (tmp_path / "tracking").mkdir()
     stack, policy = make_stack(tmp_path / "tracking"), tmp_path / "trial.yaml"
-    margins = POLICY["margins"] | {"acceptance": 0.5}
+    margins = POLICY["margins"] | {"acceptance": 0.05}
     steps = [{"share": 0.2, "requests": 60}, {"share": 0.5, "requests": 60, "hours": 1}]
     budget = {"requests": 20_000}
     policy.write_text(yaml.safe_dump(POLICY | {"margins": margins, "steps": steps, "budget": budget, "lease_s": 300}))

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from mlflow.entities.model_registry import ModelVersion
 
+from contract.trials import Trial
 from serving.settings import ServingSettings
 from serving.supervisor import supervisor as module
-from serving.supervisor import versions
+from serving.supervisor import trial, versions
 from serving.supervisor.model_process import ModelProcess
 from serving.supervisor.supervisor import Supervisor
 from serving.supervisor.versions import Broken, NotYet, Refused
@@ -32,12 +33,17 @@ class World:
     asked: int = 0
     fetched: list[str] = field(default_factory=list)
     tags: dict[str, str | None] = field(default_factory=dict)
+    trial: dict[str, str] = field(default_factory=dict)  # tags of the challenger
+    processes: dict[str, list[Any]] = field(default_factory=dict)
 
     def named(self, settings: ServingSettings, alias: str) -> ModelVersion:
         self.asked += 1
         if alias not in self.aliases:
             raise NotYet(f"No version has the alias {alias}")
-        return ModelVersion("code", self.aliases[alias], creation_timestamp=1, source="models:/m-1")
+        version = ModelVersion("code", self.aliases[alias], creation_timestamp=1, source="models:/m-1")
+        if alias == "challenger":
+            version.tags.update(self.trial)
+        return version
 
     def fetch(self, settings: ServingSettings, version: ModelVersion) -> Path:
         self.fetched.append(str(version.version))
@@ -50,6 +56,7 @@ class World:
             raise Refused("it does not load")
         process = SimpleNamespace(pid=1, url="", socket="", up=True, stop=lambda: None, retire=lambda _: None)
         process.alive, process.responds, process.last_words = lambda: process.up, lambda: True, lambda: "killed"
+        self.processes.setdefault(version, []).append(process)
         return process
 
 
@@ -65,6 +72,9 @@ def world(monkeypatch) -> World:
     monkeypatch.setattr(versions, "keep_only", lambda *_: None)
     monkeypatch.setattr(module, "start", world.start)
     monkeypatch.setattr(module, "lacks_memory", lambda *_: None)
+    monkeypatch.setattr(trial, "start", world.start)
+    monkeypatch.setattr(trial, "shortage", lambda *_: None)
+    monkeypatch.setattr(versions, "stopped", lambda _, version, why: bool(world.tags.update({version.version: why})))
     monkeypatch.setattr(module, "TICK_S", 0.001)
     return world
 
@@ -98,6 +108,59 @@ def looks(supervisor: Supervisor, world: World) -> None:
 def live(supervisor: Supervisor) -> tuple[str, str] | None:
     now = supervisor.state.live
     return (now.version, now.instead_of) if now else None
+
+
+def on_trial(world: World, supervisor: Supervisor) -> None:
+    world.aliases = {"production": "1", "challenger": "2"}
+    world.trial = {"trial": Trial(id="t1", until=time.time() + 60).model_dump_json(), "trial_share": "0.25"}
+    until(supervisor, lambda: answers(supervisor) and live(supervisor) == ("1", ""))
+
+
+def answers(supervisor: Supervisor) -> bool:
+    challenger = supervisor.state.challenger
+    return challenger is not None and challenger.live is not None
+
+
+def test_a_challenger_that_goes_into_production_keeps_its_process(world, supervisor) -> None:
+    on_trial(world, supervisor)
+    world.aliases["production"] = "2"
+    until(supervisor, lambda: live(supervisor) == ("2", ""))
+    assert len(world.processes["2"]) == 1
+    until(supervisor, lambda: supervisor.state.challenger is None)
+
+
+def test_one_that_dies_just_then_is_no_challenger_any_more(world, supervisor) -> None:
+    on_trial(world, supervisor)
+    world.processes["2"][0].up = False
+    world.aliases["production"] = "2"
+    until(supervisor, lambda: live(supervisor) == ("2", ""))
+    until(supervisor, lambda: supervisor.state.challenger is None)
+    assert "2" not in world.tags or "lease" not in str(world.tags["2"])
+
+
+def test_a_challenger_whose_tags_somebody_has_spoilt_goes_on_as_it_did(world, supervisor) -> None:
+    on_trial(world, supervisor)
+    for nonsense in ("", "0", "1", "nan", "-1", "x"):
+        world.trial["trial_share"] = nonsense
+        looks(supervisor, world)
+        assert answers(supervisor)
+        assert supervisor.state.challenger is not None
+        assert supervisor.state.challenger.share == 0.25
+    assert len(world.processes["2"]) == 1
+    del world.aliases["challenger"]
+    until(supervisor, lambda: supervisor.state.challenger is None)
+
+
+def test_a_challenger_that_ends_again_and_again_is_stopped(world, supervisor, monkeypatch) -> None:
+    monkeypatch.setattr(trial, "PAUSE_S", 0.001)
+    on_trial(world, supervisor)
+    for number in range(trial.STARTS):
+        until(supervisor, lambda number=number: len(world.processes["2"]) == number + 1 and answers(supervisor))
+        world.processes["2"][-1].up = False
+        until(supervisor, lambda: not answers(supervisor))
+    until(supervisor, lambda: supervisor.state.challenger is not None and bool(supervisor.state.challenger.stopped))
+    assert live(supervisor) == ("1", "")
+    until(supervisor, lambda: "ended 4 times" in str(world.tags.get("2")))
 
 
 def test_broken_production_is_served_by_the_version_before_until_it_is_mended(world, supervisor) -> None:

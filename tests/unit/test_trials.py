@@ -5,9 +5,11 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from mlflow import MlflowClient
 
 from contract import outcomes
 from contract.errors import InputError
@@ -15,7 +17,7 @@ from promoter.records import Entry
 from promoter.trials import policy, report
 from promoter.trials.policy import Budget, Margins, Step, TrialPolicy
 from promoter.trials.report import Event
-from promoter.trials.traffic import Row, observe
+from promoter.trials.traffic import Row, Traffic, observe
 from promoter.trials.verdict import MEASURES, Verdict, judge
 from promoter.trials.watch import Progress
 
@@ -135,6 +137,8 @@ def test_what_is_slow_is_told_by_the_incumbents_earlier_requests() -> None:
         ("steps: [{share: 0.9}]", "steps.0.share is 0.9"),
         ("decides: taste", "decides is 'taste'"),
         ("margin: {}", "no such key"),
+        ("steps: [{share: 1.0e-320}]", "share is 1e-320"),
+        ("steps: [{share: 0.1, requests: 99}]\nbudget: {requests: 10}", "Expected no more than the budget"),
         ("alpha: 0", "alpha is 0"),
         ("lease_s: 20\nlook_s: 10", "Expected at least three times look_s"),
         ("- a", "expected keys with values"),
@@ -169,3 +173,25 @@ def test_its_page_has_the_figures_a_picture_and_no_markup_of_others() -> None:
     assert figures["requests"] == {"incumbent": found.requests[0], "challenger": found.requests[1]}
     assert "| acceptance |" in files["decision.md"]
     assert "<polygon" not in report.files(entry, SHORT, None, [])["decision.html"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf])
+def test_a_trace_whose_share_makes_no_sense_is_left_out(share: float) -> None:
+    tags = {"trial_share": repr(share), "arm": "challenger", "trial_outcome": "answered"}
+    info = SimpleNamespace(tags=tags, assessments=[], request_time=0, execution_duration=1, trace_id="tr-1")
+    assert Traffic(cast(MlflowClient, None), "t", SHORT)._row(info) is None
+
+
+def test_a_small_arm_that_has_not_failed_yet_is_no_proof() -> None:
+    """At 5% some twenty of four hundred requests are the challenger's: what fails once in fifty may not have come."""
+    one_step = TrialPolicy(steps=(Step(share=0.05, requests=400),), margins=Margins(acceptance=0.9, persistence=0.9))
+    found = verdict(rows(1000, (0.5, 0.5), 0.05), one_step)
+    errors = next(one for one in found.measures if one.name == "errors")
+    assert (found.action, errors.low > -errors.margin, errors.holds) == ("go on", True, False)
+
+
+def test_a_session_counts_with_the_arm_that_it_had_first() -> None:
+    """Where the share grows in the middle of it, some of its requests are the other arm's."""
+    by_session = SHORT.model_copy(update={"unit": "session"})
+    old = [row(at=NOW - 9000 + second, unit="a", accepted=second > 1, challenger=second > 1) for second in range(4)]
+    assert list(observe(old, by_session, "acceptance", NOW).values) == [0.0]

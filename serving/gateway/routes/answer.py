@@ -66,10 +66,13 @@ class Answer:
 
     def _lost(self, error: BaseException) -> None:
         """Keep what a trial has to know of a request without an answer."""
-        failed = isinstance(error, Refusal) and (error.status == 429 or error.status >= 500)
-        left = isinstance(error, asyncio.CancelledError)
-        if self.assigned is not None and not self.recorded and (failed or left):
-            self.gateway.later(self._record(FAILED if failed else LEFT))
+        failed, left = isinstance(error, Refusal), isinstance(error, asyncio.CancelledError)
+        if self.assigned is None or self.recorded or not (failed or left):
+            return
+        self.recorded = True
+        if isinstance(error, Refusal) and error.status != 429 and error.status < 500:
+            self.assigned.gone = True  # the client's own mistake, as a rule: no reason to end the trial at once
+        self.gateway.later(self._record(FAILED if failed else LEFT))
 
     async def _ask(self, given: CompletionRequest, number: int) -> AsyncIterator[CompletionPiece | CompletionEnd]:
         params = dict(self.params)

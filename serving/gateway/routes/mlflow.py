@@ -72,14 +72,14 @@ async def invocations(request: Request) -> Response:
             gateway.later(gateway.engine.cancel(request.state.live, request_id))
         gateway.later(lost(LEFT))
         raise
-    except Refusal as refusal:
-        if refusal.status == 429 or refusal.status >= 500:
-            gateway.later(lost(FAILED))
+    except Refusal:
+        gateway.later(lost(FAILED))
         raise
     if answer.status != 200:
         status = answer.status if answer.status < 500 else 503  # MLflow's 500 is the model's failure
         headers = {"Retry-After": answer.retry_after or "2"} if status in (429, 503) else {}
-        if headers:
+        if assigned is not None:
+            assigned.gone = assigned.gone or not headers  # the client's own mistake, as a rule
             gateway.later(lost(FAILED))
         return Response(without_trace(answer.body, status), status, headers, media_type="application/json")
     if inputs is not None:
