@@ -98,7 +98,7 @@ def status(context: click.Context, /, model_name: str, output_format: str, **_: 
     for one in verdict.measures:
         state = "holds" if one.holds else "worse" if one.is_worse else "open"
         role = ", decides" if one.decides else ""
-        lines.append(f"- {one.text}: {state} (allowed: -{100 * one.margin:g}{role})")
+        lines.append(f"- {one.text}: {state} (allowed: -{100 * one.margin:.3g}{role})")
     lines += [f"- {event.when}: {event.what}" for event in progress.events]
     click.echo("\n".join(lines))
 

@@ -83,7 +83,7 @@ def markdown(entry: Entry, verdict: Verdict | None, events: list[Event]) -> str:
         ]
         for one in verdict.measures:
             cells = [one.name, f"{abs(one.incumbent):.1%}", f"{abs(one.challenger):.1%}", f"{100 * one.estimate:+.1f}"]
-            cells += [f"{100 * one.low:+.1f} … {100 * one.high:+.1f}", f"-{100 * one.margin:g}"]
+            cells += [f"{100 * one.low:+.1f} … {100 * one.high:+.1f}", f"-{100 * one.margin:.3g}"]
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *(f"- {event.when}: {escaped(event.what)}" for event in events)]
     return "\n".join(lines) + "\n"
@@ -121,7 +121,7 @@ def picture(one: Measured) -> str:
         place = y(-100 * one.margin)
         lines += [
             f'<line class="margin" x1="{MARGIN}" x2="{WIDTH - 10}" y1="{place:.1f}" y2="{place:.1f}"/>',
-            f'<text x="{WIDTH - 14}" y="{place + 13:.1f}" text-anchor="end">−{100 * one.margin:g}</text>',
+            f'<text x="{WIDTH - 14}" y="{place + 13:.1f}" text-anchor="end">−{100 * one.margin:.3g}</text>',
         ]
     for value in (reach, -reach):
         lines.append(f'<text x="{MARGIN - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:+.0f} pts</text>')

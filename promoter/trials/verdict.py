@@ -14,6 +14,7 @@ from promoter.trials.traffic import Observations, Row, observe
 MEASURES = ("acceptance", "persistence", "errors", "empty", "slow", "left")
 EXPECTED = {"acceptance": 0.3, "persistence": 0.2}  # means of the measures, before any is known
 SPREADS = {"errors": 0.02, "empty": 0.05, "slow": 0.05, "left": 0.1}  # variances; else sequential.SPREAD
+MOST_OF_IT = 0.5  # of what the incumbent has may be lost at the deciding measure, whatever the policy allows
 SPLIT_ALPHA = 0.001  # of the test that the arms are split as was asked for
 Action = Literal["go on", "step", "promote", "roll back", "inconclusive"]
 
@@ -100,7 +101,7 @@ def judge(rows: Sequence[Row], policy: TrialPolicy, step: int, step_began: float
     last = step == len(policy.steps) - 1
     open_ones = [one for one in measures if not one.holds]
     if full and last and not open_ones:
-        found = f"not worse by more than {100 * decider.margin:g} points" if decider.margin else "better"
+        found = f"not worse by more than {100 * decider.margin:.3g} points" if decider.margin else "better"
         return verdict("promote", f"it is {found}: {decider.text}")
     if len(rows) >= policy.budget.requests or now - began >= 86_400 * policy.budget.days:
         spent = f"{len(rows)} requests in {(now - began) / 86_400:.1f} days"
@@ -119,14 +120,17 @@ def _measure(rows: Sequence[Row], policy: TrialPolicy, name: str, now: float) ->
     guards = len(MEASURES) - 1
     alpha = policy.alpha * (1 - policy.guards_alpha if decides else policy.guards_alpha / guards)
     seen = observe(rows, policy, name, now)
+    margin, incumbent = float(getattr(policy.margins, name)), _mean(seen, False)
+    if decides:  # where users accept 3 in 100, 5 points would be all of it; where nobody tells, nothing is shown
+        margin = min(margin, MOST_OF_IT * max(incumbent, 0.0))
     given = (EXPECTED.get(name, 0.0), SPREADS.get(name, SPREAD))
     return Measured(
         name=name,
         decides=decides,
-        margin=float(getattr(policy.margins, name)),
+        margin=margin,
         alpha=alpha,
         challenger=_mean(seen, True),
-        incumbent=_mean(seen, False),
+        incumbent=incumbent,
         requests=len(seen.values),
         of_smaller_arm=int(min(seen.challenger.sum(), (~seen.challenger).sum())),
         path=effect(seen.values, seen.challenger, seen.shares, seen.users, alpha, *given),

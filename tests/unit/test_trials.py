@@ -190,6 +190,18 @@ def test_a_small_arm_that_has_not_failed_yet_is_no_proof() -> None:
     assert (found.action, errors.low > -errors.margin, errors.holds) == ("go on", True, False)
 
 
+def test_where_nobody_tells_nothing_is_promoted() -> None:
+    found = verdict(rows(4000, (0.0, 0.0)))
+    assert (found.action, next(one for one in found.measures if one.decides).holds) == ("go on", False)
+
+
+def test_a_margin_is_never_all_that_there_is() -> None:
+    """A dead challenger is within five points of one whose completions are accepted four times in a hundred."""
+    assert verdict(rows(4000, (0.04, 0.0))).action == "roll back"
+    decider = next(one for one in verdict(rows(4000, (0.04, 0.04))).measures if one.decides)
+    assert decider.margin == pytest.approx(0.02, abs=0.005)
+
+
 def test_a_session_counts_with_the_arm_that_it_had_first() -> None:
     """Where the share grows in the middle of it, some of its requests are the other arm's."""
     by_session = SHORT.model_copy(update={"unit": "session"})
