@@ -55,7 +55,7 @@ VALIDATED = "validated_tables"  # rule: first 16 digits of the sha256 of each ta
 
 # Tags of a version on trial, written by the promoter: serving follows them. And by serving: why it stopped by itself.
 TRIAL, TRIAL_SHARE = "trial", "trial_share"  # rule: JSON of contract.trials.Trial; a number between 0 and 1
-TRIAL_STOPPED = "trial_stopped"  # rule: the trial's id, a colon, and why
+TRIAL_STOPPED = "trial_stopped"  # rule: contract.trials.stopped
 
 # A tag of a version, written by whoever watches production: serving shows and counts it.
 DRIFT = "drift"  # what has drifted since it was trained; NO_DRIFT where somebody has looked and found nothing

@@ -48,6 +48,20 @@ class Trial(BaseModel):
     limits: Limits = Limits()
 
 
+LEASE_RAN_OUT = "the promoter that runs the trial is gone: its lease has run out"  # why serving may stop one
+
+
+def stopped(trial: str, why: str) -> str:
+    """The tag `trial_stopped`: serving, or one replica of it, lets a challenger answer no more."""
+    return f"{trial}: {why}"
+
+
+def why_stopped(tag: str, trial: str) -> str:
+    """What that tag says of a trial; empty where it is about another one, or there is none."""
+    whose, _, why = tag.partition(":")
+    return why.strip() or "serving has stopped it" if whose == trial else ""
+
+
 def is_challengers(trial: str, unit: str, share: float) -> bool:
     """Whether a unit (a request's id, a session, a user) is the challenger's: on every replica alike.
 

@@ -21,7 +21,7 @@ from contract import names, outcomes
 from contract.errors import Busy, InputError, Unreachable
 from contract.names import CHALLENGER_ALIAS, DATASET_DIGEST, PRODUCTION, STAGES, STAGING, VALIDATION
 from contract.outcomes import NOTHING, TRIAL
-from contract.trials import Trial
+from contract.trials import LEASE_RAN_OUT, Trial, why_stopped
 from promoter import records, registry, stages
 from promoter.lock import Claim, lease
 from promoter.records import Entry
@@ -36,7 +36,6 @@ STATE = "trial_state"  # a tag of the record by which it began: JSON of Progress
 WAIT_S = 60.0  # for others who promote the model just now
 LOG_EVERY_S = 15.0  # to the record's metrics
 AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # of MLflow's errors, where its server may come back
-LEASE_RAN_OUT = "lease has run out"  # as serving says it
 Say = Callable[[str], None]
 COPIED = (records.BEST, records.TABLES, DATASET_DIGEST)  # of the decision that let it into Staging
 
@@ -207,10 +206,9 @@ def _look(running: Running, ours: Claim, say: Say) -> Entry | None:
     _log(running, verdict, say)
     if aliases.get(PRODUCTION) != running.incumbent:
         return end(running, "inconclusive", _production_moved(running, aliases), verdict)
-    whose, _, why = version.tags.get(names.TRIAL_STOPPED, "").partition(":")
-    if whose == running.id:
-        action = "inconclusive" if LEASE_RAN_OUT in why else "roll back"
-        return end(running, action, f"serving stopped it: {why.strip()}", verdict)
+    if why := why_stopped(version.tags.get(names.TRIAL_STOPPED, ""), running.id):
+        action = "inconclusive" if why == LEASE_RAN_OUT else "roll back"
+        return end(running, action, f"serving stopped it: {why}", verdict)
     if verdict.action in ("promote", "roll back", "inconclusive"):
         verdict = running.verdict(anew=True)  # by all that has come late, too
     if verdict.action == "promote" and registry.frozen_by(client, model) is not None:
@@ -254,31 +252,36 @@ def _trial(running: Running) -> Trial:
 
 def end(running: Running, action: str, why: str, verdict: Verdict | None, by: str = "") -> Entry:
     """End a trial: promoted, rolled back or inconclusive."""
-    client, model, number = running.client, running.model, running.number
     with _locked(running, by) as claim:
-        if (now := current(client, model)) is None or now.id != running.id:
-            return _ended_by_others(running)
-        version = registry.version(client, model, number)
-        outcome = {
-            "promote": outcomes.PROMOTED,
-            "roll back": outcomes.TRIAL_ROLLED_BACK,
-            "inconclusive": outcomes.INCONCLUSIVE,
-        }[action]
-        if outcome == outcomes.PROMOTED:
-            registry.refuse_frozen(client, model)
-        found = registry.aliases(client, model)
-        if found.get(PRODUCTION) != running.incumbent:  # just now: nobody has compared the two
-            outcome, why = outcomes.INCONCLUSIVE, _production_moved(running, found)
-        tags = {"trial_run": running.id, **_of_staging(client, version)}
-        move = Move(version, STAGES[PRODUCTION], TRIAL, by or running.by, why, found, tags)
-        events = list(running.progress.with_event(f"{outcome}: {why}").events)
-        entry = move.entry(outcome)
-        files = report.files(entry, running.policy, verdict, events)
-        if outcome == outcomes.PROMOTED:
-            stages.promote(claim, move, None, outcome, files)
-        else:
-            stages.end_trial(claim, move, outcome, files)
-        running.record = claim.run_id
+        now = current(running.client, running.model)
+        entry = _end(claim, running, action, why, verdict, by) if now is not None and now.id == running.id else None
+    return entry or _ended_by_others(running)
+
+
+def _end(claim: Claim, running: Running, action: str, why: str, verdict: Verdict | None, by: str) -> Entry:
+    """Under the model's lock."""
+    client, model, number = running.client, running.model, running.number
+    version = registry.version(client, model, number)
+    outcome = {
+        "promote": outcomes.PROMOTED,
+        "roll back": outcomes.TRIAL_ROLLED_BACK,
+        "inconclusive": outcomes.INCONCLUSIVE,
+    }[action]
+    if outcome == outcomes.PROMOTED:
+        registry.refuse_frozen(client, model)
+    found = registry.aliases(client, model)
+    if found.get(PRODUCTION) != running.incumbent:  # just now: nobody has compared the two
+        outcome, why = outcomes.INCONCLUSIVE, _production_moved(running, found)
+    tags = {"trial_run": running.id, **_of_staging(client, version)}
+    move = Move(version, STAGES[PRODUCTION], TRIAL, by or running.by, why, found, tags)
+    events = list(running.progress.with_event(f"{outcome}: {why}").events)
+    entry = move.entry(outcome)
+    files = report.files(entry, running.policy, verdict, events)
+    if outcome == outcomes.PROMOTED:
+        stages.promote(claim, move, None, outcome, files)
+    else:
+        stages.end_trial(claim, move, outcome, files)
+    running.record = claim.run_id
     return entry
 
 
@@ -314,12 +317,13 @@ def _ended_by_others(running: Running) -> Entry:
             why = "somebody has deleted the version"
             about = (model, number, STAGES[PRODUCTION], NOTHING, running.incumbent)
             return Entry(*about, TRIAL, outcomes.INCONCLUSIVE, running.by, why)
-        found = registry.aliases(client, model)
-        why = "somebody has taken the alias from it"
+        found, why = registry.aliases(client, model), "somebody has taken the alias from it"
         if found.get(PRODUCTION) != running.incumbent:
             why = _production_moved(running, found)
         move = Move(version, STAGES[PRODUCTION], TRIAL, running.by, why, found, {"trial_run": running.id})
         entry = move.entry(outcomes.INCONCLUSIVE)
+        if client.get_registered_model(model).tags.get(names.TRIAL, running.id) != running.id:
+            return entry  # another trial has begun since, which is not to be ended
         events = list(running.progress.with_event(f"{entry.outcome}: {why}").events)
         stages.end_trial(claim, move, entry.outcome, report.files(entry, running.policy, None, events))
         running.record = claim.run_id

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from contract.errors import RatchetError
 from contract.names import TRIAL, TRIAL_SHARE, TRIAL_STOPPED
-from contract.trials import LEAST_SHARE, Trial
+from contract.trials import LEASE_RAN_OUT, LEAST_SHARE, Trial, stopped, why_stopped
 from serving.settings import RunSettings
 from serving.supervisor import versions
 from serving.supervisor.model_process import ModelProcess, shortage, start
@@ -109,9 +109,8 @@ class TrialRunner:
         if share != now.share:
             log.info("Version %s gets %g%% of the requests", version.version, 100 * share)
         now.version, now.trial, now.share = version, trial, share
-        whose, _, why = version.tags.get(TRIAL_STOPPED, "").partition(":")
-        if whose == trial.id and not now.stopped:
-            self._stop(why.strip() or "another replica has stopped it", told=True)
+        if (why := why_stopped(version.tags.get(TRIAL_STOPPED, ""), trial.id)) and not now.stopped:
+            self._stop(why, told=True)
         if not now.told:
             self._tell(now)
 
@@ -123,7 +122,7 @@ class TrialRunner:
         if why := self._reported(now):
             self._stop(why)
         elif time.time() >= now.trial.until:
-            self._stop("the promoter that runs the trial is gone: its lease has run out")
+            self._stop(LEASE_RAN_OUT)
         elif now.starting is not None:
             if now.starting.done():
                 self._take(now, now.starting)
@@ -235,7 +234,7 @@ class TrialRunner:
         now.told = True
 
         def write() -> None:
-            if not versions.stopped(self.settings, now.version, f"{now.trial.id}: {now.stopped}"):
+            if not versions.stopped(self.settings, now.version, stopped(now.trial.id, now.stopped)):
                 now.told = False  # once more when the registry answers again
 
         self._in_thread("trial", write)
