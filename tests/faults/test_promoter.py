@@ -171,7 +171,7 @@ def test_a_trial_killed_at_each_write(
     experiment = f"killed_trial_{command[1].strip('-')}"
     client, model = on_postgres.client, model_with(on_postgres.client, experiment, 2)
     policy = tmp_path / "trial.yaml"
-    policy.write_text("{look_s: 0.5, budget: {days: 1.0e-9}}")
+    policy.write_text("{look_s: 0.5, steps: [{share: 0.5, requests: 1}], budget: {days: 1.0e-9}}")
     run(on_postgres, "promote", "--experiment-name", experiment, "--version", "1", "--stage", "Production", *FORCE)
     run(on_postgres, "promote", "--experiment-name", experiment, "--version", "2", "--stage", "Staging", *FORCE)
     before = {"production": "1", "staging": "2"}

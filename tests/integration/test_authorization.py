@@ -206,7 +206,7 @@ def test_promoter_tries_a_version_and_reads_what_serving_wrote(logins: Logins, l
     staged = promote(logins, "promoter", "promote", "--version", second.version, "--force")
     assert staged.exit_code == 0, staged.output
     policy = tmp_path / "trial.yaml"
-    policy.write_text("{look_s: 0.5, budget: {days: 1.0e-9}}")  # spent at once
+    policy.write_text("{look_s: 0.5, steps: [{share: 0.5, requests: 1}], budget: {days: 1.0e-9}}")  # spent at once
     done = promote(logins, "promoter", "trial", "--version", second.version, "--policy", str(policy))
     assert (done.exit_code, "inconclusive" in done.output) == (1, True), done.output
     with logins.by("serving") as client:
