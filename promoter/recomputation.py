@@ -27,7 +27,7 @@ from contract.files import sha256_of
 from contract.names import EVAL_SETTINGS, EVALUATION_TABLE, VALIDATED
 from promoter.decision import Finding
 
-LIKELIHOODS, COMPLETIONS = 32, 4  # rows drawn
+LIKELIHOODS, COMPLETIONS = 32, 8  # rows drawn
 # The same model gives other figures in other batches and on other hardware. SmolLM2-135M in bfloat16, tuned, 60
 # examples, in batches of 16 and one by one: 5.1% of a row's nats at most, 0.6% on average, 0.02% of all rows' (batches
 # of 4 and of 32: 0.04% and 0.09%); in float32 nothing. Such noise is no bias, so the sum of n rows may differ by less,
@@ -38,6 +38,9 @@ ROUNDING = 1e-3  # nats
 # Of 124 completions of SmolLM2-135M in bfloat16, base and tuned, three had one token that was 0.75 to 1.25 less; nine
 # had one up to 0.5. Of some hundred validations in CI one met more. What somebody invents has many, and larger ones.
 ONCE, NEAR_TIE = 3.0, 1.0
+# A text that was made of other tokens than it is read as may be far off and yet be the version's own (once in CI, 4.25
+# and 1.50): one of so many may be. Who invents half of a table is found in 96 of 100 validations.
+ONE_OF = 8
 TAG_CHARACTERS, DIGITS = 4000, 16
 COLUMNS = ("example_id", "kind", "language", "prompt", "reference", "completion", "nll", "tokens")
 
@@ -144,9 +147,13 @@ def compare(table: Table, sample: Sample, answer: Any) -> Finding:
             f"{len(likelihoods)} references have {computed:.2f} nats together, and the table says {written:.2f}. "
             f"Expected a difference of {OF_THE_SUM / math.sqrt(len(likelihoods)):.2%} at most",
         )
-    for row, (text, gap, next_gap) in zip(sample.completions, texts, strict=True):
-        if why := _of_text(row, text, gap, next_gap):
-            return Finding(False, f"example {row['example_id']}: {why}")
+    off = [
+        f"example {row['example_id']}: {why}"
+        for row, (text, gap, next_gap) in zip(sample.completions, texts, strict=True)
+        if (why := _of_text(row, text, gap, next_gap))
+    ]
+    if len(off) > len(texts) // ONE_OF:
+        return Finding(False, off[0])
     counted = f"{len(likelihoods)} likelihoods and {len(texts)} completions"
     return Finding(True, f"{counted} of run {table.run_id} ({table.path}) are what the version computes")
 

@@ -174,7 +174,7 @@ def test_honest_evaluations_are_computed_again_and_tagged(stack: Stack, evaluate
     result = stack.promoter("validate", "--model-name", MODEL, "--version", "2")
     assert result.exit_code == 0, result.output
     assert "✓ code of the release that made it" in result.output
-    assert result.output.count("✓ evaluation recomputed: 13 likelihoods and 4 completions of run") == 2
+    assert result.output.count("✓ evaluation recomputed: 13 likelihoods and 8 completions of run") == 2
     assert "unconfined" not in result.output
     for number, path in evaluated.items():
         tags = stack.client.get_model_version(MODEL, number).tags

@@ -68,7 +68,23 @@ def verdict(
 def test_what_the_version_computes_passes(table) -> None:
     passed, detail = verdict(table(rows()))
     assert passed, detail
-    assert detail == "8 likelihoods and 4 completions of run run (eval/examples.parquet) are what the version computes"
+    assert detail == "8 likelihoods and 8 completions of run run (eval/examples.parquet) are what the version computes"
+
+
+@pytest.mark.parametrize(("off", "passes"), [(0, True), (1, True), (2, False), (8, False)])
+def test_one_of_eight_completions_may_be_far_off(table, off: int, passes: bool) -> None:
+    """It was made of other tokens than it is read as. Of fewer none may be."""
+    for count, allowed in ((8, passes), (7, passes and not off)):
+        sample = draw(table(rows(count)))
+        assert not isinstance(sample, str)
+        answer = {
+            "likelihoods": [{"nll": 50.0, "tokens": 50} for _ in sample.likelihoods],
+            "completions": [
+                {"text": "    no\n" if number < off else GREEDY, "gap": 4.25, "next_gap": 1.5}
+                for number in range(len(sample.completions))
+            ],
+        }
+        assert compare(table(rows(count)), sample, answer).passed is allowed
 
 
 @pytest.mark.parametrize(
@@ -125,7 +141,7 @@ def test_rows_of_which_no_text_was_asked_are_compared_by_likelihood_alone(table)
     ids = [Example(row["prompt"], "").example_id for row in found]
     sample = draw(table([row | {"example_id": number} for row, number in zip(found, ids, strict=True)]))
     assert not isinstance(sample, str)
-    assert (len(sample.likelihoods), len(sample.completions)) == (0, 4)
+    assert (len(sample.likelihoods), len(sample.completions)) == (0, 8)
 
 
 def test_nobody_knows_which_rows_will_be_drawn_and_the_version_is_not_told_the_figures(table) -> None:
@@ -143,10 +159,10 @@ def test_nobody_knows_which_rows_will_be_drawn_and_the_version_is_not_told_the_f
     "answer",
     [
         *(None, [], {}, {"likelihoods": [], "completions": []}, {"likelihoods": [{"nll": 1}] * 8, "completions": []}),
-        {"likelihoods": [{"nll": "x", "tokens": 1}] * 8, "completions": [{"text": "", "gap": 0, "next_gap": 0}] * 4},
+        {"likelihoods": [{"nll": "x", "tokens": 1}] * 8, "completions": [{"text": "", "gap": 0, "next_gap": 0}] * 8},
         {
             "likelihoods": [{"nll": 1, "tokens": math.inf}] * 8,
-            "completions": [{"text": "", "gap": 0, "next_gap": 0}] * 4,
+            "completions": [{"text": "", "gap": 0, "next_gap": 0}] * 8,
         },
     ],
 )
