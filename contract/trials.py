@@ -57,7 +57,7 @@ def stopped(trial: str, why: str) -> str:
 
 
 def why_stopped(tag: str, trial: str) -> str:
-    """What that tag says of a trial; empty where it is about another one, or there is none."""
+    """What that tag says of a trial; empty if it is missing or about another one."""
     whose, _, why = tag.partition(":")
     return why.strip() or "serving has stopped it" if whose == trial else ""
 

@@ -17,6 +17,10 @@ from promoter.gate import differences
 from promoter.records import Entry
 from promoter.statistics import Floats
 
+# Templates of reports; they share one style sheet.
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
 EXAMPLES = 5  # shown that got better most, and as many that got worse
 BARS = 400  # of the plot; with more files each stands for several
 WIDTH, HEIGHT, MARGIN = 760, 220, 52  # of the plot, in its own units
@@ -84,9 +88,6 @@ def markdown(entry: Entry, decision: Decision | None) -> str:
 
 def html(entry: Entry, decision: Decision | None) -> str:
     """The record as one page that needs nothing else: no script, no style sheet, no image from elsewhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     groups: list[tuple[str, list[Reason]]] = []
     primary, plot = None, ""
     better: list[Example] = []
@@ -101,7 +102,7 @@ def html(entry: Entry, decision: Decision | None) -> str:
             of_files = pairs.groupby([names.REPOSITORY, names.GROUP])[["improvement", "weight"]].sum()
             plot = _plot((of_files["improvement"] / of_files["weight"]).to_numpy(), primary)
             better, worse = _examples(decision, changes)
-    return environment.get_template("decision.html").render(
+    return PAGES.get_template("decision.html").render(
         entry=entry,
         decision=decision,
         groups=groups,

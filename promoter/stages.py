@@ -80,8 +80,7 @@ def promote(
     client, version, alias = claim.client, move.version, move.stage.lower()
     name, number = version.name, str(version.version)
     entry = move.entry(outcome)
-    records.write(claim, entry, decision, move.tags, files or report.files(entry, decision))
-    _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
+    _keep(claim, entry, decision, move.tags, files or report.files(entry, decision))
     _write(claim, client.set_model_version_tag, name, number, STAGE, move.stage)
     now = registry.aliases(client, name)
     for moved in dict.fromkeys((alias, PRODUCTION)):
@@ -99,10 +98,8 @@ def promote(
 
 def record(claim: Claim, move: Move, decision: Decision, outcome: str) -> Entry:
     """Record a decision that moves nothing: refused, awaiting approval, or only asked for."""
-    client, name, number = claim.client, move.version.name, str(move.version.version)
     entry = move.entry(outcome)
-    records.write(claim, entry, decision, move.tags, report.files(entry, decision))
-    _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
+    _keep(claim, entry, decision, move.tags, report.files(entry, decision))
     records.finish(claim, claim.run_id)
     return entry
 
@@ -137,9 +134,7 @@ def archive(claim: Claim | None, version: ModelVersion, reason: str, by: str) ->
         raise InputError(f"Version {version.version} is in production. Put another there first (promote or rollback).")
     entry = Move(version, ARCHIVED, "archive", by, reason, {}).entry(outcomes.ARCHIVED)
     if claim is not None:
-        client, number = claim.client, str(version.version)
-        records.write(claim, entry, None, {}, report.files(entry, None))
-        _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, version.name, number)])
+        _keep(claim, entry, None, {}, report.files(entry, None))
         settle(claim)
     return entry
 
@@ -165,8 +160,7 @@ def begin_trial(claim: Claim, move: Move, trial: Trial, share: float, files: Map
     """Let a version answer a share of production's requests, and record it. The alias is the commit point."""
     client, name, number = claim.client, move.version.name, str(move.version.version)
     entry = move.entry(outcomes.ON_TRIAL)
-    records.write(claim, entry, None, move.tags, files)
-    _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
+    _keep(claim, entry, None, move.tags, files)
     write_trial(claim, name, number, trial, share)
     _write(claim, client.set_registered_model_tag, name, names.TRIAL, claim.run_id)
     _move_alias(claim, client.set_registered_model_alias, name, CHALLENGER_ALIAS, number)
@@ -183,12 +177,9 @@ def write_trial(claim: Claim, name: str, number: str, trial: Trial, share: float
 
 def end_trial(claim: Claim, move: Move, outcome: str, files: Mapping[str, str]) -> Entry:
     """Take the challenger's requests away, and record why. The alias is the commit point."""
-    client, name, number = claim.client, move.version.name, str(move.version.version)
     entry = move.entry(outcome)
-    records.write(claim, entry, None, move.tags, files)
-    _tell(claim, number, [client.get_run(claim.run_id), *records.of_version(client, name, number)])
-    if CHALLENGER_ALIAS in registry.aliases(client, name):
-        _move_alias(claim, client.delete_registered_model_alias, name, CHALLENGER_ALIAS)
+    _keep(claim, entry, None, move.tags, files)
+    _take_challenger(claim)
     settle(claim)
     return entry
 
@@ -196,13 +187,17 @@ def end_trial(claim: Claim, move: Move, outcome: str, files: Mapping[str, str]) 
 def clear_trial(claim: Claim, number: str) -> None:
     """Nothing is on trial any more. Safe to repeat."""
     client, name = claim.client, claim.model
-    if CHALLENGER_ALIAS in registry.aliases(client, name):
-        _move_alias(claim, client.delete_registered_model_alias, name, CHALLENGER_ALIAS)
+    _take_challenger(claim)
     for tag in (names.TRIAL, names.TRIAL_SHARE):
         with _where_it_exists():
             _write(claim, client.delete_model_version_tag, name, number, tag)
     with _where_it_exists():
         _write(claim, client.delete_registered_model_tag, name, names.TRIAL)
+
+
+def _take_challenger(claim: Claim) -> None:
+    if CHALLENGER_ALIAS in registry.aliases(claim.client, claim.model):
+        _move_alias(claim, claim.client.delete_registered_model_alias, claim.model, CHALLENGER_ALIAS)
 
 
 def settle(claim: Claim) -> list[Run]:
@@ -316,6 +311,15 @@ def _take_back(claim: Claim, run: Run) -> None:
             else:
                 _write(claim, client.delete_model_version_tag, name, number, STAGE)
     _write(claim, client.set_terminated, run.info.run_id, "KILLED")
+
+
+def _keep(
+    claim: Claim, entry: Entry, decision: Decision | None, tags: Mapping[str, str], files: Mapping[str, str]
+) -> None:
+    """Write the record of a decision on a version, and tell it on the version's page."""
+    records.write(claim, entry, decision, tags, files)
+    told = [claim.client.get_run(claim.run_id), *records.of_version(claim.client, entry.model, entry.version)]
+    _tell(claim, entry.version, told)
 
 
 def _write(claim: Claim, request: Callable[..., object], *arguments: str) -> None:

@@ -11,6 +11,7 @@ from promoter import registry, stages, tables
 from promoter.commands import chosen, finish
 from promoter.lock import lease
 from promoter.promotion import Outcome, nothing
+from promoter.records import Entry
 from promoter.trials import policy, report, watch
 from promoter.trials.watch import Running
 
@@ -31,7 +32,6 @@ def trial(
     """Begin a trial, or go on with the one of this version that runs, and watch it until it has ended."""
     wanted = policy.load(policy_name)
     client = registry.connect(context.obj)
-    registry.aliases(client, model_name)  # an unknown model is told as one
     running, begun = watch.current(client, model_name), False
     if running is not None and number is not None and running.number != number:
         raise InputError(
@@ -53,7 +53,7 @@ def trial(
         facts = {
             "dry_run": True,
             "version": str(version.version),
-            "policy": wanted.model_dump(mode="json"),
+            "policy": (running.policy if running else wanted).model_dump(mode="json"),
             "plan": text,
         }
         click.echo(tables.to_json(facts) if output_format == "json" else text)
@@ -64,8 +64,8 @@ def trial(
             running, begun = watch.begin(claim, chosen(client, model_name, number), wanted, by, reason), True
     _say(f"{'Trial' if begun else 'Going on with the trial'} of version {running.number} of {running.model} against "
          f"version {running.incumbent}. Ctrl-C leaves it running for {running.policy.lease_s:g} s.")  # fmt: skip
-    running.entry = watch.watch(running, _say, wait_s if _is_given(context, "wait_s") else watch.WAIT_S)
-    _end(context, running)
+    entry = watch.watch(running, _say, wait_s if _is_given(context, "wait_s") else watch.WAIT_S)
+    _end(context, running, entry)
 
 
 def status(context: click.Context, /, model_name: str, output_format: str, **_: object) -> None:
@@ -133,8 +133,8 @@ def _end_by_hand(context: click.Context, action: str, why: str) -> None:
         verdict = running.verdict(anew=True)
     except ArithmeticError:  # whatever somebody has done to its figures: it can be ended
         verdict = None
-    running.entry = watch.end(running, action, why, verdict, by)
-    _end(context, running, stopped=action == "inconclusive")
+    entry = watch.end(running, action, why, verdict, by)
+    _end(context, running, entry, stopped=action == "inconclusive")
 
 
 def _is_given(context: click.Context, name: str) -> bool:
@@ -142,18 +142,15 @@ def _is_given(context: click.Context, name: str) -> bool:
 
 
 def _running(context: click.Context, model_name: str) -> Running:
-    client = registry.connect(context.obj)
-    registry.aliases(client, model_name)  # an unknown model is told as one
-    running = watch.current(client, model_name)
+    running = watch.current(registry.connect(context.obj), model_name)
     if running is None:
         raise InputError(f"No version of {model_name} is on trial. `promoter trial --version N` starts one.")
     return running
 
 
-def _end(context: click.Context, running: Running, stopped: bool = False) -> None:
-    assert running.entry is not None
-    finish(context, Outcome(running.entry, None, running.record))
-    if running.entry.outcome != outcomes.PROMOTED and not stopped:
+def _end(context: click.Context, running: Running, entry: Entry, stopped: bool = False) -> None:
+    finish(context, Outcome(entry, None, running.record))
+    if entry.outcome != outcomes.PROMOTED and not stopped:
         context.exit(1)
 
 

@@ -3,14 +3,12 @@
 import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from promoter import tables
 from promoter.records import Entry
-from promoter.report import escaped
+from promoter.report import PAGES, escaped
 from promoter.trials.policy import TrialPolicy
 from promoter.trials.verdict import Measured, Verdict
 
@@ -46,9 +44,7 @@ def files(entry: Entry, policy: TrialPolicy, verdict: Verdict | None, events: li
             "split_evidence": verdict.split,
             "measures": [facts_of(one) for one in verdict.measures],
         }
-    template = Path(__file__).with_name("trial.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True).from_string(template)
-    html = page.render(
+    html = PAGES.get_template("trials/trial.html").render(
         entry=entry,
         policy=policy,
         verdict=verdict,

@@ -15,6 +15,7 @@ from.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +117,7 @@ def _log_mixture(sums: Floats, variance: Floats, rho: float) -> Floats:
     )
 
 
+@lru_cache(64)  # at each look it is asked for the same few
 def _mixed(variance: float, alpha: float) -> float:
     """The mixture's precision whose boundary is lowest at this variance."""
 

@@ -84,7 +84,7 @@ def judge(rows: Sequence[Row], policy: TrialPolicy, step: int, step_began: float
     measures = [_measure(rows, policy, name, now) for name in MEASURES]
     theirs = sum(row.challenger for row in rows)
     counts = (len(rows) - theirs, theirs)
-    split = _split(rows, policy, now)
+    split = _split(rows, policy)
 
     def verdict(action: Action, why: str) -> Verdict:
         return Verdict(action, why, measures, counts, split)
@@ -121,7 +121,7 @@ def _measure(rows: Sequence[Row], policy: TrialPolicy, name: str, now: float) ->
     alpha = policy.alpha * (1 - policy.guards_alpha if decides else policy.guards_alpha / guards)
     seen = observe(rows, policy, name, now)
     margin, incumbent = float(getattr(policy.margins, name)), _mean(seen, False)
-    if decides:  # where users accept 3 in 100, 5 points would be all of it; where nobody tells, nothing is shown
+    if decides:  # of 3 accepted in 100, five points would be everything; without events nothing can be shown
         margin = min(margin, MOST_OF_IT * max(incumbent, 0.0))
     given = (EXPECTED.get(name, 0.0), SPREADS.get(name, SPREAD))
     return Measured(
@@ -142,7 +142,7 @@ def _mean(seen: Observations, challenger: bool) -> float:
     return float(of_arm.mean()) if len(of_arm) else 0.0
 
 
-def _split(rows: Sequence[Row], policy: TrialPolicy, now: float) -> float:
+def _split(rows: Sequence[Row], policy: TrialPolicy) -> float:
     """Of whole units: what was drawn once for several requests counts once."""
     if policy.unit != "request":
         seen: dict[str, Row] = {}

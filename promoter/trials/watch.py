@@ -77,8 +77,7 @@ class Running:
     by: str
     policy: TrialPolicy
     progress: Progress
-    entry: Entry | None = None  # once it has ended
-    record: str | None = None  # and the run of that
+    record: str | None = None  # the run of the record by which it has ended
     renewed: float = 0.0  # its lease, in seconds since 1970
     _logged: float = -1e9  # monotonic
     _traffic: Traffic | None = field(default=None, repr=False)
@@ -119,9 +118,9 @@ def refuse(client: MlflowClient, version: ModelVersion) -> None:
 
 
 def current(client: MlflowClient, model: str) -> Running | None:
-    """The trial that runs; None if none does."""
-    id = client.get_registered_model(model).tags.get(names.TRIAL)
+    """The trial that runs; None if none does. Raises InputError for an unknown model."""
     number = registry.aliases(client, model).get(CHALLENGER_ALIAS)
+    id = client.get_registered_model(model).tags.get(names.TRIAL)
     if id is None or number is None:
         return None
     try:
@@ -258,7 +257,7 @@ def end(running: Running, action: str, why: str, verdict: Verdict | None, by: st
     return entry or _ended_by_others(running)
 
 
-def _end(claim: Claim, running: Running, action: str, why: str, verdict: Verdict | None, by: str) -> Entry:
+def _end(claim: Claim, running: Running, action: str, why: str, verdict: Verdict | None, by: str = "") -> Entry:
     """Under the model's lock."""
     client, model, number = running.client, running.model, running.number
     version = registry.version(client, model, number)
@@ -301,33 +300,27 @@ def _production_moved(running: Running, aliases: Mapping[str, str]) -> str:
 
 
 def _ended_by_others(running: Running) -> Entry:
-    """As the record says by which it was ended; where there is none, one is written."""
+    """As its record says; writes one if there is none."""
     client, model, number = running.client, running.model, running.number
     with _locked(running) as claim:
         for run in records.of_version(client, model, number):
             if run.data.tags.get("trial_run") == running.id:
                 running.record = run.info.run_id
                 return Entry(**{name: run.data.tags[name] for name in Entry.__dataclass_fields__})
+        why = "somebody has taken the alias from it"
         try:
-            version = client.get_model_version(model, number)
+            client.get_model_version(model, number)
         except MlflowException as error:
             if error.error_code in AWAY:
                 raise
             stages.clear_trial(claim, number)
             why = "somebody has deleted the version"
-            about = (model, number, STAGES[PRODUCTION], NOTHING, running.incumbent)
-            return Entry(*about, TRIAL, outcomes.INCONCLUSIVE, running.by, why)
-        found, why = registry.aliases(client, model), "somebody has taken the alias from it"
-        if found.get(PRODUCTION) != running.incumbent:
-            why = _production_moved(running, found)
-        move = Move(version, STAGES[PRODUCTION], TRIAL, running.by, why, found, {"trial_run": running.id})
-        entry = move.entry(outcomes.INCONCLUSIVE)
-        if client.get_registered_model(model).tags.get(names.TRIAL, running.id) != running.id:
-            return entry  # another trial has begun since, which is not to be ended
-        events = list(running.progress.with_event(f"{entry.outcome}: {why}").events)
-        stages.end_trial(claim, move, entry.outcome, report.files(entry, running.policy, None, events))
-        running.record = claim.run_id
-    return entry
+        else:
+            if client.get_registered_model(model).tags.get(names.TRIAL, running.id) == running.id:
+                return _end(claim, running, "inconclusive", why, None)
+        # Without a record: the version is gone, or another trial has begun since, which is not to be ended.
+        about = (model, number, STAGES[PRODUCTION], NOTHING, running.incumbent)
+        return Entry(*about, TRIAL, outcomes.INCONCLUSIVE, running.by, why)
 
 
 def _log(running: Running, verdict: Verdict, say: Say) -> None:

@@ -76,9 +76,11 @@ class Gateway:
         repository = repository_of(answered.repository)[:LONGEST_REPOSITORY]
         ended_ns = time.time_ns()
         assigned: Assigned | None = request.state.assigned
-        outcome = answered.outcome
+        on_trial: dict[str, Any] = {}
         if assigned is not None:
-            outcome = FAILED if assigned.failed else outcome
+            outcome = FAILED if assigned.failed else answered.outcome
+            on_trial = {name: getattr(assigned, name) for name in ("trial", "arm", "share", "unit")}
+            on_trial["outcome"] = outcome
             empty = not any(answered.completions)
             seconds = max(0, ended_ns - answered.began_ns) / 1e9
             if outcome != LEFT:
@@ -114,11 +116,7 @@ class Gateway:
             prompt_hash=digest(answered.prompt),
             completion_hash=digest(answered.completions[0] if answered.completions else ""),
             cut_off=answered.cut_off,
-            trial=assigned.trial if assigned else "",
-            arm=assigned.arm if assigned else "",
-            share=assigned.share if assigned else 0.0,
-            unit=assigned.unit if assigned else "",
-            outcome=outcome if assigned else "",
+            **on_trial,
             texts={"inputs": _cut(answered.inputs), "outputs": _cut(answered.outputs)} if sampled else {},
         )
         # Shielded: a client that leaves now cancels its request, and not what is known of it.

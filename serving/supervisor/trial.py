@@ -196,7 +196,7 @@ class TrialRunner:
             log.info("The challenger, version %s, answers %g%% of the requests", now.number, 100 * now.share)
 
     def _reported(self, now: Running) -> str:
-        """Why a gateway's worker has stopped it; empty where none has."""
+        """Why a gateway worker has stopped it; empty if none has."""
         try:
             said = json.loads(stopped_file(self.settings.serving_run_folder).read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -19,7 +19,7 @@ from contract.names import CHALLENGER_ALIAS, PRODUCTION, TRACES, TRIAL, TRIAL_SH
 from contract.trials import Limits, Trial
 from services.tracking.readiness import wait_until
 from tests.support import doses
-from tests.support.serving import PROMPT, Load, Serving, register, serving_process, variant
+from tests.support.serving import PROMPT, Load, Serving, register, register_variants, serving_process, variant
 from tests.support.tracking import Stack, make_stack, server
 
 pytestmark = pytest.mark.integration
@@ -32,9 +32,7 @@ def own(tmp_path_factory, tiny) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("versions")
     stack = make_stack(tmp_path_factory.mktemp("tracking"))
     with server(stack):
-        for number in range(3):
-            register(stack, MODEL, variant(tiny.folder, folder / str(number), number))
-        stack.client.set_registered_model_alias(MODEL, PRODUCTION, "1")
+        register_variants(stack, MODEL, tiny.folder, folder, 3)
         yield stack
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from contract.names import CHALLENGER_ALIAS, PRODUCTION, PROMOTIONS, STAGE, STAGING, TRIAL
 from tests.support import doses
-from tests.support.serving import PROMPT, Serving, register, serving_process, variant
+from tests.support.serving import PROMPT, Serving, register_variants, serving_process
 from tests.support.tracking import Stack, make_stack, server
 
 pytestmark = pytest.mark.integration
@@ -39,9 +39,7 @@ def own(tmp_path_factory, tiny) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("versions")
     stack = make_stack(tmp_path_factory.mktemp("tracking"))
     with server(stack):
-        for number in range(4):
-            register(stack, MODEL, variant(tiny.folder, folder / str(number), number))
-        stack.client.set_registered_model_alias(MODEL, PRODUCTION, "1")
+        register_variants(stack, MODEL, tiny.folder, folder, 4)
         stack.client.set_model_version_tag(MODEL, "1", STAGE, "Production")
         yield stack
 
@@ -122,9 +120,7 @@ def test_killed_promoters_and_two_minutes_without_tracking_change_nothing(tiny, 
     command += ["--policy", str(policy)]
     with ExitStack() as rest:
         with server(stack):
-            for number in range(2):
-                register(stack, MODEL, variant(tiny.folder, tmp_path / str(number), number))
-            stack.client.set_registered_model_alias(MODEL, PRODUCTION, "1")
+            register_variants(stack, MODEL, tiny.folder, tmp_path, 2)
             stage(stack, "2")
             service = rest.enter_context(serving_process(stack, MODEL, tmp_path / "serving"))
             service.wait_for_version("1")

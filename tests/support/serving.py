@@ -18,7 +18,7 @@ from mlflow.models import Model
 import code_model.pyfunc
 from code_model.params import GenerationParams
 from contract.files import free_port
-from contract.names import MANIFEST_SHA256
+from contract.names import MANIFEST_SHA256, PRODUCTION
 from contract.versions import metadata_of_release
 from services.tracking.readiness import wait_until
 from tests.support.tracking import Stack
@@ -71,6 +71,13 @@ def register(
     tags = {MANIFEST_SHA256: flavor.sha256}
     version = client.create_model_version(name, info.model_uri, run.info.run_id, tags, model_id=info.model_id)
     return str(version.version)
+
+
+def register_variants(stack: Stack, name: str, folder: Path, to: Path, count: int) -> None:
+    """Versions 1, 2, … that answer differently; the first is in production."""
+    for number in range(count):
+        register(stack, name, variant(folder, to / str(number), number))
+    stack.client.set_registered_model_alias(name, PRODUCTION, "1")
 
 
 @dataclass

@@ -21,7 +21,7 @@ def test_the_boundary_is_that_of_an_independent_implementation(alpha: float, sha
 
 
 def test_the_estimate_is_that_of_an_independent_implementation() -> None:
-    """With one user, whose mean is the mean of all: what there is of forecasts differs by what was expected alone."""
+    """With one user, forecasts are running means as theirs are, and differ in where they start."""
     random = np.random.default_rng(3)
     outcomes, challenger = random.random(4000), random.random(4000) < 0.2
     ours = effect(outcomes, challenger, np.full(4000, 0.2), np.zeros(4000, dtype=np.int64), 0.05, 0.5, 1 / 12)
