@@ -17,6 +17,11 @@ ANSWERED, FAILED, LEFT = "answered", "failed", "left"
 # became of it, and (hashed) what was given the arm.
 TRIAL_TAG, ARM_TAG, CHANCE_TAG = "trial", "arm", "trial_share"
 OUTCOME_TAG, UNIT_TAG = "trial_outcome", "trial_unit"
+# In the shadow a trace has this as its arm, and these assessments: how the challenger's copy went, and by how much more
+# likely it holds what the user has kept than the live version does, in nats a character.
+SHADOW = "shadow"
+SHADOW_FAILED, SHADOW_EMPTY, SHADOW_SECONDS = "shadow_failed", "shadow_empty", "shadow_seconds"
+GAIN = "shadow_gain"
 LEAST_SHARE = 0.001  # of the requests, that an arm can have
 Unit = Literal["request", "session", "user"]
 
@@ -44,6 +49,7 @@ class Trial(BaseModel):
 
     id: str  # the run of the record by which it began
     unit: Unit = "request"  # what is given an arm
+    shadow: bool = False  # it gets copies, and answers nobody
     until: float = Field(allow_inf_nan=False)  # seconds since 1970: the promoter's lease
     limits: Limits = Limits()
 

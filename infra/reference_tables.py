@@ -8,13 +8,19 @@ from pydantic import BaseModel
 from contract.metrics import DERIVED, METRICS, PASS_AT
 from contract.trials import Limits
 from promoter.policy import Floor, Guard, Policy, Primary, Safety, Significance
-from promoter.trials.policy import Budget, Margins, Step, TrialPolicy
+from promoter.trials.policy import Budget, Margins, Shadow, Step, TrialPolicy
 from serving.settings import ServingSettings
 from trainer.config import Config
 from trainer.options import walk
 
 DOCS = Path(__file__).parents[1] / "docs"
-TRIAL_SECTIONS: dict[str, type[BaseModel]] = {"steps": Step, "margins": Margins, "budget": Budget, "limits": Limits}
+TRIAL_SECTIONS: dict[str, type[BaseModel]] = {
+    "shadow": Shadow,
+    "steps": Step,
+    "margins": Margins,
+    "budget": Budget,
+    "limits": Limits,
+}
 BEGIN, END = "<!-- written by `make docs` -->\n", "<!-- end of the table -->\n"
 
 

@@ -171,8 +171,9 @@ def begin_trial(claim: Claim, move: Move, trial: Trial, share: float, files: Map
 def write_trial(claim: Claim, name: str, number: str, trial: Trial, share: float) -> None:
     """Say on the challenger's version how it is tried: serving follows."""
     client = claim.client
-    _write(claim, client.set_model_version_tag, name, number, names.TRIAL, trial.model_dump_json())
+    # The share first: what leaves the shadow does not get a shadow's share of the answers.
     _write(claim, client.set_model_version_tag, name, number, names.TRIAL_SHARE, repr(share))
+    _write(claim, client.set_model_version_tag, name, number, names.TRIAL, trial.model_dump_json())
 
 
 def end_trial(claim: Claim, move: Move, outcome: str, files: Mapping[str, str]) -> Entry:

@@ -79,6 +79,7 @@ def status(context: click.Context, /, model_name: str, output_format: str, **_: 
         "step": progress.step + 1,
         "steps": len(running.policy.steps),
         "share": running.share,
+        "shadow": running.in_shadow,
         "began": progress.began,
         "requests": {"incumbent": verdict.requests[0], "challenger": verdict.requests[1]},
         "next": verdict.action,
@@ -94,6 +95,9 @@ def status(context: click.Context, /, model_name: str, output_format: str, **_: 
         f"Version {running.number} of {model_name} is on trial against version {running.incumbent}: step "
         f"{progress.step + 1} of {len(running.policy.steps)}, {running.share:.0%} of the requests; so far "
         f"{verdict.requests[0]} incumbent, {verdict.requests[1]} challenger."
+        if not running.in_shadow
+        else f"Version {running.number} of {model_name} is in the shadow of version {running.incumbent}, with copies "
+        f"of {running.share:.0%} of the requests; {verdict.why}."
     ]
     for one in verdict.measures:
         state = "holds" if one.holds else "worse" if one.is_worse else "open"

@@ -24,6 +24,19 @@ class Step(Section):
     hours: float = Field(0.0, ge=0, description="Hours, at least: a morning is not a day.")
 
 
+class Shadow(Section):
+    """Before all steps: the challenger gets copies of requests, and nobody sees what it answers."""
+
+    share: float = Field(0.2, ge=LEAST_SHARE, lt=1, description="The share of the requests that are copied.")
+    copies: int = Field(200, ge=1, description="Copies that it has answered, at least.")
+    kept: int = Field(
+        0, ge=0, description="Texts that users have kept and editors sent, at least, by whose likelihood it is judged."
+    )
+    margin: float = Field(
+        0.02, ge=0, allow_inf_nan=False, description="By how much less likely it may hold them, in nats a character."
+    )
+
+
 class Margins(Section):
     """By how much each measure may get worse, as a share of the requests."""
 
@@ -55,6 +68,7 @@ class TrialPolicy(Section):
     """A whole trial."""
 
     decides: Decider = Field("acceptance", description="The measure that decides; all others only have to hold.")
+    shadow: Shadow | None = Field(None, description="First in the shadow, or not.")
     steps: tuple[Step, ...] = Field(
         (
             Step(share=0.05, requests=400, hours=1.0),

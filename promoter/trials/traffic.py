@@ -14,9 +14,13 @@ from contract.trials import (
     CHALLENGER,
     CHANCE_TAG,
     FAILED,
+    GAIN,
     LEAST_SHARE,
     LEFT,
     OUTCOME_TAG,
+    SHADOW,
+    SHADOW_EMPTY,
+    SHADOW_FAILED,
     TRIAL_TAG,
     UNIT_TAG,
 )
@@ -46,12 +50,24 @@ class Row:
     kept: float  # the share of its characters that is left, of an accepted one
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A request that the live version has answered, and the challenger too, which nobody saw."""
+
+    at: float
+    failed: bool
+    empty: bool
+    live_empty: bool
+    gain: float | None  # by how much more likely it holds what the user kept, in nats a character
+
+
 class Traffic:
     """Reads a trial's requests; what has been read and can no longer change is not read again."""
 
     def __init__(self, client: MlflowClient, trial: str, policy: TrialPolicy) -> None:
         self.client, self.trial, self.policy = client, trial, policy
         self._rows: dict[str, Row] = {}
+        self._copies: dict[str, Copy] = {}
         self._since = 0.0
 
     def read(self, now: float, anew: bool = False) -> list[Row]:
@@ -72,12 +88,29 @@ class Traffic:
                 include_spans=False,
             )
             for trace in page:
-                if (row := self._row(trace.info)) is not None:
+                if trace.info.tags.get(ARM_TAG) == SHADOW:
+                    self._take_copy(trace.info)
+                elif (row := self._row(trace.info)) is not None:
                     self._rows[trace.info.trace_id] = row
             if not (token := page.token):
                 break
         self._since = now - LATE_S - max(self.policy.settle_s, self.policy.persistence_after_s + 60)
         return sorted(self._rows.values(), key=lambda row: row.at)
+
+    @property
+    def copies(self) -> list[Copy]:
+        """The requests that have been read whose copy the challenger has answered, in their order."""
+        return sorted(self._copies.values(), key=lambda copy: copy.at)
+
+    def _take_copy(self, info: Any) -> None:
+        said = {item.name: getattr(item, "value", None) for item in info.assessments}
+        if SHADOW_FAILED not in said:  # left out: there were others to answer
+            return
+        gain, empty = said.get(GAIN), info.tags.get("characters", "0") == "0"
+        self._copies[info.trace_id] = Copy(
+            *(info.request_time / 1000, bool(said[SHADOW_FAILED]), bool(said.get(SHADOW_EMPTY)), empty),
+            float(gain) if gain is not None else None,
+        )
 
     def _row(self, info: Any) -> Row | None:
         tags, said = info.tags, {item.name: getattr(item, "value", None) for item in info.assessments}

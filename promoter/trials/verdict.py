@@ -9,7 +9,7 @@ import numpy as np
 
 from promoter.trials.policy import TrialPolicy
 from promoter.trials.sequential import SPREAD, Path, effect, split_evidence
-from promoter.trials.traffic import Observations, Row, observe
+from promoter.trials.traffic import Copy, Observations, Row, observe
 
 MEASURES = ("acceptance", "persistence", "errors", "empty", "slow", "left")
 EXPECTED = {"acceptance": 0.3, "persistence": 0.2}  # means of the measures, before any is known
@@ -77,6 +77,30 @@ class Verdict:
     measures: Sequence[Measured]
     requests: tuple[int, int]  # of the incumbent, of the challenger
     split: float  # the logarithm of the evidence that the arms are not split as was asked for
+
+
+def judge_shadow(copies: Sequence[Copy], policy: TrialPolicy, began: float, now: float) -> Verdict:
+    """By all copies so far: both versions were asked the same, so there is nothing to estimate, and no bound."""
+    assert policy.shadow is not None
+    wanted, gains = policy.shadow, [copy.gain for copy in copies if copy.gain is not None]
+
+    def verdict(action: Action, why: str) -> Verdict:
+        return Verdict(action, why, (), (len(copies), len(copies)), 0.0)
+
+    count = max(len(copies), 1)
+    failed = sum(copy.failed for copy in copies) / count
+    emptier = sum(copy.empty - copy.live_empty for copy in copies if not copy.failed) / count
+    gain = float(np.mean(gains)) if gains else 0.0
+    found = f"{failed:.1%} of {len(copies)} copies failed, {100 * emptier:+.1f} points are empty"
+    if gains:
+        found += f"; what {len(gains)} users kept is {gain:+.3f} nats a character likelier"
+    if len(copies) >= wanted.copies and len(gains) >= wanted.kept:
+        if failed > policy.margins.errors or emptier > policy.margins.empty or (gains and gain < -wanted.margin):
+            return verdict("roll back", f"it is worse in the shadow: {found}")
+        return verdict("step", found)
+    if now - began >= 86_400 * policy.budget.days:
+        return verdict("inconclusive", f"the budget is spent in the shadow: {found}")
+    return verdict("go on", f"in the shadow: {found}")
 
 
 def judge(rows: Sequence[Row], policy: TrialPolicy, step: int, step_began: float, began: float, now: float) -> Verdict:

@@ -30,9 +30,10 @@ from promoter.trials import report
 from promoter.trials.policy import TrialPolicy
 from promoter.trials.report import Event
 from promoter.trials.traffic import Traffic
-from promoter.trials.verdict import Verdict, judge
+from promoter.trials.verdict import Verdict, judge, judge_shadow
 
 STATE = "trial_state"  # a tag of the record by which it began: JSON of Progress
+IN_SHADOW = -1  # a step
 WAIT_S = 60.0  # for others who promote the model just now
 LOG_EVERY_S = 15.0  # to the record's metrics
 AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # of MLflow's errors, where its server may come back
@@ -45,7 +46,7 @@ class Progress:
     """How far a trial is."""
 
     began: float  # seconds since 1970
-    step: int = 0
+    step: int = 0  # IN_SHADOW before the first one
     step_began: float = 0.0
     events: tuple[Event, ...] = ()
 
@@ -83,7 +84,13 @@ class Running:
     _traffic: Traffic | None = field(default=None, repr=False)
 
     @property
+    def in_shadow(self) -> bool:
+        return self.progress.step == IN_SHADOW and self.policy.shadow is not None
+
+    @property
     def share(self) -> float:
+        if self.policy.shadow is not None and self.progress.step == IN_SHADOW:
+            return self.policy.shadow.share
         return self.policy.steps[self.progress.step].share
 
     @property
@@ -96,6 +103,8 @@ class Running:
         """What the requests say now."""
         now, progress = time.time(), self.progress
         rows = self.traffic.read(now, anew)
+        if self.in_shadow:
+            return judge_shadow(self.traffic.copies, self.policy, progress.began, now)
         return judge(rows, self.policy, progress.step, progress.step_began, progress.began, now)
 
 
@@ -127,7 +136,8 @@ def current(client: MlflowClient, model: str) -> Running | None:
         run = client.get_run(id)
         policy, progress = _policy(client, run), Progress.of(run.data.tags[STATE])
         incumbent, by = run.data.tags["replaces"], run.data.tags["by"]
-        policy.steps[progress.step]
+        if not (progress.step == IN_SHADOW and policy.shadow is not None):
+            policy.steps[range(len(policy.steps))[progress.step]]
     except (MlflowException, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, MlflowException) and error.error_code in AWAY:
             raise
@@ -146,7 +156,8 @@ def _policy(client: MlflowClient, run: Run) -> TrialPolicy:
 
 def plan(version: ModelVersion, incumbent: str, policy: TrialPolicy) -> str:
     """What would be done, in words."""
-    steps = ", ".join(
+    shadow = f"copies of {policy.shadow.share:.0%} in the shadow, " if policy.shadow else ""
+    steps = shadow + ", ".join(
         f"{step.share:.0%} for {step.requests} requests and {step.hours:g} h at least" for step in policy.steps
     )
     return (
@@ -164,11 +175,21 @@ def begin(claim: Claim, version: ModelVersion, policy: TrialPolicy, by: str, rea
         raise Busy(f"Version {other.number} is on trial already. `promoter trial status` shows how far it is.")
     found, now = registry.aliases(client, name), time.time()
     why = reason or f"{policy.decides} decides; steps {', '.join(f'{step.share:.0%}' for step in policy.steps)}"
-    progress = Progress(now, 0, now).with_event(f"began with {policy.steps[0].share:.0%} of the requests")
+    if policy.shadow is not None:
+        share, step, what = policy.shadow.share, IN_SHADOW, "in the shadow: copies of "
+    else:
+        share, step, what = policy.steps[0].share, 0, "with "
+    progress = Progress(now, step, now).with_event(f"began {what}{share:.0%} of the requests")
     move = Move(version, STAGES[PRODUCTION], TRIAL, by, why, found, {STATE: progress.to_json()})
     files = report.files(move.entry(outcomes.ON_TRIAL), policy, None, list(progress.events))
-    trial = Trial(id=claim.run_id, unit=policy.unit, until=now + policy.lease_s, limits=policy.limits)
-    stages.begin_trial(claim, move, trial, policy.steps[0].share, files)
+    trial = Trial(
+        id=claim.run_id,
+        unit=policy.unit,
+        shadow=step == IN_SHADOW,
+        until=now + policy.lease_s,
+        limits=policy.limits,
+    )
+    stages.begin_trial(claim, move, trial, share, files)
     return Running(client, name, number, found[PRODUCTION], claim.run_id, by, policy, progress)
 
 
@@ -246,7 +267,8 @@ def _write_share(running: Running) -> None:
 def _trial(running: Running) -> Trial:
     """What serving is told, with a lease from now on."""
     running.renewed, policy = time.time(), running.policy
-    return Trial(id=running.id, unit=policy.unit, until=running.renewed + policy.lease_s, limits=policy.limits)
+    until = running.renewed + policy.lease_s
+    return Trial(id=running.id, unit=policy.unit, shadow=running.in_shadow, until=until, limits=policy.limits)
 
 
 def end(running: Running, action: str, why: str, verdict: Verdict | None, by: str = "") -> Entry:
@@ -327,6 +349,8 @@ def _log(running: Running, verdict: Verdict, say: Say) -> None:
     """Show how it stands: to whoever waits, and as metrics of the record."""
     total = sum(verdict.requests)
     text = f"{total} requests, {verdict.requests[1]} of them the challenger's ({running.share:.0%}): {verdict.why}"
+    if running.in_shadow:
+        text = verdict.why
     now = time.monotonic()
     if now < running._logged + LOG_EVERY_S and verdict.action == "go on":
         return

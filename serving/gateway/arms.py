@@ -93,7 +93,12 @@ def too_bad(seen: list[Seen], limits: Limits) -> str:
 
 
 def _runs(challenger: Challenger) -> bool:
-    return challenger.live is not None and not challenger.stopped and time.time() < challenger.until
+    return (
+        not challenger.shadow
+        and challenger.live is not None
+        and not challenger.stopped
+        and time.time() < challenger.until
+    )
 
 
 def _unit(kind: str, request: str, user: str, session: str) -> str:

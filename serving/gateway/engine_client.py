@@ -142,6 +142,27 @@ class EngineClient:
             if reply is not None:
                 reply.close()
 
+    async def once(self, live: Live, request: CompletionRequest, patience_s: float) -> CompletionEnd:
+        """One whole completion of this version, and of no other. Raises Refusal."""
+        try:
+            async with self._socket(live.socket).post(
+                "http://engine/completions",
+                json={**request, "deadline_s": patience_s},
+                timeout=aiohttp.ClientTimeout(total=patience_s),
+            ) as reply:
+                body = await reply.read()
+        except (*GONE, TimeoutError) as error:
+            raise Refusal(503, f"No answer of version {live.version}: {type(error).__name__}.") from error
+        if reply.status != 200:
+            raise _refusal(reply.status, body, None)
+        try:
+            last = dict(json.loads(body.splitlines()[-1]))
+        except (ValueError, TypeError, IndexError) as error:
+            raise Refusal(503, "The model's answer cannot be read.") from error
+        if "finish_reason" not in last:
+            raise Refusal(503, str(last.get("error", "The model's answer cannot be read.")))
+        return cast(CompletionEnd, last)
+
     async def usage(self, live: Live, request_id: str) -> list[CompletionUsage]:
         """What a request's completions took; empty where the engine does not know."""
         with suppress(*GONE, asyncio.TimeoutError, ValueError, KeyError):

@@ -50,6 +50,8 @@ class Feedbacks:
         self._count(request, f"events {request.state.user}", EVENTS_A_S, EVENTS_BURST, event.completion)
         await self._own(request, gateway, event.completion)
         await self._tell(gateway, event)
+        if event.text is not None:
+            gateway.later(gateway.shadows.score(event.completion, event.text))
 
     async def find(self, request: Request, gateway: Gateway, prompts: list[str], completion: str) -> Known | None:
         """The user's own completion of the last hours with such texts: the prompt is one of several."""

@@ -36,6 +36,9 @@ batch_size = Histogram(
 prompt_tokens = Counter("ratchet_prompt_tokens", "Tokens of prompts", ["version"])
 completion_tokens = Counter("ratchet_completion_tokens", "Tokens of completions", ["version"])
 events_lost = Counter("ratchet_events_lost", "Traces and events that are not kept", ["reason"])
+shadows_dropped = Counter(
+    "ratchet_shadow_dropped", "Requests whose copy for the challenger was left out, since there were others"
+)
 texts_dropped = Counter("ratchet_trace_texts_dropped", "Traces without texts, since too much waits to be sent")
 
 # What is counted of completions and events (serving/gateway/events/store.py): its name there, here, and what it is.

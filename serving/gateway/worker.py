@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from contract.messages import CompletionUsage
+from contract.messages import CompletionRequest, CompletionUsage
 from contract.tokens import Tokens
-from contract.trials import ANSWERED, FAILED, LEFT
+from contract.trials import ANSWERED, FAILED, LEFT, SHADOW
 from serving.gateway import metrics
 from serving.gateway.arms import Arms, Assigned
 from serving.gateway.engine_client import EngineClient
 from serving.gateway.events.facts import Completion, digest, language_of, repository_of
 from serving.gateway.events.sender import Sender
 from serving.gateway.events.store import Store
+from serving.gateway.shadow import Shadows, shadowed
 from serving.settings import RunSettings
 from serving.supervisor.state import Live
 
@@ -38,7 +39,7 @@ class Gateway:
         self.store = Store(settings.events, socket.gethostname(), settings.serving_events_max_bytes)
         self.sender = Sender(settings, self.store, settings.events / "sender.lock")
         self.sender.start()
-        self.arms = Arms(settings.serving_run_folder)
+        self.arms, self.shadows = Arms(settings.serving_run_folder), Shadows(self)
         self.nudged = 0.0
         self._tasks: set[asyncio.Future[None]] = set()
 
@@ -77,7 +78,12 @@ class Gateway:
         ended_ns = time.time_ns()
         assigned: Assigned | None = request.state.assigned
         on_trial: dict[str, Any] = {}
-        if assigned is not None:
+        challenger = None
+        if assigned is None and answered.outcome == ANSWERED:
+            challenger = shadowed(self.engine.state, answered.id)
+        if challenger is not None:
+            on_trial = {"trial": challenger.trial, "arm": SHADOW, "share": challenger.share, "outcome": ANSWERED}
+        elif assigned is not None:
             outcome = FAILED if assigned.failed else answered.outcome
             on_trial = {name: getattr(assigned, name) for name in ("trial", "arm", "share", "unit")}
             on_trial["outcome"] = outcome
@@ -121,6 +127,8 @@ class Gateway:
         )
         # Shielded: a client that leaves now cancels its request, and not what is known of it.
         await asyncio.shield(self.later(asyncio.to_thread(self.store.completed, completion)))
+        if challenger is not None and answered.asked is not None:
+            self.later(self.shadows.copy(challenger, answered.id, answered.asked, answered.inputs.get("params") or {}))
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,7 @@ class Answered:
     completions: Sequence[str]
     usages: Sequence[CompletionUsage]
     cut_off: bool = False
+    asked: CompletionRequest | None = None  # of the engine, of the first completion
     outcome: str = ANSWERED  # in a trial (contract/trials.py)
     file: str = ""  # what the client says of where the cursor is
     language: str = ""

@@ -182,6 +182,25 @@ class ModelProcess:
         """What its processes hold resident; 0 where the system does not say."""
         return sum(_resident(pid) for pid in _group(self.pid))
 
+    def only_when_idle(self, idle: bool) -> bool:
+        """Let its processes have the processors only while nobody else wants them, or as all others do.
+
+        False where the system does not let them: back from idle it takes root, or a limit of `nice`.
+        """
+        if not hasattr(os, "SCHED_IDLE"):
+            return not idle
+        policy, done = os.SCHED_IDLE if idle else os.SCHED_OTHER, True
+        for pid in _group(self.pid):
+            for thread in Path(f"/proc/{pid}/task").glob("[0-9]*"):
+                try:
+                    if os.sched_getscheduler(int(thread.name)) != policy:
+                        os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
+                except ProcessLookupError:  # it has just ended
+                    continue
+                except OSError:
+                    done = False
+        return done
+
     def last_words(self) -> str:
         """The last line of its log that tells something."""
         # MLflow's last word is that its server has ended, and not why.

@@ -52,6 +52,7 @@ class Challenger:
     unit: str
     until: float  # seconds since 1970: the promoter's lease
     limits: dict[str, float]
+    shadow: bool = False  # it gets copies, and answers nobody
     live: Live | None = None  # its process, while it answers
     stopped: str = ""  # why it gets no requests any more
 

@@ -82,6 +82,7 @@ class TrialRunner:
             unit=now.trial.unit,
             until=now.trial.until,
             limits=now.trial.limits.model_dump(),
+            shadow=now.trial.shadow,
             live=self._describe(now.version, now.process, now.since) if answers and now.process else None,
             stopped=now.stopped,
         )
@@ -108,6 +109,12 @@ class TrialRunner:
         now = self._now
         if share != now.share:
             log.info("Version %s gets %g%% of the requests", version.version, 100 * share)
+        if now.process is not None and not now.process.only_when_idle(trial.shadow) and not trial.shadow:
+            log.info(
+                "Version %s has left the shadow, and starts anew: its process may not have more than idle time", number
+            )
+            idle, now.process, now.starts = now.process, None, 0
+            self._start(now, idle)
         now.version, now.trial, now.share = version, trial, share
         if (why := why_stopped(version.tags.get(TRIAL_STOPPED, ""), trial.id)) and not now.stopped:
             self._stop(why, told=True)
@@ -141,6 +148,8 @@ class TrialRunner:
         now = self._now
         if now is None or now.number != str(version.version) or now.process is None or not now.process.alive():
             return None
+        if not now.process.only_when_idle(False):
+            return None
         process, now.process, self._now = now.process, None, None
         return process
 
@@ -168,13 +177,15 @@ class TrialRunner:
             except BaseException:  # it has never come up
                 return
 
-    def _start(self, now: Running) -> None:
+    def _start(self, now: Running, instead_of: ModelProcess | None = None) -> None:
         now.starts += 1
         now.not_before = time.monotonic() + PAUSE_S * 2 ** (now.starts - 1)
-        now.starting = self._in_thread(f"challenger {now.number}", lambda: self._bring_up(now))
+        now.starting = self._in_thread(f"challenger {now.number}", lambda: self._bring_up(now, instead_of))
 
-    def _bring_up(self, now: Running) -> ModelProcess:
+    def _bring_up(self, now: Running, instead_of: ModelProcess | None) -> ModelProcess:
         """Fetch, check, start and ask it. In a thread of its own."""
+        if instead_of is not None:
+            instead_of.stop()
         folder = versions.fetch(self.settings, now.version)
         code = versions.code_of(folder, now.version)
         live = self._live()
@@ -186,6 +197,7 @@ class TrialRunner:
         now.starting = None
         try:
             now.process, now.since = result.result(), time.time()
+            now.process.only_when_idle(now.trial.shadow)
         except Exception as error:
             why = error.message if isinstance(error, RatchetError) else f"{type(error).__name__}: {error}"
             if isinstance(error, versions.Unavailable) and now.starts < STARTS:

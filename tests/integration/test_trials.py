@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -109,6 +110,31 @@ def test_the_share_on_the_wire_is_the_one_asked_for_and_counts_where_it_was_assi
     assert {ask(service, number).headers["X-Model-Version"] for number in range(20)} == {"1"}
 
 
+def test_in_the_shadow_it_answers_nobody_and_is_judged_by_what_users_kept(own: Stack, service: Serving) -> None:
+    try_out(own, "2", "shadow", 0.5, shadow=True)
+    service.wait_for(lambda: answers(service, "shadow", 0.5), "the challenger runs")
+    replies = []
+    for number in range(40):
+        replies.append(ask(service, 1))
+        time.sleep(0.1)  # else most copies are left out
+        kept = {"type": "kept", "completion_id": replies[-1].json()["id"], "after_s": 30, "characters": 3}
+        told = kept | {"text": "    return a + b\n"}
+        taken = {"type": "select", "completion_id": kept["completion_id"], "elapsed": 900}
+        assert requests.post(f"{service.url}/v1/events", json={"events": [taken, told]}, timeout=30).ok, number
+    assert {reply.headers["X-Model-Version"] for reply in replies} == {"1"}
+
+    def found() -> list[dict[str, Any]]:
+        return [{item.name: item.value for item in trace.info.assessments} for trace in traces(own, "shadow")]
+
+    service.wait_for(lambda: sum("shadow_gain" in said for said in found()) >= 5, "what was kept is compared")
+    copies = [said for said in found() if "shadow_failed" in said]
+    assert 10 <= len(copies) <= 30
+    assert not any(said["shadow_failed"] for said in copies)
+    assert all(abs(said["shadow_gain"]) < 5 for said in copies if "shadow_gain" in said)
+    assert {trace.info.tags["arm"] for trace in traces(own, "shadow")} == {"shadow"}
+    end(own, service)
+
+
 def test_a_session_stays_with_its_arm(own: Stack, service: Serving) -> None:
     try_out(own, "2", "sessions", 0.5, unit="session")
     service.wait_for(lambda: answers(service, "sessions", 0.5), "the challenger answers")
@@ -133,6 +159,34 @@ def test_a_challenger_that_is_killed_loses_no_request_and_comes_back(own: Stack,
     assert load.failed() == []
     assert {answer[3] for answer in load.answers} == {"1", "2"}
     assert service.version() == "1"
+    end(own, service)
+
+
+def test_streams_that_a_killed_challenger_had_begun_are_brought_to_their_end(own: Stack, service: Serving) -> None:
+    try_out(own, "2", "streams", 0.9)
+    service.wait_for(lambda: answers(service, "streams", 0.9), "the challenger answers")
+    begun = threading.Barrier(9)
+
+    def stream(number: int) -> tuple[str, list[Any]]:
+        asked = {"prompt": PROMPT, "max_tokens": 200, "temperature": 1.0, "seed": number, "stream": True}
+        with requests.post(f"{service.url}/v1/completions", json=asked, stream=True, timeout=60) as answer:
+            lines = (line.removeprefix(b"data: ") for line in answer.iter_lines() if line)
+            found = [json.loads(next(lines))]
+            begun.wait(30)
+            found += [json.loads(line) for line in lines if line != b"[DONE]"]
+        return answer.headers["X-Model-Version"], found
+
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(stream, number) for number in range(8)]
+        pid = service.status()["challenger"]["live"]["pid"]
+        begun.wait(30)
+        os.killpg(pid, signal.SIGKILL)
+        ended = [one.result() for one in streams]
+    assert "2" in {version for version, _ in ended}
+    for _, found in ended:
+        assert "error" not in found[-1], found[-1]
+        assert found[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+    service.wait_for(lambda: answers(service, "streams", 0.9), "it is back")
     end(own, service)
 
 

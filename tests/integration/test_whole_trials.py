@@ -1,21 +1,25 @@
 """Whole trials: sixteen clients whose user likes one version more, less, or as much as the other; and its page."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 import yaml
 
+from contract.files import free_port
 from contract.names import CHALLENGER_ALIAS, PRODUCTION, PROMOTIONS, STAGE, STAGING, TRIAL
 from tests.support import doses
 from tests.support.serving import PROMPT, Serving, register_variants, serving_process
@@ -58,6 +62,7 @@ class People:
     service: Serving
     likes: dict[str, float]  # by version
     a_second: float = 12.0
+    others: tuple[Serving, ...] = ()  # whom to ask when it does not answer, as a balancer does
     statuses: list[int] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -78,15 +83,27 @@ class People:
         dice, session = random.Random(number), requests.Session()
         while not self._stop.is_set():
             asked = {"prompt": PROMPT, "max_tokens": 3, "temperature": 0.5, "path": "a.py"}
-            answer = session.post(f"{self.service.url}/v1/completions", json=asked, timeout=60)
+            answer = self._ask(session, asked)
             self.statuses.append(answer.status_code)
             if answer.ok:
                 version, id = answer.headers["X-Model-Version"], answer.json()["id"]
                 self.versions.append(version)
                 if dice.random() < self.likes[version]:
                     taken = {"type": "select", "completion_id": id, "elapsed": 900}
-                    session.post(f"{self.service.url}/v1/events", json=taken, timeout=60)
+                    with suppress(requests.ConnectionError):
+                        session.post(f"{answer.url.removesuffix('/completions')}/events", json=taken, timeout=60)
             time.sleep(dice.uniform(0.5, 1.5) * 16 / self.a_second)
+
+    def _ask(self, session: requests.Session, asked: dict[str, Any]) -> requests.Response:
+        """Of the first that answers."""
+        for service in (self.service, *self.others):
+            with suppress(requests.ConnectionError):
+                answer = session.post(f"{service.url}/v1/completions", json=asked, timeout=60)
+                if answer.status_code != 503 or not self.others:
+                    return answer
+        lost = requests.Response()
+        lost.status_code = 503
+        return lost
 
 
 def promoter(stack: Stack, *arguments: str, timeout_s: float = 200) -> "subprocess.CompletedProcess[str]":
@@ -152,6 +169,60 @@ def test_killed_promoters_and_two_minutes_without_tracking_change_nothing(tiny, 
     assert set(people.statuses) == {200}
 
 
+@doses.full
+def test_parts_killed_in_each_step_lose_no_request(tiny, tmp_path: Path) -> None:
+    """Promoter, challenger, gateway workers and supervisor, in the shadow and in both steps; two replicas."""
+    (tmp_path / "tracking").mkdir()
+    stack, policy, port = make_stack(tmp_path / "tracking"), tmp_path / "trial.yaml", str(free_port())
+    steps = [{"share": 0.2, "requests": 400}, {"share": 0.5, "requests": 700}]
+    shadow = {"share": 0.9, "copies": 60}
+    margins = POLICY["margins"] | {"errors": 0.3, "acceptance": 0.05}
+    budget = {"requests": 20_000}
+    policy.write_text(yaml.safe_dump(POLICY | {"shadow": shadow, "steps": steps, "budget": budget, "margins": margins}))
+    command = [sys.executable, "-m", "promoter", "trial", "--model-name", MODEL, "--version", "2"]
+    command += ["--policy", str(policy)]
+    with ExitStack() as rest:
+        rest.enter_context(server(stack))
+        register_variants(stack, MODEL, tiny.folder, tmp_path, 2)
+        stage(stack, "2")
+        other = rest.enter_context(serving_process(stack, MODEL, tmp_path / "other"))
+
+        def start() -> Serving:
+            return rest.enter_context(serving_process(stack, MODEL, tmp_path / "serving", SERVING_PORT=port))
+
+        service = start()
+        for replica in (service, other):
+            replica.wait_for_version("1")
+        people = rest.enter_context(People(service, {"1": 0.1, "2": 0.9}, 8.0, (other,)).at_work())
+
+        def is_at(share: float, shadow: bool) -> bool:
+            found = service.status()["challenger"] or {}
+            return bool(found.get("live")) and (found["share"], found["shadow"]) == (share, shadow)
+
+        for share, shadow_too in ((0.9, True), (0.2, False), (0.5, False)):
+            promoting = subprocess.Popen(command, env=stack.env)
+            service.wait_for(lambda: is_at(share, shadow_too), f"it is at {share}", 300)  # noqa: B023
+            promoting.kill()
+            promoting.wait()
+            os.killpg(service.status()["challenger"]["live"]["pid"], signal.SIGKILL)
+            service.wait_for(lambda: is_at(share, shadow_too), "the challenger is back", 120)  # noqa: B023
+            supervisor = psutil.Process(service.process.pid)
+            [gateway] = [child for child in supervisor.children() if "gunicorn" in " ".join(child.cmdline())]
+            for worker in gateway.children():
+                worker.kill()
+            children = supervisor.children(recursive=True)
+            service.process.kill()
+            service.process.wait()
+            assert psutil.wait_procs(children, 30)[1] == []
+            service = start()
+            service.wait_for_version("1")
+        done = promoter(stack, "trial", "--version", "2", "--policy", str(policy), timeout_s=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+        service.wait_for_version("2")
+    assert set(people.statuses) == {200}
+    assert len(people.statuses) > 500
+
+
 @pytest.mark.parametrize(
     ("challenger", "incumbent", "likes", "outcome", "exit_code"),
     [
@@ -174,7 +245,8 @@ def test_users_decide(
     stage(own, challenger)
     policy = tmp_path / "trial.yaml"
     budget = {"requests": 260 if outcome == "inconclusive" else 1500, "days": 1}
-    policy.write_text(yaml.safe_dump(POLICY | {"budget": budget}))
+    shadow = {"share": 0.9, "copies": 5} if outcome == "promoted" else None
+    policy.write_text(yaml.safe_dump(POLICY | {"budget": budget, "shadow": shadow}))
     with People(service, likes).at_work() as people:
         done = promoter(own, "trial", "--version", challenger, "--policy", str(policy), "--by", "ada")
     assert done.returncode == exit_code, done.stdout + done.stderr

@@ -6,12 +6,15 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import requests
 
 from contract.files import free_port
+from contract.names import CHALLENGER_ALIAS, TRIAL, TRIAL_SHARE
+from contract.trials import Trial
 from tests.support.data import write_tree
 from tests.support.images import ROOT
 from tests.support.promoters import mark_validated
@@ -170,12 +173,13 @@ def test_serving_follows_the_alias_without_a_restart(in_production: Platform) ->
     in_production.wait_for(in_production.serves, "serving answers again")
 
 
-def test_several_replicas_behind_the_balancer_and_one_is_killed(in_production: Platform, environ) -> None:
+def test_replicas_behind_the_balancer_share_a_trial_and_one_is_killed(in_production: Platform, environ) -> None:
     ports = free_port()
     scaled = ("--profile", "scale", "up", "--detach", "--no-recreate", "--scale", "serving=3", "serving", "balancer")
     in_production.docker_compose(*scaled, SERVING_PORT=f"{ports}-{ports + 20}")
     url = f"http://127.0.0.1:{environ['BALANCER_PORT']}"
     answers: list[tuple[int, str]] = []
+    versions: list[str] = []  # of the answers
     stop = threading.Event()
 
     def ask_on() -> None:
@@ -188,6 +192,7 @@ def test_several_replicas_behind_the_balancer_and_one_is_killed(in_production: P
                     timeout=90,
                 )
                 answers.append((reply.status_code, reply.text))
+                versions.append(reply.headers.get("X-Model-Version", ""))
             except requests.RequestException as error:
                 answers.append((0, repr(error)))
 
@@ -202,6 +207,19 @@ def test_several_replicas_behind_the_balancer_and_one_is_killed(in_production: P
         for client in clients:
             client.start()
         in_production.wait_for(lambda: len(answers) > 30, "there is load")
+        share = 0.3
+        trial = Trial(id="replicas", until=time.time() + 600)
+        in_production.client.set_model_version_tag(MODEL, "1", TRIAL_SHARE, str(share))
+        in_production.client.set_model_version_tag(MODEL, "1", TRIAL, trial.model_dump_json())
+        in_production.client.set_registered_model_alias(MODEL, CHALLENGER_ALIAS, "1")
+        started = "The challenger, version 1, answers 30% of the requests"
+        in_production.wait_for(
+            lambda: in_production.docker_compose("logs", "serving").count(started) == 3, "all three have the challenger"
+        )
+        begun = len(versions)
+        in_production.wait_for(lambda: len(versions) >= begun + 600, "the trial has its requests", 180)
+        theirs = versions[begun : begun + 600].count("1") / 600
+        assert theirs == pytest.approx(share, abs=4 * (share * (1 - share) / 600) ** 0.5)
         subprocess.run(["docker", "kill", replicas()[0]], check=True, capture_output=True)
         seen = len(answers)
         in_production.wait_for(lambda: len(answers) > seen + 60, "the others answer")
@@ -212,6 +230,7 @@ def test_several_replicas_behind_the_balancer_and_one_is_killed(in_production: P
         assert in_production.inspect("balancer")["HostConfig"]["ReadonlyRootfs"]
     finally:
         stop.set()
+        in_production.client.delete_registered_model_alias(MODEL, CHALLENGER_ALIAS)
         in_production.docker_compose("--profile", "scale", "rm", "--stop", "--force", "balancer")
         in_production.docker_compose("up", "--detach", "--wait", "--scale", "serving=1")
 

@@ -129,12 +129,12 @@ def serving_process(
     stack: Stack, model: str, home: Path, prefix: tuple[str, ...] = (), **env: str
 ) -> Iterator[Serving]:
     """Serve a model's alias `production`, until the end."""
-    port = free_port()
+    port = env.get("SERVING_PORT") or str(free_port())
     home.mkdir(exist_ok=True)
     settings = {
         "RATCHET_HOME": str(home),
         "SERVING_MODEL": model,
-        "SERVING_PORT": str(port),
+        "SERVING_PORT": port,
         "SERVING_WAIT": "true",
         "SERVING_POLL_S": "0.5",
     }

@@ -16,7 +16,17 @@ from contract.errors import shortened
 from contract.names import TRACES
 from contract.secrets import Redactor, overwrite
 from contract.tracking import RETRIES
-from contract.trials import ARM_TAG, CHANCE_TAG, OUTCOME_TAG, TRIAL_TAG, UNIT_TAG
+from contract.trials import (
+    ARM_TAG,
+    CHANCE_TAG,
+    GAIN,
+    OUTCOME_TAG,
+    SHADOW_EMPTY,
+    SHADOW_FAILED,
+    SHADOW_SECONDS,
+    TRIAL_TAG,
+    UNIT_TAG,
+)
 from serving.gateway import metrics
 from serving.gateway.events.facts import digest, trace_id
 from serving.gateway.events.store import Store
@@ -25,6 +35,7 @@ from serving.settings import ServingSettings
 log = logging.getLogger(__name__)
 AT_ONCE = 20  # of the outbox, in one round
 IDLE_S, LONGEST_PAUSE_S = 0.2, 10.0
+SHADOWS = (SHADOW_FAILED, SHADOW_EMPTY, SHADOW_SECONDS, GAIN)
 PREVIEW = 1000  # characters of a text in MLflow's list
 REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 
@@ -218,7 +229,9 @@ class Sender:
         if ids is None:
             ids = {item.name: item.assessment_id for item in client.get_trace_info(trace).assessments}
             self._assessments[trace] = ids
-        source = AssessmentSource(AssessmentSourceType.HUMAN, told["user"] or "anonymous")
+        by_code = any(name in told for name in SHADOWS)
+        kind = AssessmentSourceType.CODE if by_code else AssessmentSourceType.HUMAN
+        source = AssessmentSource(kind, "challenger" if by_code else told["user"] or "anonymous")
         values: dict[str, Any] = {}
         if "accepted" in told:
             values["accepted"] = bool(told["accepted"])
@@ -231,6 +244,7 @@ class Sender:
         if "kept" in told:
             seconds, share = told["kept"]
             values[f"kept_{seconds}s"] = share
+        values |= {name: told[name] for name in SHADOWS if name in told}
         for name, value in values.items():
             comment = self._redacted(told.get("comment")) if name == "accepted" else None
             feedback = Feedback(name=name, value=value, source=source, trace_id=trace, rationale=comment)

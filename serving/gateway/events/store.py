@@ -46,6 +46,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS counts (
   host TEXT, name TEXT, version TEXT, language TEXT, user TEXT, repository TEXT, value REAL,
   PRIMARY KEY (host, name, version, language, user, repository));
+CREATE TABLE IF NOT EXISTS shadow (id TEXT PRIMARY KEY, made REAL, asked TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS days (
   day TEXT, name TEXT, version TEXT, value REAL, PRIMARY KEY (day, name, version)) WITHOUT ROWID;
 """
@@ -62,6 +63,7 @@ class Event:
     comment: str | None = None
     kept: tuple[int, int] | None = None  # after so many seconds, so many characters
     choice: int = 0  # of its texts, which
+    text: str | None = None  # what stands there now, where it was kept
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,19 @@ class Store:
         labels = json.dumps(self.labels(version, language, user, repository))
         statement = "INSERT OR IGNORE INTO completion (id, made, user, labels, choices) VALUES (?, ?, ?, ?, '[]')"
         self._do(lambda: self._execute([(statement, (id, time.time(), user, labels))]), Known(id, user))
+
+    def shadowed(self, id: str, told: dict[str, Any], asked: Any) -> None:
+        """Queue how a challenger in the shadow did; `asked`, if any, is kept until it is told what the user kept."""
+        statements = [_queued("told", id, {**told, "user": ""})]
+        if asked is not None:
+            statement = "INSERT OR REPLACE INTO shadow (id, made, asked) VALUES (?, ?, ?)"
+            statements.append((statement, (id, time.time(), json.dumps(asked))))
+        self._do(lambda: self._execute(statements))
+
+    def asked(self, id: str) -> Any:
+        """What was asked for in a request that had a copy; None for any other."""
+        rows = self._read("SELECT asked FROM shadow WHERE id = ?", (id,))
+        return json.loads(rows[0][0]) if rows else None
 
     @property
     def readable(self) -> bool:
@@ -375,6 +390,7 @@ class Store:
                 self._execute(
                     [
                         ("DELETE FROM completion WHERE made < ?", (time.time() - FORGET_S,)),
+                        ("DELETE FROM shadow WHERE made < ?", (time.time() - FORGET_S,)),
                         ("DELETE FROM days WHERE day < ?", (oldest,)),
                     ]
                 )

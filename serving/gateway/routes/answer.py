@@ -158,7 +158,7 @@ class Answer:
 
         async def read(index: int, stream: AsyncIterator[CompletionPiece | CompletionEnd]) -> None:
             try:
-                async for item in stream:
+                async for item in self._to_its_end(index, stream):
                     await pieces.put((index, item))
             except Refusal as refusal:
                 await pieces.put((index, refusal))
@@ -197,6 +197,37 @@ class Answer:
             if not self.recorded and self.sent:  # the client has what it wanted, or has gone
                 self.gateway.later(self._record())
             await self.close()
+
+    async def _to_its_end(
+        self, index: int, stream: AsyncIterator[CompletionPiece | CompletionEnd]
+    ) -> AsyncIterator[CompletionPiece | CompletionEnd]:
+        """A completion's pieces; the live version goes on with what a challenger has begun that went away.
+
+        Raises Refusal where it cannot: a chat's template has no place for half an answer.
+        """
+        sent: list[str] = []
+        try:
+            async for item in stream:
+                if "finish_reason" not in item:
+                    sent.append(item["text"])
+                yield item
+            return
+        except Refusal:
+            given = self.inputs[index // self.body.n]
+            if self.assigned is None or not self.assigned.gone or not self.assigned.patience_s or "prompt" not in given:
+                raise
+            self.assigned.failed = "its process went away"
+        params = dict(self.params)
+        if "max_new_tokens" in params:  # a piece is a token or more
+            params["max_new_tokens"] = max(1, params["max_new_tokens"] - len(sent))
+        rest: CompletionRequest = {**given, "prompt": given["prompt"] + "".join(sent), "params": params, "stream": True}
+        async with self.gateway.engine.complete(rest, self.until, lambda live: None) as going_on:
+            async for item in going_on:
+                if "finish_reason" in item:
+                    end = cast(CompletionEnd, item)
+                    usage = {**end["usage"], "completion_tokens": end["usage"]["completion_tokens"] + len(sent)}
+                    item = cast(CompletionEnd, {**end, "text": "".join(sent) + end["text"], "usage": usage})
+                yield item
 
     async def close(self) -> None:
         """Let the engine go; what is not done is stopped."""
@@ -253,6 +284,7 @@ class Answer:
                 prompt=_prompt_of(self.inputs[0]),
                 completions=completions,
                 usages=[end["usage"] for end in ends],
+                asked=self.inputs[0],
                 outcome=outcome,
                 cut_off=any(end["finish_reason"] == "length" for end in ends),
                 file=self.inputs[0].get("path", ""),

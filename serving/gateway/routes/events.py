@@ -31,6 +31,7 @@ class EditorEvent(BaseModel):
     select_kind: str | None = Field(default=None, max_length=50)  # `line` where a part was taken
     after_s: int | None = None  # `kept`: how long after the completion was accepted
     characters: int | None = Field(default=None, ge=0)  # `kept`: how many of it are left
+    text: str | None = Field(default=None, max_length=20_000)  # `kept`: what stands there now
 
     @model_validator(mode="after")
     def _whole(self) -> "EditorEvent":
@@ -41,7 +42,8 @@ class EditorEvent(BaseModel):
     def event(self) -> Event:
         """What it tells."""
         if self.type == "kept" and self.after_s is not None and self.characters is not None:
-            return Event(self.completion_id, kept=(self.after_s, self.characters), choice=self.choice_index)
+            kept = (self.after_s, self.characters)
+            return Event(self.completion_id, kept=kept, choice=self.choice_index, text=self.text)
         if self.type == "view":
             return Event(self.completion_id, viewed=True)
         shown_ms = None if self.elapsed is None else round(self.elapsed)
