@@ -44,6 +44,8 @@ KEY_BLOCK = re.compile(
     rf"(?:{_BETWEEN}[A-Za-z0-9+/=]*{_BETWEEN}-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)?"
 )
 
+REDACTED = "REDACTED"
+
 
 class Secret(NamedTuple):
     """Where in a text a secret stands: characters `start` to `end`, on `line` (from 1)."""
@@ -121,5 +123,5 @@ def _places(line: str, value: str, kind: str) -> Iterator[tuple[int, int]]:
 def overwrite(text: str, secrets: Sequence[Secret], offset: int = 0) -> str:
     """The text with REDACTED in the place of each secret; `offset`: where in the searched text this one begins."""
     for secret in reversed(secrets):
-        text = text[: secret.start - offset] + "REDACTED" + text[secret.end - offset :]
+        text = text[: secret.start - offset] + REDACTED + text[secret.end - offset :]
     return text

@@ -66,6 +66,10 @@ class _ExportHelp(_ConfigHelp):
     sections = ("tracking",)
 
 
+class _ChangesHelp(_ConfigHelp):
+    sections = ("data", "tracking")
+
+
 class _TryHelp(_ConfigHelp):
     sections = ("model", "tracking")
 
@@ -227,6 +231,34 @@ def evaluate(
         return
     for name, value in sorted(metrics.items()):
         click.echo(f"  {name:<36}{value:>12.4f}")
+
+
+@main.command(cls=_ChangesHelp, short_help="Show how far code has moved since a version was trained.")
+@click.option("--model-uri", metavar="URI", help="Which version's sources: models:/NAME/NUMBER or models:/NAME@ALIAS.")
+@click.option("--since", metavar="COMMIT", help="Of data.source instead, since this commit, tag or branch.")
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@_config_options
+def changes(
+    config_path: str | None, model_uri: str | None, since: str | None, output_format: str, overrides: tuple[str, ...]
+) -> None:
+    """Compare code with what it was when a version was trained on it: functions, files and languages.
+
+    \b
+    trainer changes --model-uri models:/code_model_fine_tuning_model@production
+    trainer changes --since v1.2 data.source=path/to/your/repo
+    """
+    if (model_uri is None) == (since is None):
+        raise click.UsageError("Expected --model-uri or --since, and not both.")
+    config = load_config(config_path, overrides)
+    with _interruptible("Nothing was written."):
+        from trainer.data.changes import in_words
+        from trainer.evaluation.registered_version import changes_of
+
+        found = changes_of(config, model_uri, since)
+    if output_format == "json":
+        click.echo(json.dumps([item.to_dict() for item in found], indent=2))
+    else:
+        click.echo("\n\n".join(map(in_words, found)))
 
 
 @main.command(cls=_ExportHelp, short_help="Write a registered version for use elsewhere.")

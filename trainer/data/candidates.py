@@ -5,7 +5,7 @@ several candidates.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Candidates:
         self.file_twins.add(file.path, file.text, file.language)
         return self.files.add(file)
 
-    def add_places(self, number: int, places: Iterator[Place]) -> int:
+    def add_places(self, number: int, places: Iterable[Place]) -> int:
         """Add the places in a file, those of a unit together; returns how many they are."""
         _, _, language, text = self.files.get(number)
         starts = [0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 
+from contract.monitoring import SAMPLE, SOURCES
 from trainer import git
 from trainer.data.prepare import REPORTS, Dataset
+from trainer.data.sample import write_sample
+from trainer.data.sources import Source
 
 
 class _Logged(MetaDataset):
@@ -43,9 +47,29 @@ def log_dataset(data: Dataset) -> None:
             mlflow.log_input(_Logged(_source(location), name, digest, rows), context=context)
     for name in REPORTS:
         mlflow.log_artifact(str(data.train.path.with_name(name)), "data")
+    with tempfile.TemporaryDirectory() as temporary:
+        sample = Path(temporary, Path(SAMPLE).name)
+        if len(data.train) and write_sample(data.train, sample):
+            mlflow.log_artifact(str(sample), str(Path(SAMPLE).parent))
+    sources = [
+        {
+            "source": _anywhere(source),
+            "repository": source.repository or source.name,
+            "commit": source.commit or (git.commit(source.root) if source.root is not None else None),
+        }
+        for source in data.sources
+    ]
+    mlflow.log_text(json.dumps(sources, indent=2), SOURCES)
     commits = [git.commit(folder) for folder in data.folders] + data.commits
     if known := [commit for commit in commits if commit]:
         mlflow.set_tag("data_git_commit", ", ".join(dict.fromkeys(known)))
+
+
+def _anywhere(source: Source) -> str:
+    """As configured, with the whole path."""
+    if source.commit is not None:
+        return f"git:{source.root}{source.name.removeprefix(source.repository)}"
+    return source.location if source.folder is not None and not source.name.startswith("package:") else source.name
 
 
 def _source(location: str) -> Any:

@@ -51,6 +51,7 @@ class Dataset:
     report: Report
     location: str  # of the first source
     eval_location: str
+    sources: list[Source]  # to train on
     folders: list[Path]  # of the sources that are folders, where git may know the commit
     commits: list[str]  # of those that name one
 
@@ -70,7 +71,12 @@ def check_sources(config: DataConfig) -> None:
 
 
 def _check_sides(config: DataConfig) -> None:
-    """Raise InputError where something is both to train on and to judge by."""
+    """Raise InputError where something is both to train on and to judge by, or nothing is that shall be newer."""
+    if config.eval_since is not None and not source_names(config.eval_source):
+        raise InputError(
+            f"data.eval_since is '{config.eval_since}', and data.eval_source is not set. Expected both, such as "
+            "data.source=git:PATH@v1 data.eval_source=git:PATH data.eval_since=v1."
+        )
     if both := set(source_names(config.eval_source)) & set(source_names(config.source)):
         raise InputError(
             f"data.source and data.eval_source both have '{min(both)}'. Expected other code to judge by, or no "
@@ -160,6 +166,7 @@ class _Preparation:
             report=self.report,
             location=every[0].location,
             eval_location=(held_out_sources or sources)[0].location,
+            sources=sources,
             folders=[source.folder for source in every if source.folder is not None],
             commits=[source.commit for source in every if source.commit is not None],
         )

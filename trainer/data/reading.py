@@ -1,7 +1,7 @@
 """The first pass: sources are read, secrets redacted, files and rows kept, and the places in files found."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -11,12 +11,13 @@ from contract.errors import InputError
 from contract.secrets import Redactor, overwrite
 from trainer.data import filters, languages
 from trainer.data.candidates import Candidates
+from trainer.data.changes import is_new, lines_at
 from trainer.data.example import KINDS, Example
 from trainer.data.files import StoredFile
 from trainer.data.items import File
 from trainer.data.limits import Limits
 from trainer.data.pathspec import LEFT_OUT, Selection
-from trainer.data.places import places
+from trainer.data.places import Place, places
 from trainer.data.report import Report
 from trainer.data.rows import continuation, usable
 from trainer.data.settings import DataConfig
@@ -43,12 +44,15 @@ class Reader:
         self.report, self.progress = report, progress
         self.kinds = {kind for kind in KINDS if getattr(config, f"{kind}_weight") > 0}
         self._waiting: list[Example] = []  # rows to be tokenised
+        self._known: set[int] | None = None  # lines of code that are none to judge by
 
     def read(self, source: Source, redactor: Redactor) -> None:
         """Read one source. Raises InputError where there is nothing in it."""
         made, read, dropped = len(self.candidates), 0, self.report.rows.copy()
         language = "text" if self.config.language == "auto" else self.config.language
         template, repository = self.limits.chat_template, source.repository or source.name
+        since = self.config.eval_since if source.key == EVAL_SOURCE else None
+        self._known = lines_at(source, since) if since is not None else None
         for found, where in usable(source.items, template, language, self.report.drop_row, self.selection.leaves_out):
             read += 1
             if not isinstance(found, File):
@@ -127,12 +131,18 @@ class Reader:
         if code is None:
             self.report.drop_file(file.path, "dropped: does not parse")
             return
-        self.report.files["read"] += 1
-        number = self.candidates.add_file(StoredFile(file.path, repository, language, text))
         sizes = self.limits.count([f"{line}\n" for line in text.split("\n")])
         found = places(text, code, sizes, self.limits.max_length, self.config.require_docstring)
         kinds = self.kinds if fim.may_hold_gaps(text) else self.kinds - {"fim"}
-        wanted = (place for place in found if place.kind in kinds)
+        wanted: Iterable[Place] = (place for place in found if place.kind in kinds)
+        if (known := self._known) is not None:
+            newer = [place for place in wanted if is_new(text, place.start, place.end, known)]
+            if not newer:
+                self.report.drop_file(file.path, "left out: nothing in it is newer than data.eval_since")
+                return
+            wanted = newer
+        self.report.files["read"] += 1
+        number = self.candidates.add_file(StoredFile(file.path, repository, language, text))
         count = self.candidates.add_places(number, wanted)
         self.report.examples["read"] += count
         self.progress(count)

@@ -18,6 +18,12 @@ class DataConfig:
         optional=True,
     )
     eval_source: Any = option(None, "As `source`: what to judge by. Default: hold out a part of `source`.")
+    eval_since: str | None = option(
+        None,
+        "Judge by code alone that data.eval_source has, and had not at this commit, tag or branch of git: by places "
+        "with a line that no file had then.",
+        optional=True,
+    )
     include: Any = option(
         None,
         "Take only these files: a git pathspec, or a list of them, such as ['src',':(glob)**/*.go',':!tests']. Paths "

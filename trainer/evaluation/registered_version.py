@@ -1,5 +1,6 @@
 """`trainer evaluate`: any registered version, judged on any data set, as a run that the promoter takes as evidence."""
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from mlflow.exceptions import MlflowException
 
 from contract import names
 from contract.errors import InputError
+from contract.monitoring import SOURCES
 from contract.names import EVALUATES, pyfunc_model
 from contract.redaction import redact
 from trainer import base_model, tracking
 from trainer.config import Config, to_yaml, with_source
+from trainer.data.changes import Changes, changes
 from trainer.data.logged import log_dataset
 from trainer.data.prepare import source_names
-from trainer.data.sources import open_source
+from trainer.data.sources import folders, open_source
 from trainer.evaluation import runs
 from trainer.evaluation.runs import Evaluation
 from trainer.evaluation.version_process import VersionProcess, open_version
@@ -69,6 +72,33 @@ def evaluate_version(config: Config, model_uri: str, again: bool) -> dict[str, f
             metrics = evaluation.run(model, name).metrics
             say(f"Run {active.info.run_name}: {active.info.run_id}")
     return metrics
+
+
+def changes_of(config: Config, model_uri: str | None, since: str | None) -> list[Changes]:
+    """How far the sources of a version, or the configured ones, have moved since. Raises InputError."""
+    if model_uri is None:
+        assert since is not None
+        return [changes(name, since, "data.source") for name in source_names(with_source(config).data.source)]
+    client = tracking.connect(config.tracking.uri)
+    version = find_version(client, model_uri)
+    said = f"--model-uri is '{model_uri}', version {version.version},"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(client.download_artifacts(version.run_id or "", SOURCES, folder))
+            sources: list[dict[str, str | None]] = json.loads(path.read_text(encoding="utf-8"))
+    except (MlflowException, OSError, ValueError) as error:
+        raise InputError(
+            f"{said} whose run does not say what it was trained on ({SOURCES}). Expected one that Ratchet 0.2 trained."
+        ) from error
+    known = [(item["source"], item["commit"]) for item in sources]
+    if version.tags.get(names.ROLE) == names.BASE or not known:
+        raise InputError(f"{said} which was not trained here. Expected a fine-tuned version.")
+    if without := [source for source, commit in known if commit is None]:
+        raise InputError(
+            f"{said} which was trained on '{without[0]}', where git knew no commit. Expected sources in a git work "
+            "tree, or git:PATH[@REVISION]."
+        )
+    return [changes(folders.current(str(source)), str(commit), "data.source") for source, commit in known]
 
 
 @contextmanager

@@ -115,6 +115,16 @@ def find_commit(rest: str, key: str) -> tuple[Path, str, str]:
     return root, path, commit
 
 
+def current(source: str) -> str:
+    """A source as it is now: of git:PATH@REVISION the branch, or HEAD where the revision is a commit or a tag."""
+    if not source.startswith("git:"):
+        return source
+    root, path, _ = find_commit(source.removeprefix("git:"), "data.source")
+    revision = source.removeprefix(f"git:{path}").removeprefix("@") or "HEAD"
+    name = git.output(root, "rev-parse", "--symbolic-full-name", "--verify", "--quiet", revision).decode()
+    return source if name.startswith(("refs/heads/", "refs/remotes/")) else f"git:{path}"
+
+
 def files_of_commit(root: Path, commit: str, key: str, choose: Choose) -> Iterator[File]:
     """The files of code at a commit, which is not checked out. Raises InputError, naming `key`, where content lacks."""
     # A folder inside the repository, or nothing.
