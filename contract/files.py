@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+REPORT_CSS = Path(__file__).with_name("report.css")  # how the page of every report looks
+
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file's text: whoever reads it sees the old text or the new one, and never a part."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 DEFAULT_EXPERIMENT = "code_model_fine_tuning"
 PROMOTIONS = "promotions"  # the experiment of decision records
 TRACES = "serving"  # the experiment of traces
+MONITORING = "monitoring"  # the experiment of looks at production (services/monitor)
 
 
 def pyfunc_model(experiment: str) -> str:
@@ -57,7 +58,7 @@ VALIDATED = "validated_tables"  # rule: first 16 digits of the sha256 of each ta
 TRIAL, TRIAL_SHARE = "trial", "trial_share"  # rule: JSON of contract.trials.Trial; a number between 0 and 1
 TRIAL_STOPPED = "trial_stopped"  # rule: contract.trials.stopped
 
-# A tag of a version, written by whoever watches production: serving shows and counts it.
+# A tag of a version, written by the monitor: serving shows and counts it.
 DRIFT = "drift"  # what has drifted since it was trained; NO_DRIFT where somebody has looked and found nothing
 NO_DRIFT = "none"
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from contract import metrics, names
+from contract.files import REPORT_CSS
 from promoter import tables
 from promoter.decision import Comparison, Decision, Reason
 from promoter.gate import differences
@@ -19,7 +20,10 @@ from promoter.statistics import Floats
 
 # Templates of reports; they share one style sheet.
 PAGES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    loader=jinja2.FileSystemLoader([Path(__file__).parent, REPORT_CSS.parent]),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 EXAMPLES = 5  # shown that got better most, and as many that got worse
 BARS = 400  # of the plot; with more files each stands for several

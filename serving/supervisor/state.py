@@ -15,6 +15,7 @@ SERVING = "serving"
 WAITING = "waiting"  # for a first version: all is well
 STARTING = "starting"  # a version is on its way; requests wait for it
 FAILING = "failing"  # there is something to serve, or nobody knows, and it cannot be got
+GRACE_S = 10.0  # for what was begun, when the supervisor is gone
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,11 @@ def _parse(text: str) -> State:
 
 
 def end_with(pid: int, then: int) -> None:
-    """Send SIGTERM to the process `then` once there is no process `pid` any more: nothing outlives the supervisor."""
+    """End the process `then` once there is no process `pid` any more: nothing outlives the supervisor.
+
+    By SIGTERM, and by SIGKILL what is left of its group after GRACE_S: gunicorn would wait a minute for connections that
+    are idle, and hold the port meanwhile.
+    """
 
     def watch() -> None:
         while True:
@@ -121,6 +126,8 @@ def end_with(pid: int, then: int) -> None:
                 os.kill(pid, 0)
             except ProcessLookupError:
                 os.kill(then, signal.SIGTERM)
+                time.sleep(GRACE_S)
+                os.killpg(then, signal.SIGKILL)
                 return
             except PermissionError:
                 pass

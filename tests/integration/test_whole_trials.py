@@ -117,6 +117,14 @@ def stage(stack: Stack, number: str) -> None:
     stack.client.set_model_version_tag(MODEL, number, STAGE, "Staging")
 
 
+def gateway_of(supervisor: psutil.Process) -> psutil.Process:
+    for child in supervisor.children():
+        with suppress(psutil.ZombieProcess):
+            if "gunicorn" in " ".join(child.cmdline()):
+                return child
+    raise AssertionError("there is no gateway")
+
+
 def record(stack: Stack, outcome: str) -> Any:
     experiment = stack.client.get_experiment_by_name(PROMOTIONS)
     found = stack.client.search_runs(
@@ -204,11 +212,15 @@ def test_parts_killed_in_each_step_lose_no_request(tiny, tmp_path: Path) -> None
             service.wait_for(lambda: is_at(share, shadow_too), f"it is at {share}", 300)  # noqa: B023
             promoting.kill()
             promoting.wait()
-            os.killpg(service.status()["challenger"]["live"]["pid"], signal.SIGKILL)
-            service.wait_for(lambda: is_at(share, shadow_too), "the challenger is back", 120)  # noqa: B023
+            killed = service.status()["challenger"]["live"]["pid"]
+            os.killpg(killed, signal.SIGKILL)
+            service.wait_for(
+                lambda: is_at(share, shadow_too) and service.status()["challenger"]["live"]["pid"] != killed,  # noqa: B023
+                "the challenger is back",
+                120,
+            )
             supervisor = psutil.Process(service.process.pid)
-            [gateway] = [child for child in supervisor.children() if "gunicorn" in " ".join(child.cmdline())]
-            for worker in gateway.children():
+            for worker in gateway_of(supervisor).children():
                 worker.kill()
             children = supervisor.children(recursive=True)
             service.process.kill()

@@ -1,7 +1,6 @@
 """What a run logs of the code that it was trained on, so that others can be compared with it: `data/sample.parquet`."""
 
 import random
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -11,24 +10,21 @@ from contract.monitoring import CODE, code_before
 from contract.names import GROUP, REPOSITORY
 from trainer.data.example import KINDS, ExampleFile
 
-MOST, MOST_OF_A_FILE = 4000, 8
+MOST = 4000
 
 
 def write_sample(examples: ExampleFile, path: Path) -> int:
-    """Write what stands before the cursor in some of the examples of code: of as many files as there are.
+    """Write what stands before the cursor in some of the examples of code, drawn at random.
 
     Columns: `code`, `group` (its file), `repository`, `language`. Returns how many.
     """
-    order, of_file = list(range(len(examples))), Counter[str]()
+    order = list(range(len(examples)))
     random.Random(0).shuffle(order)
     rows: list[dict[str, str]] = []
     for number in order:
         example = examples[number]
-        if example.kind not in KINDS or of_file[example.group] >= MOST_OF_A_FILE:
-            continue
-        code = code_before(fim.read(example.prompt).prefix)
+        code = code_before(fim.read(example.prompt).prefix) if example.kind in KINDS else ""
         if code:
-            of_file[example.group] += 1
             rows.append(
                 {CODE: code, GROUP: example.group, REPOSITORY: example.repository, "language": example.language}
             )
