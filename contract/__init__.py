@@ -7,6 +7,7 @@ fetching   a version's files from the store: those that its manifest lists, as a
 messages   what goes over the engine's socket and the evaluator's, and PROTOCOL
 versions   what a version's folder tells about the code in it, and which protocols this release serves
 errors     what a person sees when a command cannot go on, with its exit code
+monitoring what the trainer leaves for whoever watches production
 tracking   connecting to the tracking server, and creating what must not be there twice
 files      replacing a file whole, a file lock, a free port
 logs       how the long-running parts log

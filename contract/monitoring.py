@@ -3,7 +3,7 @@
 A run of the trainer has both as artifacts; `services/monitor` compares production with them.
 """
 
-SAMPLE = "data/sample.parquet"  # code before the cursor, of examples that were trained on: trainer/data/sample.py
+SAMPLE = "data/sample.parquet"  # code before the cursor in examples to train and to judge on: trainer/data/sample.py
 SOURCES = "data/sources.json"  # [{"source": as configured, "repository": …, "commit": … or null}]
 CODE = "code"  # the sample's column
 LEAST_CODE, LONGEST_CODE = 40, 1000  # characters

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from contract.errors import InputError, Unreachable
-from contract.names import DEFAULT_EXPERIMENT, PROMOTIONS, TRACES, pyfunc_model, pytorch_model
+from contract.names import DEFAULT_EXPERIMENT, MONITORING, PROMOTIONS, TRACES, pyfunc_model, pytorch_model
 from services.tracking.rights import PARTS
 
 SECRETS = Path("/run/secrets")
@@ -39,7 +39,12 @@ def grants(part: str, experiments: list[str]) -> set[Grant]:
     models = [model for name in experiments for model in (pyfunc_model(name), pytorch_model(name))]
     on_experiments, on_models, others = {
         # Adds runs and versions. To take back a version that it could not finish takes MANAGE.
-        "trainer": ("EDIT", "MANAGE", set()),
+        # The monitor has the same account: it reads what production was asked, and writes down its looks.
+        "trainer": (
+            "EDIT",
+            "MANAGE",
+            {Grant("experiment", TRACES, "READ"), Grant("experiment", MONITORING, "EDIT")},
+        ),
         # Moves aliases, writes tags and takes them back; deletes the claims in its experiment that it gave up; reads
         # what became of a trial's requests.
         "promoter": (

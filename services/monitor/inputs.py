@@ -2,8 +2,9 @@
 
 Each prompt is compared with a part of the training sample, the library, by hashed character n-grams: how like it is to
 the piece that it is most like. The rest of the sample says how alike training code is to itself. A prompt is unlike it
-where all but 3% of the rest are more alike; more than 3% of those in production is drift, unless chance explains it,
-which permutations of whole files tell: prompts of one file resemble each other.
+where all but 1% of the rest are more alike. Some of production's always are, since people do not ask where examples are
+made; more than that is drift, unless chance explains it, which permutations of whole files tell: prompts of one file
+resemble each other.
 """
 
 import re
@@ -17,7 +18,9 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[Any]
 
-UNLIKE = 0.03  # share of the training code that is called unlike the rest of it
+UNLIKE = 0.01  # share of the training code that is called unlike the rest of it
+TOLERANCE = 0.04
+SHORT = 0.2  # share of the training code that is too short to be compared
 LIBRARY = 2 / 3  # of the sample, that others are compared with
 LEAST_SAMPLE, LEAST_PROMPTS, LEAST_FILES = 200, 50, 5  # for a verdict
 FEATURES = 2**18
@@ -42,12 +45,17 @@ class Unlikeness:
     files: int
     share: float  # of the prompts
     expected: float  # of training code
-    p: float  # how likely such a share is by chance
+    p: float  # how likely a share so far above what is tolerated is by chance
     words: tuple[tuple[str, int], ...]  # that trained code does not know, and in how many of the prompts' files
 
 
-def compare(sample: Sequence[Piece], prompts: Sequence[Piece], seed: int = 0) -> Unlikeness:
-    """Of a sample of the training code and production's prompts. Raises ValueError where either is too little."""
+def compare(
+    sample: Sequence[Piece], prompts: Sequence[Piece], tolerance: float = TOLERANCE, seed: int = 0
+) -> Unlikeness:
+    """Of a sample of the training code and production's prompts. Raises ValueError where either is too little.
+
+    `tolerance`: by which share the prompts that are unlike may exceed those of the sample.
+    """
     files = len({piece.group for piece in prompts})
     if len(sample) < LEAST_SAMPLE:
         raise ValueError(f"{len(sample)} pieces of training code are known, and it takes {LEAST_SAMPLE}")
@@ -55,6 +63,7 @@ def compare(sample: Sequence[Piece], prompts: Sequence[Piece], seed: int = 0) ->
         raise ValueError(
             f"{len(prompts)} prompts of {files} files are known, and it takes {LEAST_PROMPTS} of {LEAST_FILES}"
         )
+    sample, prompts = _of_one_length(sample, prompts)
     dice = np.random.default_rng(seed)
     order = dice.permutation(len(sample))
     cut = round(LIBRARY * len(sample))
@@ -69,9 +78,20 @@ def compare(sample: Sequence[Piece], prompts: Sequence[Piece], seed: int = 0) ->
         files=files,
         share=float(unlike[asked].mean()),
         expected=float(unlike[~asked].mean()),
-        p=by_chance(unlike.astype(float), np.ones(len(groups)), groups, asked, dice),
+        p=by_chance(unlike - tolerance * asked, np.ones(len(groups)), groups, asked, dice),
         words=_words(library, [piece for piece, is_unlike in zip(prompts, unlike[asked], strict=True) if is_unlike]),
     )
+
+
+def _of_one_length(sample: Sequence[Piece], prompts: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """Both cut to a length that most of the sample has: a training example sees less before its cursor than an editor
+    sends, and short pieces are less alike than long ones."""
+    length = int(np.quantile([len(piece.code) for piece in sample], SHORT))
+    cut = [
+        [Piece(piece.code[-length:], piece.group) for piece in pieces if len(piece.code) >= length]
+        for pieces in (sample, prompts)
+    ]
+    return cut[0], cut[1]
 
 
 def _likeness(library: list[str], texts: list[str]) -> Numbers:

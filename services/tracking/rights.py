@@ -26,7 +26,8 @@ OF_PROMOTER = frozenset(
     }
 )
 OF_SERVING = frozenset({names.REFUSED, names.TRIAL_STOPPED})
-OURS = OF_TRAINER | OF_PROMOTER | OF_SERVING
+OF_MONITOR = frozenset({names.DRIFT})  # which has the trainer's account
+OURS = OF_TRAINER | OF_PROMOTER | OF_SERVING | OF_MONITOR
 # How the promoter's begin.
 MODELS_TAGS = (names.LEDGER, names.LAST_PRODUCTION, names.BEST_GUARDS, names.FROZEN, names.TRIAL)
 
@@ -45,7 +46,8 @@ class If(Enum):
     NEW_VERSION = "a version of a finished logged model and a run that is not evidence, with the trainer's tags alone"
     PLAIN_VERSION = "a version of what MLflow knows the owner of, without a part's tag"
     TAKEN_BACK = "a version without alias whose run is not evidence"
-    TAG_OF_PROMOTER = "a tag that is not the trainer's or serving's"
+    TAG_OF_MONITOR = "the tag drift"
+    TAG_OF_PROMOTER = "a tag that is not the trainer's, the monitor's or serving's"
     TAG_OF_SERVING = "the tags serving_refused and trial_stopped"
     PLAIN_TAG = "a tag that is no part's"
     PLAIN_MODEL_TAG = "a tag that is not the promoter's"
@@ -125,6 +127,8 @@ UPLOAD = """
 MAY: dict[str, dict[str, If | None]] = {
     "trainer": {
         **READ,
+        **READ_TRACES,
+        "POST model-versions/set-tag": If.TAG_OF_MONITOR,
         **NEW_RUNS,
         **dict.fromkeys(LOG, If.OPEN_RUN),
         "POST runs/set-tag": If.OPEN_RUN_OR_BASE,

@@ -8,16 +8,15 @@ kept is told later, where an editor sends that text: of both versions, since wha
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from contract.messages import CompletionRequest, TokenLogprob
 from contract.trials import GAIN, SHADOW, SHADOW_EMPTY, SHADOW_FAILED, SHADOW_SECONDS, is_challengers
 from serving.gateway import metrics
+from serving.gateway.engine_client import EngineClient
 from serving.gateway.errors import Refusal
+from serving.gateway.events.store import Store
 from serving.supervisor.state import Challenger, Live, State
-
-if TYPE_CHECKING:
-    from serving.gateway.worker import Gateway
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 30.0  # with a copy, and with a text's likelihood
@@ -37,8 +36,8 @@ def shadowed(state: State, id: str) -> Challenger | None:
 class Shadows:
     """For one worker."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self.gateway = gateway
+    def __init__(self, engine: EngineClient, store: Store) -> None:
+        self.engine, self.store = engine, store
         self._busy = False
 
     async def copy(self, challenger: Challenger, id: str, asked: CompletionRequest, params: dict[str, Any]) -> None:
@@ -51,22 +50,20 @@ class Shadows:
             began = time.monotonic()
             told: dict[str, Any] = {SHADOW_FAILED: False, SHADOW_EMPTY: False}
             try:
-                end = await self.gateway.engine.once(
-                    challenger.live, {**asked, "params": params, "stream": False}, PATIENCE_S
-                )
+                end = await self.engine.once(challenger.live, {**asked, "params": params, "stream": False}, PATIENCE_S)
                 told[SHADOW_EMPTY] = not end["text"]
             except Refusal:
                 told[SHADOW_FAILED] = True
             told[SHADOW_SECONDS] = time.monotonic() - began
-            await asyncio.to_thread(self.gateway.store.shadowed, id, told, asked)
+            await asyncio.to_thread(self.store.shadowed, id, told, asked)
         finally:
             self._busy = False
 
     async def score(self, id: str, kept: str) -> None:
         """Compare how likely both versions hold what the user has kept, and keep the difference."""
-        state = self.gateway.engine.state
+        state = self.engine.state
         challenger, live = state.challenger, state.live
-        asked = await asyncio.to_thread(self.gateway.store.asked, id)
+        asked = await asyncio.to_thread(self.store.asked, id)
         if asked is None or challenger is None or challenger.live is None or live is None or "prompt" not in asked:
             return
         if not challenger.shadow or not kept.strip():
@@ -77,21 +74,21 @@ class Shadows:
         except Refusal as refusal:  # one of them knows no likelihoods, or the text is too long for it
             log.warning("What was kept of %s cannot be compared: %s", id, refusal.message)
             return
-        await asyncio.to_thread(self.gateway.store.shadowed, id, {GAIN: theirs - ours}, None)
+        await asyncio.to_thread(self.store.shadowed, id, {GAIN: theirs - ours}, None)
 
     async def _likelihood(self, live: Live, prompt: str, kept: str) -> float:
         """Of a text behind a prompt, in nats a character. Raises Refusal."""
         asked: CompletionRequest = {
             "prompt": prompt + kept, "params": {"max_new_tokens": 1}, "logprobs": 0, "echo": True, "stream": False,
         }  # fmt: skip
-        end = await self.gateway.engine.once(live, asked, PATIENCE_S)
+        end = await self.engine.once(live, asked, PATIENCE_S)
         found = end.get("logprobs")
         if found is None:
             raise Refusal(422, "The version tells no logprobs.")
         return nats_behind(found[:-1], len(prompt)) / len(kept)
 
     async def _live_is_busy(self) -> bool:
-        stats = await self.gateway.engine.stats()
+        stats = await self.engine.stats()
         return stats is None or bool(stats["active"] or stats["waiting"])
 
 

@@ -39,7 +39,7 @@ class Gateway:
         self.store = Store(settings.events, socket.gethostname(), settings.serving_events_max_bytes)
         self.sender = Sender(settings, self.store, settings.events / "sender.lock")
         self.sender.start()
-        self.arms, self.shadows = Arms(settings.serving_run_folder), Shadows(self)
+        self.arms, self.shadows = Arms(settings.serving_run_folder), Shadows(self.engine, self.store)
         self.nudged = 0.0
         self._tasks: set[asyncio.Future[None]] = set()
 

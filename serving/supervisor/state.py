@@ -116,8 +116,8 @@ def _parse(text: str) -> State:
 def end_with(pid: int, then: int) -> None:
     """End the process `then` once there is no process `pid` any more: nothing outlives the supervisor.
 
-    By SIGTERM, and by SIGKILL what is left of its group after GRACE_S: gunicorn would wait a minute for connections that
-    are idle, and hold the port meanwhile.
+    By SIGTERM, and by SIGKILL what is left of its group after GRACE_S: gunicorn would wait a minute for connections
+    that are idle, and hold the port meanwhile.
     """
 
     def watch() -> None:

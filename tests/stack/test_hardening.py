@@ -14,7 +14,7 @@ from tests.support.stack import SERVICES, TAG, Platform, docker_json
 
 pytestmark = pytest.mark.stack
 
-OURS = ("bucket", "migrate", "tracking", "evaluator", "trainer", "promoter", "promoter-server", "serving")
+OURS = ("bucket", "migrate", "tracking", "evaluator", "trainer", "monitor", "promoter", "promoter-server", "serving")
 PUBLISHED = {"tracking": ("5000", "TRACKING_PORT"), "serving": ("8000", "SERVING_PORT"),
              "minio": ("9001", "MINIO_CONSOLE_PORT")}  # fmt: skip
 
@@ -49,7 +49,9 @@ def test_every_container_is_read_only_without_rights_and_bounded(created: Platfo
     assert {limit["Name"]: limit["Hard"] for limit in host["Ulimits"]} == {"core": 0}
     assert host["PidsLimit"] > 0
     # As many cores as there are where a variable says nothing else, and one for those with little to do.
-    assert host["NanoCpus"] == (0 if service in ("postgres", "minio", "tracking", "trainer", "serving") else 1e9)
+    assert host["NanoCpus"] == (
+        0 if service in ("postgres", "minio", "tracking", "trainer", "monitor", "serving") else 1e9
+    )
     assert host["LogConfig"]["Config"]["max-size"]
     assert host["NetworkMode"] not in ("host", "bridge")
 
@@ -109,6 +111,7 @@ def test_only_tracking_reaches_postgres_and_the_s3_api(created: Platform) -> Non
         "tracking": {"data", "platform"},
         "evaluator": {"none"},
         "trainer": {"internet", "platform"},
+        "monitor": {"platform"},
         "promoter": {"platform"},
         "promoter-server": {"platform"},
         "serving": {"platform"},

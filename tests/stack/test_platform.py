@@ -362,7 +362,9 @@ def test_one_variable_puts_the_trainer_on_the_nvidia_runtime(engine, environ, va
     assert services["trainer"]["runtime"] == runtime
     assert services["trainer"]["environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
     assert services["serving"]["runtime"] == "runc"  # which has a variable of its own
-    assert all("runtime" not in service for name, service in services.items() if name not in ("trainer", "serving"))
+    assert all(
+        "runtime" not in service for name, service in services.items() if name not in ("trainer", "monitor", "serving")
+    )
 
 
 def make_up(environ: dict[str, str], expected: int, **env: str) -> str:

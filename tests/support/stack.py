@@ -20,8 +20,8 @@ BUILT_FROM = (
 )
 TAG = "test"
 SERVICES = (
-    *("postgres", "minio", "bucket", "migrate", "tracking", "evaluator", "trainer", "promoter", "promoter-server"),
-    "serving",
+    *("postgres", "minio", "bucket", "migrate", "tracking", "evaluator", "trainer", "monitor", "promoter"),
+    *("promoter-server", "serving"),
 )
 SECRETS = ("POSTGRES_PASSWORD_FILE", "MINIO_ROOT_PASSWORD_FILE")
 

@@ -55,7 +55,9 @@ def test_no_role_but_the_promoters_moves_an_alias_and_none_a_stage_or_a_right(ro
 
 def test_each_tag_of_a_version_has_one_writer() -> None:
     assert not rights.OF_TRAINER & rights.OF_PROMOTER
-    assert len(rights.OURS) == len(rights.OF_TRAINER) + len(rights.OF_PROMOTER) + len(rights.OF_SERVING)
+    assert len(rights.OURS) == len(rights.OF_TRAINER) + len(rights.OF_PROMOTER) + len(rights.OF_SERVING) + len(
+        rights.OF_MONITOR
+    )
 
 
 def test_the_parts_users_have_their_roles_and_the_setting_gives_more() -> None:

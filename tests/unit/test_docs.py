@@ -19,6 +19,14 @@ NOT_RUN = {
     "docs/models.md: Base models": "wants a model; tests/integration/test_models.py brings some",
     "docs/models.md: Use elsewhere": "wants a version in production; tests/integration/test_models.py exports one",
     "docs/trials.md: Trials: users decide": "takes hours; tests/integration/test_whole_trials.py runs its commands",
+    **dict.fromkeys(
+        (
+            "docs/drift.md: Drift: production moves away from what the model was trained on",
+            "docs/drift.md: What has moved",
+            "docs/drift.md: What has moved (2)",
+        ),
+        "wants a version in production and a repository that moves; tests/integration/test_drift.py has both",
+    ),
     "docs/training.md: Several machines": "needs two; tests/stack/test_training.py trains in two containers",
     **dict.fromkeys(
         (

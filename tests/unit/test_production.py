@@ -165,6 +165,7 @@ def test_no_part_but_the_promoter_gets_more_than_it_needs() -> None:
         ("experiment", "promotions", "READ"),
     }
     assert ("experiment", "promotions", "MANAGE") not in accounts.grants("trainer", ["mine"])
+    assert ("experiment", "serving", "READ") in accounts.grants("trainer", ["mine"])  # to watch production
     assert ("experiment", "mine", "READ") in accounts.grants("promoter", ["mine"])
 
 

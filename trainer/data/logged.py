@@ -49,7 +49,7 @@ def log_dataset(data: Dataset) -> None:
         mlflow.log_artifact(str(data.train.path.with_name(name)), "data")
     with tempfile.TemporaryDirectory() as temporary:
         sample = Path(temporary, Path(SAMPLE).name)
-        if len(data.train) and write_sample(data.train, sample):
+        if len(data.train) and write_sample(data.train, data.held_out, sample):
             mlflow.log_artifact(str(sample), str(Path(SAMPLE).parent))
     sources = [
         {

@@ -1,6 +1,7 @@
-"""What a run logs of the code that it was trained on, so that others can be compared with it: `data/sample.parquet`."""
+"""What a run logs of the code that it was trained and judged on, so that other code can be compared with it."""
 
 import random
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -8,21 +9,20 @@ import pandas as pd
 from code_model import fim
 from contract.monitoring import CODE, code_before
 from contract.names import GROUP, REPOSITORY
-from trainer.data.example import KINDS, ExampleFile
+from trainer.data.example import KINDS, Example, ExampleFile
 
-MOST = 4000
+MOST = 12_000
 
 
-def write_sample(examples: ExampleFile, path: Path) -> int:
-    """Write what stands before the cursor in some of the examples of code, drawn at random.
+def write_sample(train: ExampleFile, held_out: list[Example], path: Path) -> int:
+    """Write what stands before the cursor in the held-out examples of code, and in some to train on, drawn at random.
 
     Columns: `code`, `group` (its file), `repository`, `language`. Returns how many.
     """
-    order = list(range(len(examples)))
+    order = list(range(len(train)))
     random.Random(0).shuffle(order)
     rows: list[dict[str, str]] = []
-    for number in order:
-        example = examples[number]
+    for example in chain(held_out, (train[number] for number in order)):
         code = code_before(fim.read(example.prompt).prefix) if example.kind in KINDS else ""
         if code:
             rows.append(
