@@ -20,7 +20,7 @@ Numbers = npt.NDArray[Any]
 
 UNLIKE = 0.01  # share of the training code that is called unlike the rest of it
 TOLERANCE = 0.04
-SHORT = 0.2  # share of the training code that is too short to be compared
+SHORT = 0.2  # share of the training code, or of the prompts, that may be shorter than what is compared
 LIBRARY = 2 / 3  # of the sample, that others are compared with
 LEAST_SAMPLE, LEAST_PROMPTS, LEAST_FILES = 200, 50, 5  # for a verdict
 FEATURES = 2**18
@@ -56,14 +56,15 @@ def compare(
 
     `tolerance`: by which share the prompts that are unlike may exceed those of the sample.
     """
+    if sample and prompts:
+        sample, prompts = _of_one_length(sample, prompts)
     files = len({piece.group for piece in prompts})
     if len(sample) < LEAST_SAMPLE:
-        raise ValueError(f"{len(sample)} pieces of training code are known, and it takes {LEAST_SAMPLE}")
+        raise ValueError(f"{len(sample)} pieces of training code can be compared with, and it takes {LEAST_SAMPLE}")
     if len(prompts) < LEAST_PROMPTS or files < LEAST_FILES:
         raise ValueError(
-            f"{len(prompts)} prompts of {files} files are known, and it takes {LEAST_PROMPTS} of {LEAST_FILES}"
+            f"{len(prompts)} prompts of {files} files can be compared, and it takes {LEAST_PROMPTS} of {LEAST_FILES}"
         )
-    sample, prompts = _of_one_length(sample, prompts)
     dice = np.random.default_rng(seed)
     order = dice.permutation(len(sample))
     cut = round(LIBRARY * len(sample))
@@ -84,13 +85,10 @@ def compare(
 
 
 def _of_one_length(sample: Sequence[Piece], prompts: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
-    """Both cut to a length that most of the sample has: a training example sees less before its cursor than an editor
+    """Both cut to a length that most of either have: a training example sees less before its cursor than an editor
     sends, and short pieces are less alike than long ones."""
-    length = int(np.quantile([len(piece.code) for piece in sample], SHORT))
-    cut = [
-        [Piece(piece.code[-length:], piece.group) for piece in pieces if len(piece.code) >= length]
-        for pieces in (sample, prompts)
-    ]
+    length = min(int(np.quantile([len(piece.code) for piece in pieces], SHORT)) for pieces in (sample, prompts))
+    cut = [[Piece(piece.code[-length:], piece.group) for piece in pieces] for pieces in (sample, prompts)]
     return cut[0], cut[1]
 
 
@@ -149,6 +147,6 @@ def _words(library: Sequence[Piece], unlike: Sequence[Piece]) -> tuple[tuple[str
         known.update(WORD.findall(piece.code))
     files: defaultdict[str, set[str]] = defaultdict(set)
     for piece in unlike:
-        for word in set(WORD.findall(piece.code)) - known:
+        for word in set(WORD.findall(piece.code.partition("\n")[2])) - known:  # its first line may be cut
             files[word].add(piece.group)
     return tuple(Counter({word: len(found) for word, found in files.items()}).most_common(MOST_WORDS))

@@ -22,9 +22,14 @@ PAGES = jinja2.Environment(
 )
 # What is drawn over all looks: a metric, what it is, and the one that it is held against.
 CURVES = (
-    ("inputs/share", "Prompts unlike the code that was trained on", "inputs/expected", "%"),
+    (
+        "inputs/share",
+        "Prompts unlike the code that was trained on; dashed: of that code itself",
+        "inputs/expected",
+        "%",
+    ),
     ("repository/changed_functions", "Functions new or changed since then", "", "%"),
-    ("quality/new", "Nats a token on newer code", "quality/held_out", ""),
+    ("quality/new", "Nats a token on newer code; dashed: on held-out code", "quality/held_out", ""),
 )
 
 

@@ -20,7 +20,7 @@ from services.monitor.inputs import FEATURES, Piece, by_chance, compare
 
 WEEK = budget.to_spend(0.05, 0.0, 7 * 86_400.0) * budget.INPUTS_SHARE
 PAIRS = (("networkx", "mlflow"), ("sklearn", "scipy"), ("jinja2", "click"), ("transformers", "torch"))
-OF_A_FILE, FOLDS = 4, 4
+OF_A_FILE, FOLDS, SAMPLE = 4, 4, 12_000
 
 
 def files_of(package: str) -> list[tuple[str, str]]:
@@ -82,7 +82,7 @@ def main(looks: int, years: int, length: int, peer: bool) -> None:
         found, theirs, alarms, theirs_false = 0, 0, 0, 0
         for number in range(looks):
             dice = random.Random(number)
-            sample = [cut(file, length, dice) for file in dice.choices(files, [len(t) for _, t in files], k=4000)]
+            sample = [cut(file, length, dice) for file in dice.choices(files, [len(t) for _, t in files], k=SAMPLE)]
             prompts = asked(files, 160, dice) + [
                 Piece(piece.code, f"foreign {piece.group}") for piece in asked(foreign, 40, dice)
             ]
@@ -91,7 +91,7 @@ def main(looks: int, years: int, length: int, peer: bool) -> None:
                 theirs += classified(sample[:1500], prompts, np.random.default_rng(number)) <= WEEK
         for year in range(years):
             dice = random.Random(10_000 + year)
-            sample = [cut(file, length, dice) for file in dice.choices(files, [len(t) for _, t in files], k=4000)]
+            sample = [cut(file, length, dice) for file in dice.choices(files, [len(t) for _, t in files], k=SAMPLE)]
             ours = [compare(sample, asked(files, 200, dice), seed=week).p for week in range(52)]
             alarms += min(ours) <= WEEK
             if peer:
