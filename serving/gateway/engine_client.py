@@ -143,15 +143,17 @@ class EngineClient:
                 reply.close()
 
     async def once(self, live: Live, request: CompletionRequest, patience_s: float) -> CompletionEnd:
-        """One whole completion of this version, and of no other. Raises Refusal."""
+        """One whole completion of this version, and of no other. Raises Refusal; TimeoutError after `patience_s`."""
         try:
             async with self._socket(live.socket).post(
                 "http://engine/completions",
-                json={**request, "deadline_s": patience_s},
+                json={**request, "deadline_s": 2 * patience_s},  # who waits gives up first
                 timeout=aiohttp.ClientTimeout(total=patience_s),
             ) as reply:
                 body = await reply.read()
-        except (*GONE, TimeoutError) as error:
+        except GONE as error:
+            if isinstance(error, TimeoutError):
+                raise
             raise Refusal(503, f"No answer of version {live.version}: {type(error).__name__}.") from error
         if reply.status != 200:
             raise _refusal(reply.status, body, None)

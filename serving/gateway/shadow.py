@@ -52,6 +52,9 @@ class Shadows:
             try:
                 end = await self.engine.once(challenger.live, {**asked, "params": params, "stream": False}, PATIENCE_S)
                 told[SHADOW_EMPTY] = not end["text"]
+            except TimeoutError:  # others have the processors
+                metrics.shadows_dropped.inc()
+                return
             except Refusal:
                 told[SHADOW_FAILED] = True
             told[SHADOW_SECONDS] = time.monotonic() - began
@@ -71,6 +74,8 @@ class Shadows:
         try:
             theirs = await self._likelihood(challenger.live, asked["prompt"], kept[:LONGEST_TEXT])
             ours = await self._likelihood(live, asked["prompt"], kept[:LONGEST_TEXT])
+        except TimeoutError:
+            return
         except Refusal as refusal:  # one of them knows no likelihoods, or the text is too long for it
             log.warning("What was kept of %s cannot be compared: %s", id, refusal.message)
             return
