@@ -254,7 +254,8 @@ def changes(
         from trainer.data.changes import in_words
         from trainer.evaluation.registered_version import changes_of
 
-        found = changes_of(config, model_uri, since)
+        with _to_stderr(output_format == "json"):
+            found = changes_of(config, model_uri, since)
     if output_format == "json":
         click.echo(json.dumps([item.to_dict() for item in found], indent=2))
     else:

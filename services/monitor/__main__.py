@@ -4,19 +4,32 @@ docker compose run --rm monitor drift
 make drift ARGS="--days 7"
 """
 
+import math
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
-from contract.errors import RatchetError, unexpected
-from contract.names import DEFAULT_EXPERIMENT, pyfunc_model
+from contract.errors import InputError, RatchetError, unexpected
+from contract.names import DEFAULT_EXPERIMENT, MONITORING, pyfunc_model
 from contract.tracking import as_ours, connect, say_when_waiting
 from services.monitor.look import QUESTIONS, Limits, Look, earlier, look, to_json, write
 
 LEFT = "The version's tag is as it was."
+
+
+class Finite(click.FloatRange):
+    """A number in a range; nan, which is in none and beyond none, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is no number. Expected {self._describe_range()}.", param, ctx)
+        return float(number)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -28,21 +41,25 @@ def main() -> None:
 @click.option(
     "--model-name", default=pyfunc_model(DEFAULT_EXPERIMENT), show_default=True, help="The model in production."
 )
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=7.0, show_default=True,
+@click.option("--days", type=Finite(0, 3650, min_open=True), default=7.0, show_default=True,
               help="Take prompts of so many days.")  # fmt: skip
 @click.option("--prompts", type=click.IntRange(min=50), default=200, show_default=True,
               help="So many prompts at most, four of a file.")  # fmt: skip
-@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=Limits.alpha,
+@click.option("--alpha", type=Finite(0, 1, min_open=True, max_open=True), default=Limits.alpha,
               show_default=True,
               help="How often all looks of a year together may see drift where there is none.")  # fmt: skip
-@click.option("--functions", type=click.FloatRange(0, 1, min_open=True), default=Limits.functions, show_default=True,
+@click.option("--functions", type=Finite(0, 1, min_open=True), default=Limits.functions, show_default=True,
               help="The share of functions new or changed that is drift.")  # fmt: skip
-@click.option("--margin", type=click.FloatRange(min=0), default=Limits.margin, show_default=True,
+@click.option("--margin", type=Finite(0, 100), default=Limits.margin, show_default=True,
               help="By how much less well newer code may be known, in nats a token.")  # fmt: skip
 @click.option("--only", type=click.Choice(QUESTIONS), multiple=True, help="This question alone; may be given again.")
-@click.option("--every", type=click.FloatRange(min=0, min_open=True), metavar="HOURS",
+@click.option("--every", type=Finite(0, 10_000, min_open=True), metavar="HOURS",
               help="Look again every so many hours, for ever.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Look, and write neither a run nor the version's tag.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Look, and write neither that down nor the version's tag. Newer code is evaluated, as a run of the trainer.",
+)
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", default="http://127.0.0.1:5000", show_default=True,
               help="The tracking server.  [$MLFLOW_TRACKING_URI]")  # fmt: skip
@@ -65,29 +82,42 @@ def drift(
     (repository), and does it know newer code as well as the code by which the gate judged it (quality). The exit code
     is 0 whatever is found, and 1 where no question can be answered.
     """
+    signal.signal(signal.SIGTERM, _terminate)
+    limits, first = Limits(alpha, functions, margin), True
     while True:
-        with _failing_as_everywhere():
-            client = connect(tracking_uri, "--tracking-uri", "--tracking-uri")
-            say_when_waiting()
-            found = look(client, model_name, Limits(alpha, functions, margin), days, prompts, only or QUESTIONS, _say)
-            _print(found, output_format)
-            if not dry_run:
-                from services.monitor import report
+        try:
+            with _failing_as_everywhere():
+                client = connect(tracking_uri, "--tracking-uri", "--tracking-uri")
+                say_when_waiting()
+                found = look(client, model_name, limits, days, prompts, only or QUESTIONS, _say)
+                _print(found, output_format)
+                if not dry_run:
+                    from services.monitor import report
 
-                run = write(client, found, report.files(found, earlier(client, model_name)))
-                _say(f"Written: run {run} in the experiment monitoring, with drift.html")
-            elif all(verdict.drifted is None for verdict in found.verdicts):
-                raise RatchetError(f"Nothing can be said of version {found.version} of {found.model}.")
+                    run = write(client, found, report.files(found, earlier(client, model_name)))
+                    _say(f"Written: run {run} in the experiment {MONITORING}, with drift.html")
+                elif not found.is_known:
+                    raise RatchetError(f"Nothing can be said of version {found.version} of {found.model}.")
+        except RatchetError as error:
+            if every is None or (first and isinstance(error, InputError)):
+                raise
+            error.show()  # the next look may say more
         if every is None:
             return
-        time.sleep(3600 * every)
+        first = False
+        with _failing_as_everywhere():
+            time.sleep(3600 * every)
+
+
+def _terminate(*_: object) -> None:
+    sys.exit(143)
 
 
 def _print(found: Look, output_format: str) -> None:
     if output_format == "json":
         click.echo(to_json(found))
         return
-    words = f"drifted: {found.outcome}" if found.drifted else "no drift"
+    words = f"drifted: {found.outcome}" if found.drifted else "no drift" if found.is_known else "not known"
     click.echo(f"Version {found.version} of {found.model}: {words}")
     for verdict in found.verdicts:
         state = {None: "not known", True: "drifted", False: "no drift"}[verdict.drifted]

@@ -6,7 +6,7 @@ next to nothing to spend, and one that was left out loses nothing within a month
 
 YEAR_S = 365.25 * 86_400
 FIRST_S, MOST_S = 7 * 86_400.0, 30 * 86_400.0  # that a first look spends as if it came so late, and any look at most
-INPUTS_SHARE = 0.8  # of what a look may spend; the rest is for quality
+SHARES = {"inputs": 0.8, "quality": 0.2}  # of what a look may spend, by question
 
 
 def to_spend(alpha: float, last: float | None, now: float) -> float:

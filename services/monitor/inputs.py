@@ -25,6 +25,7 @@ LIBRARY = 2 / 3  # of the sample, that others are compared with
 LEAST_SAMPLE, LEAST_PROMPTS, LEAST_FILES = 200, 50, 5  # for a verdict
 FEATURES = 2**18
 ENOUGH, MOST_PERMUTATIONS, AT_ONCE = 20, 100_000, 2_000
+LEAST_P = 1 / (MOST_PERMUTATIONS + 1)  # that can be found
 WORD = re.compile(r"[^\W\d]\w{2,}")
 MOST_WORDS = 20
 

@@ -25,10 +25,15 @@ def trainer(*arguments: str) -> Any:
     ):
         assert process.stderr is not None
         last = ""
-        for line in process.stderr:
-            sys.stderr.write(line)
-            last = line.strip() or last
-        process.wait()
+        try:
+            for line in process.stderr:
+                last = line.strip() or last
+                if not last.startswith("Error: "):
+                    sys.stderr.write(line)
+            process.wait()
+        except BaseException:  # it does not go on without us
+            process.terminate()
+            raise
         output.seek(0)
         answer = output.read()
     if process.returncode == InputError.exit_code:

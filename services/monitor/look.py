@@ -14,7 +14,7 @@ from contract.monitoring import CODE, SAMPLE
 from contract.names import DRIFT, GROUP, MONITORING, NO_DRIFT, PRODUCTION, REPOSITORY
 from contract.tracking import create_once, read_table
 from services.monitor import budget, inputs, production, quality
-from services.monitor.inputs import Piece, Unlikeness
+from services.monitor.inputs import LEAST_P, Piece, Unlikeness
 from services.monitor.jobs import Unknown, trainer
 from services.monitor.quality import Quality
 
@@ -54,7 +54,7 @@ class Look:
     model: str
     version: str
     at: float  # seconds since 1970
-    spent: float  # of the year's alpha
+    spent: dict[str, float]  # of the year's alpha, by question
     known: dict[str, str]  # what earlier looks had found of this version, and on which day
     verdicts: list[Verdict] = field(default_factory=list)
     unlikeness: Unlikeness | None = None
@@ -68,20 +68,31 @@ class Look:
         return [question for question in QUESTIONS if answers.get(question, question in self.known)]
 
     @property
+    def is_known(self) -> bool:
+        """Whether any question was answered."""
+        return any(verdict.drifted is not None for verdict in self.verdicts)
+
+    @property
     def outcome(self) -> str:
         """As the version's tag says it."""
         return ", ".join(self.drifted) or NO_DRIFT
 
-    def by_chance(self, question: str, drifted: bool, why: str) -> Verdict:
-        """The verdict on a question that may be wrong by chance: what a look has found of a version, stays found."""
+    def by_chance(self, question: str, p: float, worse: bool, why: str) -> Verdict:
+        """The verdict on a question that may be wrong by chance: what a look has found of a version, stays found.
+
+        Raises Unknown where so little may be spent that nothing could be found.
+        """
+        drifted = p <= self.spent[question] and worse
         if not drifted and question in self.known:
             return Verdict(question, True, f"found on {self.known[question]}; now {why}")
+        if not drifted and self.spent[question] < LEAST_P:
+            raise Unknown(f"it is too soon after the last look; {why}")
         return Verdict(question, drifted, why)
 
     @property
     def metrics(self) -> dict[str, float]:
         """The figures by which looks are compared over time."""
-        found = {"alpha": self.spent}
+        found: dict[str, float] = {f"{question}/alpha": value for question, value in self.spent.items()}
         if self.unlikeness is not None:
             found |= {
                 f"inputs/{name}": getattr(self.unlikeness, name) for name in ("share", "expected", "p", "prompts")
@@ -140,16 +151,25 @@ def look(
     """Answer the questions about the version in production; nothing is written but the trainer's evaluation."""
     version, run = in_production(client, model)
     now, looks = time.time(), earlier(client, model)
-    last = max((float(one.data.tags[LOOKED_AT]) for one in looks if LOOKED_AT in one.data.tags), default=None)
-    found = Look(model, str(version.version), now, budget.to_spend(limits.alpha, last, now), _known(looks, version))
+    spent = {
+        question: share * budget.to_spend(limits.alpha, _last(looks, question), now)
+        for question, share in budget.SHARES.items()
+    }
+    found = Look(model, str(version.version), now, spent, _known(looks, version))
     for question in questions:
         say(f"Looking at {question}")
         try:
             verdict = _ANSWERS[question](client, version, run, found, limits, now - days * DAY_S, prompts)
         except Unknown as unknown:
-            verdict = Verdict(question, None, str(unknown))
+            verdict = Verdict(question, None, str(unknown).rstrip("."))
         found.verdicts.append(verdict)
     return found
+
+
+def _last(looks: Sequence["Run"], question: str) -> float | None:
+    """When a question that may be wrong by chance was last answered; it does not matter of which version."""
+    times = [float(run.data.tags[LOOKED_AT]) for run in looks if f"{question}/p" in run.data.metrics]
+    return max(times, default=None)
 
 
 def _known(looks: Sequence["Run"], version: "ModelVersion") -> dict[str, str]:
@@ -174,7 +194,8 @@ def _inputs(
         raise Unknown(str(error)) from error
     return found.by_chance(
         INPUTS,
-        unlike.p <= found.spent * budget.INPUTS_SHARE,
+        unlike.p,
+        True,
         f"{unlike.share:.0%} of {unlike.prompts} prompts are unlike the code that was trained on, where "
         f"{unlike.expected:.0%} are expected (p {unlike.p:.2g})",
     )
@@ -187,7 +208,7 @@ def _sample(client: "MlflowClient", run: "Run") -> list[Piece]:
         table = read_table(client, run.info.run_id, SAMPLE)
     except (MlflowException, OSError, ValueError) as error:
         raise Unknown(
-            f"the run that made it has no sample of its code ({SAMPLE}): trained by an older Ratchet"
+            f"the run that made it has no sample of code ({SAMPLE}): trained on rows, or by an older Ratchet"
         ) from error
     return [Piece(row[CODE], f"{row[REPOSITORY]} {row[GROUP]}") for row in table.to_dict(orient="records")]
 
@@ -196,6 +217,8 @@ def _repository(
     client: "MlflowClient", version: "ModelVersion", run: "Run", found: Look, limits: Limits, since: float, most: int
 ) -> Verdict:
     changes = _changes(version, run, client, found)
+    if not any(one["functions"] for one in changes):
+        raise Unknown("there is no function to count in its sources")
     share = _changed(changes)
     return Verdict(
         REPOSITORY_MOVED,
@@ -224,10 +247,10 @@ def _quality(
 ) -> Verdict:
     changes = _changes(version, run, client, found)
     found.quality = known = quality.judge(client, version, run, changes)
-    spent = found.spent * (1 - budget.INPUTS_SHARE)
     return found.by_chance(
         QUALITY,
-        known.p <= spent and known.difference > limits.margin,
+        known.p,
+        known.difference > limits.margin,
         f"{known.new:.3f} nats a token on newer code of {known.files} files, {known.held_out:.3f} on the code by which "
         f"the gate judged (p {known.p:.2g})",
     )
@@ -241,7 +264,7 @@ def write(client: "MlflowClient", found: Look, files: dict[str, str]) -> str:
 
     Raises RatchetError where no question was answered.
     """
-    if all(verdict.drifted is None for verdict in found.verdicts):
+    if not found.is_known:
         reasons = "; ".join(f"{verdict.question}: {verdict.why}" for verdict in found.verdicts)
         raise RatchetError(f"Nothing can be said of version {found.version} of {found.model}. {reasons}.")
 
@@ -257,8 +280,8 @@ def write(client: "MlflowClient", found: Look, files: dict[str, str]) -> str:
         for name, text in files.items():
             Path(folder, name).write_text(text, encoding="utf-8")
         client.log_artifacts(run.info.run_id, folder)
-    client.set_model_version_tag(found.model, found.version, DRIFT, found.outcome)
     client.set_terminated(run.info.run_id)
+    client.set_model_version_tag(found.model, found.version, DRIFT, found.outcome)  # last: the next look knows the run
     return str(run.info.run_id)
 
 
@@ -273,7 +296,7 @@ def facts_of(found: Look) -> dict[str, Any]:
         "version": found.version,
         "at": found.at,
         "alpha_spent": found.spent,
-        "outcome": found.outcome,
+        "outcome": found.outcome if found.is_known else None,
         "verdicts": [vars(verdict) for verdict in found.verdicts],
         "metrics": found.metrics,
         "words": dict(found.unlikeness.words) if found.unlikeness is not None else {},

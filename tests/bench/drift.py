@@ -18,7 +18,7 @@ from contract.monitoring import code_before
 from services.monitor import budget
 from services.monitor.inputs import FEATURES, Piece, by_chance, compare
 
-WEEK = budget.to_spend(0.05, 0.0, 7 * 86_400.0) * budget.INPUTS_SHARE
+WEEK = budget.to_spend(0.05, 0.0, 7 * 86_400.0) * budget.SHARES["inputs"]
 PAIRS = (("networkx", "mlflow"), ("sklearn", "scipy"), ("jinja2", "click"), ("transformers", "torch"))
 OF_A_FILE, FOLDS, SAMPLE = 4, 4, 12_000
 

@@ -130,6 +130,6 @@ def test_foreign_prompts_and_new_code_are_drift(own: Stack, service: Serving, re
 def test_what_was_found_stays_found(own: Stack, service: Serving) -> None:
     """A minute later there is nothing to spend, and still it has drifted."""
     found = monitor(own, "--only", "inputs", "--only", "repository")
-    assert found["alpha_spent"] < 1e-5
+    assert found["alpha_spent"]["inputs"] < 1e-5
     assert verdicts(found) == {"inputs": True, "repository": True}
     assert found["verdicts"][0]["why"].startswith("found on ")

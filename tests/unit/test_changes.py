@@ -10,8 +10,10 @@ from contract.errors import InputError
 from contract.monitoring import LEAST_CODE, LONGEST_CODE, code_before
 from tests.support.data import load_from, write_tree
 from trainer.data.changes import changes, in_words, is_new, lines_at
+from trainer.data.pathspec import Selection
 from trainer.data.sources import folders, open_source
 
+ALL = Selection.of(None, None)
 NEW = (
     'def added(values):\n    """Of values that are new."""\n    found = [value.strip() for value in values if value]\n'
     "    return dict(enumerate(found, start=11))\n"
@@ -48,7 +50,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["{}", "git:{}", "git:{}@main"])
 def test_functions_files_and_languages_are_counted(repository: Path, name: str) -> None:
-    found = changes(name.format(repository), "then", "data.source")
+    found = changes(name.format(repository), "then", "data.source", ALL)
     assert (found.functions_then, found.functions, found.new_functions) == (24, 24, 3)  # three gone with their file
     assert (found.files_then, found.files, found.added, found.deleted) == (8, 9, 2, 1)
     assert (found.changed, found.renamed) == (1, 1)
@@ -60,15 +62,15 @@ def test_functions_files_and_languages_are_counted(repository: Path, name: str) 
 
 def test_what_is_not_committed_counts_in_a_folder(repository: Path) -> None:
     (repository / "more.py").write_text("def more():\n    return 'not committed'\n")
-    assert changes(str(repository), "then", "data.source").new_functions == 4
-    assert changes(f"git:{repository}", "then", "data.source").new_functions == 3
+    assert changes(str(repository), "then", "data.source", ALL).new_functions == 4
+    assert changes(f"git:{repository}", "then", "data.source", ALL).new_functions == 3
 
 
 def test_a_function_that_moves_or_is_indented_is_not_new(repository: Path) -> None:
     text = (repository / "delta.py").read_text()
     inside = "".join(f"    {line}" if line.strip() else line for line in text.splitlines(keepends=True))
     (repository / "delta.py").write_text(f"class Delta:\n{inside}")
-    assert changes(str(repository), "HEAD", "data.source").new_functions == 0
+    assert changes(str(repository), "HEAD", "data.source", ALL).new_functions == 0
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_what_cannot_be_compared_is_said(repository: Path, name: str, since: str
         folder.mkdir()
         write_tree(folder)
     with pytest.raises(InputError, match=message):
-        changes(name.format(repository), since, "data.source")
+        changes(name.format(repository), since, "data.source", ALL)
 
 
 def test_a_line_is_new_where_no_file_had_it(repository: Path) -> None:
@@ -130,3 +132,15 @@ def test_compared_code_is_whole_lines_of_a_bounded_length() -> None:
     assert len(code_before("y" * 5000)) == LONGEST_CODE
     assert code_before("a line that is cut somewhere\n" * 100).startswith("a line that is cut")
     assert len(code_before("a line that is cut somewhere\n" * 100)) > LONGEST_CODE - 30 > LEAST_CODE
+
+
+def test_only_the_chosen_files_are_compared(repository: Path) -> None:
+    found = changes(str(repository), "then", "data.source", Selection.of(["gamma.py", "delta.py"], None))
+    assert (found.files_then, found.files, found.functions, found.new_functions) == (2, 2, 7, 1)
+
+
+def test_code_that_git_did_not_track_then_is_not_newer(repository: Path) -> None:
+    (repository / "ignored").mkdir()
+    write_tree(repository / "ignored")
+    with pytest.raises(InputError, match="had no code at"):
+        load_from([], eval_source=str(repository / "ignored"), eval_since="then")

@@ -140,7 +140,13 @@ def test_what_is_taken_of_a_trace(inputs: Any, code: str | None) -> None:
 
 
 def seen(**changed: Any) -> Look:
-    values: dict[str, Any] = {"model": "m", "version": "2", "at": 1e9, "spent": 0.001, "known": {}}
+    values: dict[str, Any] = {
+        "model": "m",
+        "version": "2",
+        "at": 1e9,
+        "spent": {"inputs": 0.001, "quality": 0.0},
+        "known": {},
+    }
     return Look(**(values | changed))
 
 
@@ -152,12 +158,17 @@ def test_what_was_found_stays_found_until_another_version_is_there() -> None:
     known = _known([run("1", "quality"), run("2", "inputs, repository")], cast(Any, SimpleNamespace(version="2")))
     assert known == {"inputs": "2001-09-09", "repository": "2001-09-09"}
     look = seen(known=known)
-    look.verdicts = [look.by_chance(INPUTS, False, "3%"), Verdict(REPOSITORY_MOVED, False, "1%")]
+    look.verdicts = [look.by_chance(INPUTS, 0.5, True, "3%"), Verdict(REPOSITORY_MOVED, False, "1%")]
     assert look.verdicts[0].why == "found on 2001-09-09; now 3%"
     assert look.outcome == "inputs"
-    look.verdicts.append(look.by_chance(QUALITY, True, "worse"))
+    with pytest.raises(Unknown, match="too soon"):
+        look.by_chance(QUALITY, 1e-5, True, "worse")
+    look.spent["quality"] = 0.001
+    assert not look.by_chance(QUALITY, 1e-5, False, "hardly worse").drifted
+    look.verdicts.append(look.by_chance(QUALITY, 1e-5, True, "worse"))
     assert look.outcome == "inputs, quality"
     assert seen().outcome == NO_DRIFT
+    assert not seen(verdicts=[Verdict(INPUTS, None, "no traces")]).is_known
     assert seen(known={"quality": "2001-09-09"}).outcome == "quality"  # which was not asked
 
 

@@ -12,6 +12,7 @@ from trainer.data import filters, languages
 from trainer.data.example import hash64
 from trainer.data.items import File
 from trainer.data.languages.code import moved
+from trainer.data.pathspec import LEFT_OUT, Selection
 from trainer.data.sources import Source, folders, open_source
 
 MOST_FILES = 20  # of those that have moved most, in a report
@@ -43,11 +44,15 @@ class Changes:
         return asdict(self)
 
 
-def changes(name: str, since: str, key: str) -> Changes:
-    """Of a source as configured. Raises InputError where git does not know it, or the commit."""
-    source = open_source(name, key)
+def changes(name: str, since: str, key: str, selection: Selection) -> Changes:
+    """Of a source as configured, in the chosen files. Raises InputError where git does not know it, or the commit."""
+    source = open_source(name, key, selection)
     root, commit = commit_of(source, since)
-    then = _Tree(folders.files_of_commit(root, commit, key, filters.by_name))
+
+    def choose(path: str) -> str | None:
+        return LEFT_OUT if selection.leaves_out(path) else filters.by_name(path)
+
+    then = _Tree(folders.files_of_commit(root, commit, key, choose))
     now = _Tree(item for item in source.items if isinstance(item, File))
     if not then.files:
         raise InputError(f"{key} is '{name}', which had no code at {commit}. Expected a source that git tracked then.")
@@ -118,6 +123,10 @@ def lines_at(source: Source, since: str) -> set[int]:
     for file in folders.files_of_commit(root, commit, source.key, filters.by_name):
         if file.dropped is None and (text := filters.decode(file.content)) is not None:
             found.update(_line(line) for line in text.split("\n"))
+    if not found:
+        raise InputError(
+            f"{source.key} is '{source.name}', which had no code at {commit}. Expected a source that git tracked then."
+        )
     return found
 
 

@@ -55,7 +55,7 @@ def log_dataset(data: Dataset) -> None:
         {
             "source": _anywhere(source),
             "repository": source.repository or source.name,
-            "commit": source.commit or (git.commit(source.root) if source.root is not None else None),
+            "commit": source.commit or _commit(source),
         }
         for source in data.sources
     ]
@@ -63,6 +63,13 @@ def log_dataset(data: Dataset) -> None:
     commits = [git.commit(folder) for folder in data.folders] + data.commits
     if known := [commit for commit in commits if commit]:
         mlflow.set_tag("data_git_commit", ", ".join(dict.fromkeys(known)))
+
+
+def _commit(source: Source) -> str | None:
+    """Of a source that git tracks, and does not only lie in somebody's repository."""
+    if source.root is None or not git.output(source.root, "ls-files", "--", "."):
+        return None
+    return git.commit(source.root)
 
 
 def _anywhere(source: Source) -> str:

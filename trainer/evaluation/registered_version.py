@@ -19,9 +19,10 @@ from contract.monitoring import SOURCES
 from contract.names import EVALUATES, pyfunc_model
 from contract.redaction import redact
 from trainer import base_model, tracking
-from trainer.config import Config, to_yaml, with_source
+from trainer.config import Config, load_config, to_yaml, with_source
 from trainer.data.changes import Changes, changes
 from trainer.data.logged import log_dataset
+from trainer.data.pathspec import Selection
 from trainer.data.prepare import source_names
 from trainer.data.sources import folders, open_source
 from trainer.evaluation import runs
@@ -78,7 +79,10 @@ def changes_of(config: Config, model_uri: str | None, since: str | None) -> list
     """How far the sources of a version, or the configured ones, have moved since. Raises InputError."""
     if model_uri is None:
         assert since is not None
-        return [changes(name, since, "data.source") for name in source_names(with_source(config).data.source)]
+        selection = Selection.of(config.data.include, config.data.exclude)
+        return [
+            changes(name, since, "data.source", selection) for name in source_names(with_source(config).data.source)
+        ]
     client = tracking.connect(config.tracking.uri)
     version = find_version(client, model_uri)
     said = f"--model-uri is '{model_uri}', version {version.version},"
@@ -93,12 +97,19 @@ def changes_of(config: Config, model_uri: str | None, since: str | None) -> list
     known = [(item["source"], item["commit"]) for item in sources]
     if version.tags.get(names.ROLE) == names.BASE or not known:
         raise InputError(f"{said} which was not trained here. Expected a fine-tuned version.")
-    if without := [source for source, commit in known if commit is None]:
+    params = client.get_run(str(version.run_id)).data.params
+    chosen = [f"{key}={params[key]}" for key in ("data.include", "data.exclude") if params.get(key, "None") != "None"]
+    data = load_config(None, chosen).data
+    selection = Selection.of(data.include, data.exclude)
+    if not (compared := [(source, commit) for source, commit in known if commit is not None]):
         raise InputError(
-            f"{said} which was trained on '{without[0]}', where git knew no commit. Expected sources in a git work "
+            f"{said} which was trained on '{known[0][0]}', where git knew no commit. Expected sources in a git work "
             "tree, or git:PATH[@REVISION]."
         )
-    return [changes(folders.current(str(source)), str(commit), "data.source") for source, commit in known]
+    for source, commit in known:
+        if commit is None:
+            say(f"Left out: {source}, of which git knew no commit")
+    return [changes(folders.current(str(source)), str(commit), "data.source", selection) for source, commit in compared]
 
 
 @contextmanager
