@@ -127,6 +127,21 @@ def test_a_branch_is_followed_and_a_commit_is_not_stuck_to(repository: Path, rev
     assert folders.current("package:email") == "package:email"
 
 
+def test_a_branch_that_is_gone_is_head_and_a_repository_that_is_gone_an_error(repository: Path) -> None:
+    assert folders.current(f"git:{repository}@merged-and-deleted") == f"git:{repository}"
+    with pytest.raises(InputError, match="there is no git repository"):
+        folders.current("git:/nowhere@main")
+    with pytest.raises(InputError, match="there is no git repository"):
+        folders.current("git:/nowhere")
+
+
+def test_a_bare_repository_is_named_with_git(repository: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", "--bare", str(repository), str(tmp_path / "bare.git"))
+    assert changes(f"git:{tmp_path / 'bare.git'}", "then", "data.source", ALL).new_functions == 3
+    with pytest.raises(InputError, match=r"a bare repository. Expected git:"):
+        changes(str(tmp_path / "bare.git"), "then", "data.source", ALL)
+
+
 def test_compared_code_is_whole_lines_of_a_bounded_length() -> None:
     assert code_before("x = 1\n") == ""
     assert len(code_before("y" * 5000)) == LONGEST_CODE

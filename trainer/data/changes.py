@@ -106,6 +106,8 @@ def commit_of(source: Source, since: str) -> tuple[Any, str]:
             f"{source.key} is '{source.name}', where git knows nothing since '{since}'. Expected a folder in a git "
             "work tree, or git:PATH[@REVISION]."
         )
+    if source.commit is None and git.output(source.root, "rev-parse", "--is-bare-repository").strip() == b"true":
+        raise InputError(f"{source.key} is '{source.name}', a bare repository. Expected git:{source.name}.")
     asked = since.removesuffix("-dirty")
     commit = git.output(source.root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{asked}^{{commit}}")
     if not commit.strip():

@@ -116,10 +116,17 @@ def find_commit(rest: str, key: str) -> tuple[Path, str, str]:
 
 
 def current(source: str) -> str:
-    """A source as it is now: of git:PATH@REVISION the branch, or HEAD where the revision is a commit or a tag."""
+    """A source as it is now: of git:PATH@REVISION the branch; HEAD where that is a commit, a tag, or gone."""
     if not source.startswith("git:"):
         return source
-    root, path, _ = find_commit(source.removeprefix("git:"), "data.source")
+    try:
+        root, path, _ = find_commit(source.removeprefix("git:"), "data.source")
+    except InputError:  # a branch that was merged and deleted
+        path = source.removeprefix("git:").rpartition("@")[0]
+        if not path:
+            raise
+        find_commit(path, "data.source")
+        return f"git:{path}"
     revision = source.removeprefix(f"git:{path}").removeprefix("@") or "HEAD"
     name = git.output(root, "rev-parse", "--symbolic-full-name", "--verify", "--quiet", revision).decode()
     return source if name.startswith(("refs/heads/", "refs/remotes/")) else f"git:{path}"
