@@ -252,7 +252,7 @@ def test_validation_says_where_torch_is_and_runs_there(in_production: Platform) 
     assert "✓ generates" in output
 
 
-def test_your_source_tree_is_trained_on_and_its_commit_is_logged(trained: Platform, tmp_path: Path) -> None:
+def test_your_source_tree_is_trained_on_and_watched(trained: Platform, tmp_path: Path) -> None:
     write_tree(tmp_path, files=5)
     git = ("git", "-C", str(tmp_path), "-c", "user.name=Ada", "-c", "user.email=ada@localhost")
     for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "scales")):
@@ -268,6 +268,17 @@ def test_your_source_tree_is_trained_on_and_its_commit_is_logged(trained: Platfo
     assert experiment is not None
     runs = trained.client.search_runs([experiment.experiment_id], "tags.role = 'candidate'")
     assert runs[0].data.tags["data_git_commit"] == commit
+    trained.client.set_registered_model_alias("mine_model", "production", "2")
+    for number in range(6):
+        (tmp_path / f"new{number}.py").write_text(
+            f"def added_{number}(values):\n    return values[{number}] - {number}\n"
+        )
+    for command in (("add", "."), ("commit", "--quiet", "--message", "more")):
+        subprocess.run([*git, *command], check=True)
+    look = ("drift", "--model-name", "mine_model")
+    output = trained.run("monitor", *look, SOURCE_DIR=str(tmp_path))
+    assert "Version 2 of mine_model: drifted: repository" in output
+    assert trained.client.get_model_version("mine_model", "2").tags["drift"] == "repository"
 
 
 def test_a_source_dir_that_the_container_may_not_read_is_an_error(platform: Platform, tmp_path: Path) -> None:
