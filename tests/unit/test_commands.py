@@ -56,7 +56,7 @@ def test_a_slip_on_promoters_command_line_is_named(arguments: list[str], expecte
     ("arguments", "expected"),
     [
         (["trian"], "No such command 'trian'. Did you mean 'train'?"),
-        (["help"], "No such command 'help'. Expected train, prepare, evaluate, export, try, or a setting."),
+        (["help"], "No such command 'help'. Expected train, prepare, evaluate, changes, export, try, or a setting."),
         (["trainer.lr"], "'trainer.lr' is not an override"),
     ],
 )

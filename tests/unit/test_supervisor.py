@@ -34,6 +34,7 @@ class World:
     fetched: list[str] = field(default_factory=list)
     tags: dict[str, str | None] = field(default_factory=dict)
     trial: dict[str, str] = field(default_factory=dict)  # tags of the challenger
+    root: bool = True  # whether serving may take a process back from idle
     processes: dict[str, list[Any]] = field(default_factory=dict)
 
     def named(self, settings: ServingSettings, alias: str) -> ModelVersion:
@@ -54,8 +55,15 @@ class World:
     def start(self, settings: Any, folder: Path, code: Any, version: str, *_: object) -> Any:
         if version in self.raising:
             raise Refused("it does not load")
-        process = SimpleNamespace(pid=1, url="", socket="", up=True, stop=lambda: None, retire=lambda _: None)
+        process = SimpleNamespace(pid=1, url="", socket="", up=True, retire=lambda _: None)
         process.alive, process.responds, process.last_words = lambda: process.up, lambda: True, lambda: "killed"
+        process.idle, process.stop = False, lambda: setattr(process, "up", False)
+
+        def only_when_idle(idle: bool) -> bool:
+            process.idle = idle or (process.idle and not self.root)
+            return bool(process.idle == idle)
+
+        process.only_when_idle = only_when_idle
         self.processes.setdefault(version, []).append(process)
         return process
 
@@ -110,9 +118,10 @@ def live(supervisor: Supervisor) -> tuple[str, str] | None:
     return (now.version, now.instead_of) if now else None
 
 
-def on_trial(world: World, supervisor: Supervisor) -> None:
+def on_trial(world: World, supervisor: Supervisor, shadow: bool = False) -> None:
     world.aliases = {"production": "1", "challenger": "2"}
-    world.trial = {"trial": Trial(id="t1", until=time.time() + 60).model_dump_json(), "trial_share": "0.25"}
+    trial = Trial(id="t1", until=time.time() + 60, shadow=shadow)
+    world.trial = {"trial": trial.model_dump_json(), "trial_share": "0.25"}
     until(supervisor, lambda: answers(supervisor) and live(supervisor) == ("1", ""))
 
 
@@ -126,6 +135,27 @@ def test_a_challenger_that_goes_into_production_keeps_its_process(world, supervi
     world.aliases["production"] = "2"
     until(supervisor, lambda: live(supervisor) == ("2", ""))
     assert len(world.processes["2"]) == 1
+    until(supervisor, lambda: supervisor.state.challenger is None)
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_a_challenger_that_leaves_the_shadow_has_the_processors(world, supervisor, root: bool) -> None:
+    """Where serving may not give them back to its process, another one is started instead."""
+    world.root = root
+    on_trial(world, supervisor, shadow=True)
+    assert world.processes["2"][0].idle
+    on_trial(world, supervisor)
+    until(supervisor, lambda: answers(supervisor) and not world.processes["2"][-1].idle)
+    assert len(world.processes["2"]) == (1 if root else 2)
+    assert [process.up for process in world.processes["2"]] == ([True] if root else [False, True])
+
+
+def test_one_that_is_promoted_out_of_the_shadow_is_started_anew_where_it_has_to(world, supervisor) -> None:
+    world.root = False
+    on_trial(world, supervisor, shadow=True)
+    world.aliases["production"] = "2"
+    until(supervisor, lambda: live(supervisor) == ("2", ""))
+    assert not world.processes["2"][-1].idle
     until(supervisor, lambda: supervisor.state.challenger is None)
 
 
