@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from contract.monitoring import SAMPLE, SOURCES
 from tests.support.data import write_jsonl, write_tree
 from tests.support.tracking import Stack
 from trainer.cli import main
@@ -65,7 +66,9 @@ def test_benchmark_is_judged_in_a_training_run(trained: Stack, tmp_path) -> None
     assert set(table["outcome"]) <= {"failed", "timeout", "memory", "output"}
     assert "humaneval with max_new_tokens=4" in found.data.tags["eval_settings"]
     artifacts = {item.path for item in trained.client.list_artifacts(found.info.run_id, "data")}
-    assert artifacts == {"data/report.json", "data/report.md", "data/lengths.png"}
+    assert artifacts == {"data/report.json", "data/report.md", "data/lengths.png", SAMPLE, SOURCES}
+    sources = Path(trained.client.download_artifacts(found.info.run_id, SOURCES, str(tmp_path)))
+    assert [one["source"] for one in json.loads(sources.read_text())] == [found.data.params["data.source"]]
 
 
 def test_same_examples_give_the_same_figures_and_count_as_evidence(trained: Stack, settings: list[str]) -> None:
