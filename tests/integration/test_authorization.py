@@ -21,6 +21,8 @@ from mlflow.models import Model
 
 from contract import manifest, names
 from infra import accounts, gate_demo
+from services.monitor import production
+from services.monitor.look import Look, Verdict, earlier, to_json, write
 from services.tracking.readiness import trouble, wait_until
 from serving.gateway.events.sender import Sender
 from serving.gateway.events.store import Event, Store
@@ -168,7 +170,7 @@ def test_promoter_and_serving_do_their_work_on_what_the_trainer_made(logins: Log
         assert client.get_model_version(MODEL, second.version).tags["stage"] == "Archived"
         client.set_registered_model_tag(MODEL, f"{names.LEDGER}1", "0.5")
         client.set_model_version_tag(MODEL, second.version, names.VALIDATION, "passed")
-        with pytest.raises(MlflowException, match="trainer's or serving's"):
+        with pytest.raises(MlflowException, match="the monitor's or serving's"):
             client.set_model_version_tag(MODEL, second.version, names.MANIFEST_SHA256, "0")
     with logins.by("serving") as client:
         settings = ServingSettings(mlflow_tracking_uri=logins.stack.url, ratchet_home=logins.stack.home / "serving")
@@ -218,8 +220,21 @@ def test_promoter_tries_a_version_and_reads_what_serving_wrote(logins: Logins, l
     with logins.by("promoter") as client:
         experiment = client.get_experiment_by_name(names.TRACES)
         assert client.search_traces(locations=[experiment.experiment_id], include_spans=False)
-        with pytest.raises(MlflowException, match="trainer's or serving's"):
+        with pytest.raises(MlflowException, match="the monitor's or serving's"):
             client.set_model_version_tag(MODEL, second.version, names.TRIAL_STOPPED, "")
+
+
+def test_the_monitor_looks_with_the_trainers_account(logins: Logins, live: ModelVersion) -> None:
+    with logins.by("trainer") as client:
+        assert isinstance(production.prompts(client, MODEL, 0.0, 200), list)
+        found = Look(MODEL, live.version, 1e9, {}, {}, [Verdict("repository", True, "it has moved")])
+        run = write(client, found, {"drift.json": to_json(found)})
+        assert client.get_model_version(MODEL, live.version).tags[names.DRIFT] == "repository"
+        assert [one.info.run_id for one in earlier(client, MODEL)] == [run]
+        with pytest.raises(MlflowException, match="Expected the tag drift"):
+            client.set_model_version_tag(MODEL, live.version, names.STAGE, "Production")
+    with logins.by("serving") as client, pytest.raises(MlflowException, match="serving_refused and trial_stopped"):
+        client.set_model_version_tag(MODEL, live.version, names.DRIFT, names.NO_DRIFT)
 
 
 @pytest.mark.parametrize(
