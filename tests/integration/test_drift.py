@@ -15,9 +15,9 @@ import pytest
 import requests
 
 from contract.names import DRIFT, MONITORING, PRODUCTION
+from tests.support.git import git
 from tests.support.serving import Serving, serving_process
 from tests.support.tracking import Stack, make_stack, server
-from tests.unit.test_changes import git
 
 pytestmark = pytest.mark.integration
 MODEL = "code_model_fine_tuning_model"

@@ -1,7 +1,5 @@
 """How far code has moved since a commit, and judging by what is newer."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import pytest
 from contract.errors import InputError
 from contract.monitoring import LEAST_CODE, LONGEST_CODE, code_before
 from tests.support.data import load_from, write_tree
+from tests.support.git import git
 from trainer.data.changes import changes, in_words, is_new, lines_at
 from trainer.data.pathspec import Selection
 from trainer.data.sources import folders, open_source
@@ -18,13 +17,6 @@ NEW = (
     'def added(values):\n    """Of values that are new."""\n    found = [value.strip() for value in values if value]\n'
     "    return dict(enumerate(found, start=11))\n"
 )
-
-
-def git(folder: Path, *arguments: str, when: int = 1_700_000_000) -> str:
-    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
-    dates = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), f"@{when} +0000")
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | dates)
-    return done.stdout.strip()
 
 
 @pytest.fixture

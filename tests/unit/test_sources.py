@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import subprocess
 import tarfile
 import time
 import zipfile
@@ -15,6 +14,7 @@ import pytest
 
 from contract.errors import InputError
 from tests.support.data import load_from, write_jsonl, write_tree
+from tests.support.git import git
 from trainer import git as ours
 from trainer.config import load_config, with_source
 from trainer.data import filters
@@ -210,13 +210,6 @@ def test_an_encrypted_archive_is_refused(tmp_path) -> None:
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(InputError, match=r"is encrypted \(a\.py\)\. Expected an archive without a password"):
         items(tmp_path / "a.zip")
-
-
-def git(folder: Path, *arguments: str, when: int = 1_700_000_000) -> str:
-    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
-    dates = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), f"@{when} +0000")
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | dates)
-    return done.stdout.strip()
 
 
 @pytest.fixture
