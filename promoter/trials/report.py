@@ -88,7 +88,7 @@ def markdown(entry: Entry, verdict: Verdict | None, events: list[Event]) -> str:
 def picture(one: Measured) -> str:
     """An SVG of a measure's difference, challenger less incumbent, in points, with its bounds, by requests."""
     finite = np.flatnonzero(np.isfinite(one.path.low))
-    if len(finite) < 2:
+    if not len(finite):
         return ""
     chosen = finite[np.unique(np.linspace(0, len(finite) - 1, POINTS).astype(int))]
     estimate, low, high = (100 * values[chosen] for values in (one.path.estimate, one.path.low, one.path.high))
@@ -102,8 +102,10 @@ def picture(one: Measured) -> str:
         return MARGIN + (WIDTH - MARGIN - 10) * place / int(chosen[-1])
 
     def points(values: np.ndarray, order: slice) -> str:
-        pairs = list(zip(chosen, values, strict=True))[order]
-        return " ".join(f"{x(place):.1f},{y(float(value)):.1f}" for place, value in pairs)
+        pairs = [(x(place), y(float(value))) for place, value in zip(chosen, values, strict=True)]
+        if len(pairs) == 1:  # where it was decided at once: as wide as can be seen
+            pairs = [(pairs[0][0] + offset, pairs[0][1]) for offset in (-4, 4)]
+        return " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs[order])
 
     lines = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg" aria-label="{one.name}: '

@@ -4,17 +4,19 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
 from contract import outcomes
 from contract.errors import InputError
 from promoter.records import Entry
-from promoter.trials import policy, report
+from promoter.trials import policy, report, sequential
 from promoter.trials.policy import Budget, Margins, Step, TrialPolicy
 from promoter.trials.report import Event
 from promoter.trials.traffic import Row, Traffic, observe
@@ -173,6 +175,17 @@ def test_its_page_has_the_figures_a_picture_and_no_markup_of_others() -> None:
     assert figures["requests"] == {"incumbent": found.requests[0], "challenger": found.requests[1]}
     assert "| acceptance |" in files["decision.md"]
     assert "<polygon" not in report.files(entry, SHORT, None, [])["decision.html"]
+
+
+def test_one_bound_is_a_picture_too() -> None:
+    """Where a trial is rolled back as soon as anything is sure."""
+    found = next(one for one in verdict(rows(400, (0.5, 0.1))).measures if one.decides)
+    first = int(np.flatnonzero(np.isfinite(found.path.low))[0])
+    for number in (1, 2):
+        path = sequential.Path(*(getattr(found.path, name)[: first + number] for name in ("estimate", "low", "high")))
+        assert report.picture(replace(found, path=path)).count("<polygon") == 1
+    empty = sequential.Path(*(getattr(found.path, name)[:first] for name in ("estimate", "low", "high")))
+    assert report.picture(replace(found, path=empty)) == ""
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf])
