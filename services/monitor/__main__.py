@@ -47,7 +47,7 @@ def main() -> None:
               help="So many prompts at most, four of a file.")  # fmt: skip
 @click.option("--alpha", type=Finite(0, 1, min_open=True, max_open=True), default=Limits.alpha,
               show_default=True,
-              help="How often all looks of a year together may see drift where there is none.")  # fmt: skip
+              help="The chance of a false alarm in all looks of a year together.")  # fmt: skip
 @click.option("--functions", type=Finite(0, 1, min_open=True), default=Limits.functions, show_default=True,
               help="The share of functions new or changed that is drift.")  # fmt: skip
 @click.option("--margin", type=Finite(0, 100), default=Limits.margin, show_default=True,

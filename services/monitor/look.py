@@ -33,7 +33,7 @@ LOOKED_AT = "looked_at"  # tag of a look: seconds since 1970
 class Limits:
     """What counts as drift."""
 
-    alpha: float = 0.05  # how often all looks of a year may see drift where there is none
+    alpha: float = 0.05  # the chance of a false alarm in all looks of a year together
     functions: float = 0.2  # share of a source's functions that are new or changed
     margin: float = 0.05  # nats a token, by which new code is known less well than held-out code
 
@@ -105,7 +105,7 @@ class Look:
 
 
 def in_production(client: "MlflowClient", model: str) -> tuple["ModelVersion", "Run"]:
-    """The version to watch, and the run that made it. Raises InputError where there is none."""
+    """The version to watch, and the run that made it. Raises InputError if no version is in production."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -111,7 +111,7 @@ def _new_code(client: "MlflowClient", version: "ModelVersion", run: "Run", item:
     for one in runs:
         if one.data.params.get("data.eval_source") == item["source"] and one.info.status == "FINISHED":
             return read_table(client, one.info.run_id, EVALUATION_TABLE)
-    raise Unknown(f"the evaluation of '{item['now']}' is not to be found")
+    raise Unknown(f"the evaluation of '{item['source']}' is not to be found")
 
 
 def _value(logged: str) -> str:

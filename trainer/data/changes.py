@@ -133,7 +133,7 @@ def lines_at(source: Source, since: str) -> set[int]:
 
 
 def is_new(text: str, start: int, end: int, known: set[int]) -> bool:
-    """Whether a line of `text` from character `start` to `end` is none of those known."""
+    """Whether `text` has a line from character `start` to `end` that is not among those known."""
     first = text.rfind("\n", 0, start) + 1
     last = text.find("\n", end)
     lines = text[first : last if last >= 0 else len(text)].split("\n")
