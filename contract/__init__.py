@@ -9,7 +9,9 @@ versions   what a version's folder tells about the code in it, and which protoco
 errors     what a person sees when a command cannot go on, with its exit code
 monitoring what the trainer leaves for whoever watches production
 tracking   connecting to the tracking server, and creating what must not be there twice
+forms      YAML files that people write, checked against a form
 files      replacing a file whole, a file lock, a free port
+lease      one at a time for a model, wherever it runs: a lock that is kept in the tracking server
 logs       how the long-running parts log
 settings   defaults of the libraries that every part wants
 """

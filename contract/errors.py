@@ -94,6 +94,11 @@ def shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
+def printable(text: str) -> str:
+    """What somebody else has written, for one line of a terminal: nothing in it moves the cursor."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def json_type(value: object) -> str:
     """What JSON calls the type of a value; of what JSON does not have, such as bytes from Parquet, Python's name."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}

@@ -12,6 +12,7 @@ DEFAULT_EXPERIMENT = "code_model_fine_tuning"
 PROMOTIONS = "promotions"  # the experiment of decision records
 TRACES = "serving"  # the experiment of traces
 MONITORING = "monitoring"  # the experiment of looks at production (services/monitor)
+ROUNDS = "rounds"  # the experiment of the loop's rounds (services/loop)
 
 
 def pyfunc_model(experiment: str) -> str:
@@ -91,6 +92,8 @@ LEDGER = (
     "tried_against_"  # and the incumbent's number: every version that was compared with it, with its share of alpha
 )
 LAST_PRODUCTION = "last_production"  # the version that the promoter put there last, whatever became of the alias
+LOOP_FROZEN, LOOP_RUN_NOW = "loop_frozen", "loop_run_now"  # JSON of who, when and why; the loop obeys
+LOOP_RESUMED = "loop_resumed"  # when somebody last let the loop go on: seconds since 1970
 FROZEN = "frozen"  # the run of the record by which promotions were stopped; there as long as they are
 BEST_GUARDS = "best_on_"  # and the start of a data digest: the best that production had of each guard on these data
 

@@ -8,6 +8,7 @@ NOTHING = "nothing"  # instead of a version, where there was none
 ROLLBACK, FREEZE, UNFREEZE = "rollback", "freeze", "unfreeze"  # actions that ask no gate
 PROMOTED, REFUSED, AWAITING = "promoted", "refused", "awaiting approval"  # outcomes
 ARCHIVED, ROLLED_BACK, JUDGED = "archived", "rolled back", "passed the gate"
+NOTHING_TO_DO, REFUSED_BEFORE = "nothing to do", "refused before"  # of a decision that had been made
 APPROVED, WITHDRAWN = "approved", "withdrawn"  # of a decision that awaited approval
 FROZEN, UNFROZEN = "frozen", "unfrozen"  # of the whole model
 TRIAL = "trial"  # an action: a challenger gets a share of production's requests, until it is promoted or is not

@@ -9,10 +9,13 @@ from contract.metrics import DERIVED, METRICS, PASS_AT
 from contract.trials import Limits
 from promoter.policy import Floor, Guard, Policy, Primary, Safety, Significance
 from promoter.trials.policy import Budget, Margins, Shadow, Step, TrialPolicy
+from services.loop.config import Budget as loop_budget
+from services.loop.config import Data, Loop, Training, Triggers
 from serving.settings import ServingSettings
 from trainer.config import Config
 from trainer.options import walk
 
+LOOP_SECTIONS: dict[str, type[BaseModel]] = {"data": Data, "triggers": Triggers, "training": Training}
 DOCS = Path(__file__).parents[1] / "docs"
 TRIAL_SECTIONS: dict[str, type[BaseModel]] = {
     "shadow": Shadow,
@@ -74,6 +77,28 @@ def trial_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def loop_table() -> str:
+    """All keys of loop.yaml in Markdown: name, default, what it does."""
+    rows = ["| key | default | |", "|---|---|---|"]
+    for name, field in Loop.model_fields.items():
+        section = LOOP_SECTIONS.get(name)
+        if section is None:
+            default = "*required*" if field.is_required() else f"`{_default(field.default)}`"
+            rows.append(f"| `{name}` | {default} | {field.description} |")
+            continue
+        rows.append(f"| **`{name}`** | | {' '.join(str(section.__doc__).split())} |")
+        for key, one in section.model_fields.items():
+            if key == "budget":
+                rows += [
+                    f"| `{name}.budget.{inner}` | `{_default(limit.default)}` | {limit.description} |"
+                    for inner, limit in loop_budget.model_fields.items()
+                ]
+                continue
+            default = "*required*" if one.is_required() else f"`{_default(one.default)}`"
+            rows.append(f"| `{name}.{key}` | {default} | {one.description} |")
+    return "\n".join(rows) + "\n"
+
+
 def serving_table() -> str:
     """All environment variables of serving in Markdown: name, default, what it does."""
     rows = ["| variable | default | |", "|---|---|---|"]
@@ -103,6 +128,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training.md": table,
     "promotion.md": policy_table,
     "trials.md": trial_table,
+    "loop.md": loop_table,
     "serving.md": serving_table,
     "evaluation.md": metrics_table,
 }
@@ -116,6 +142,8 @@ def written(page: str, rows: str) -> str:
 
 
 def _default(value: object) -> object:
+    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        return ", ".join(value) or "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 

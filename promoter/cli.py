@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from contract.errors import Unreachable, disk_full, unexpected
+from contract.names import LOOP_FROZEN, LOOP_RUN_NOW
 from contract.tracking import as_ours
 from promoter.options import options, text
 
@@ -287,6 +288,62 @@ def trial_promote(context: click.Context, /, **given: Any) -> None:
     from promoter.trials import commands
 
     commands.promote(context, **given)
+
+
+@main.group()
+def loop() -> None:
+    """Watch and steer the loop that trains by itself (docs/loop.md)."""
+
+
+@loop.command("status")
+@options("experiment", "model", "format")
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="Show so many rounds.")
+@click.pass_obj
+def loop_status(uri: str, /, model_name: str, output_format: str, limit: int, **_: Any) -> None:
+    """Show the last rounds: what began each, what it trained, and how it ended."""
+    from promoter import loop as commands
+
+    commands.status(uri, model_name, output_format, limit)
+
+
+@loop.command("check")
+@click.option("--gate", required=True, help="The gate's policy: a YAML file, or the name of a shipped one.")
+@click.option("--trial", help="The trial's policy: as --gate.")
+def loop_check(gate: str, trial: str | None) -> None:
+    """Read the policies that a loop.yaml names, before the loop trains for hours."""
+    from promoter import loop as commands
+
+    commands.check(gate, trial)
+
+
+@loop.command("freeze")
+@options("experiment", "model", "by", "reason")
+@click.pass_obj
+def loop_freeze(uri: str, /, model_name: str, by: str, reason: str, **_: Any) -> None:
+    """Begin no round any more, until `promoter loop resume`."""
+    from promoter import loop as commands
+
+    commands.say(uri, model_name, LOOP_FROZEN, by, reason)
+
+
+@loop.command("resume")
+@options("experiment", "model")
+@click.pass_obj
+def loop_resume(uri: str, /, model_name: str, **_: Any) -> None:
+    """Let the loop begin rounds again."""
+    from promoter import loop as commands
+
+    commands.resume(uri, model_name)
+
+
+@loop.command("run-now")
+@options("experiment", "model", "by", "reason")
+@click.pass_obj
+def loop_run_now(uri: str, /, model_name: str, by: str, reason: str, **_: Any) -> None:
+    """Begin a round when the loop next looks, whatever the triggers say; the budget holds."""
+    from promoter import loop as commands
+
+    commands.say(uri, model_name, LOOP_RUN_NOW, by, reason)
 
 
 @main.command()

@@ -15,13 +15,13 @@ from mlflow.exceptions import MlflowException
 
 from contract import outcomes
 from contract.errors import InputError
+from contract.lease import Claim, lease
 from contract.metrics import SHOWN, lower_is_better
 from contract.names import ARCHIVED, PRODUCTION, STAGING, VALIDATED, VALIDATION
 from contract.outcomes import FREEZE, NOTHING, ROLLBACK, UNFREEZE
 from contract.tracking import without_retries
 from promoter import policy, promotion, records, registry, report, stages, tables
 from promoter.decision import Stage
-from promoter.lock import Claim, lease
 from promoter.promotion import Outcome, Request
 
 
@@ -114,7 +114,7 @@ def auto_promote(context: click.Context, /, policy_name: str, by: str, stage: St
         if not outcome.refused:
             break
         passed_over.append(outcome)
-    if passed_over and outcome.entry.outcome == promotion.NOTHING_TO_DO:
+    if passed_over and outcome.entry.outcome == outcomes.NOTHING_TO_DO:
         outcome = passed_over.pop()  # they were all refused: the last one's refusal is the answer
     for refused in passed_over:
         if context.params["output_format"] == "text":
@@ -318,7 +318,7 @@ def finish(context: click.Context, outcome: Outcome, passed_over: Sequence[Outco
     """Print what came of it, also to GitHub's step summary; exit with 1 where the gate said no."""
     entry, decision, dry_run = outcome.entry, outcome.decision, context.params["dry_run"]
     would = "would be: " if dry_run else ""
-    if entry.outcome == promotion.NOTHING_TO_DO:
+    if entry.outcome == outcomes.NOTHING_TO_DO:
         texts = {
             "text": f"Nothing to do: {entry.why}.",
             "markdown": f"Nothing to do: {entry.why}.",

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from contract.errors import InputError
+from contract.lease import Claim
 from contract.names import BEST_GUARDS, LEDGER
 from promoter import statistics
-from promoter.lock import Claim
 
 LONGEST = 4000  # characters of a tag; MLflow takes 5,000 of a registered model's
 DIGITS = 12  # of a data digest

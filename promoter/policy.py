@@ -7,14 +7,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from contract.errors import InputError, shortened
+from contract import forms
+from contract.errors import InputError
+from contract.forms import Section
 from contract.metrics import PER_EXAMPLE, Definition, Direction, parse
 
 POLICIES = Path(__file__).parent / "policies"
-P = TypeVar("P", bound="Section")
+P = TypeVar("P", bound=Section)
 
 
 def _per_example(name: str) -> str:
@@ -25,12 +26,6 @@ def _per_example(name: str) -> str:
 
 PairedMetric = Annotated[str, AfterValidator(_per_example)]
 IfMissing = Literal["refuse", "skip"]
-
-
-class Section(BaseModel):
-    """A part of a policy."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Paired(Section):
@@ -219,30 +214,4 @@ def read(name: str, form: type[P], shipped: Path, page: str) -> P:
     if path is None:
         known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
         raise InputError(f"No policy '{name[:200]}'. Expected a YAML file or one of: {known}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        # The last ones: of values that are written as YAML's own types, and are none, such as 2024-99-99.
-        raise InputError(f"Policy '{path}' is not YAML: {' '.join(str(error).split())[:300]}.") from error
-    try:
-        return form.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"Policy '{path}': {_in_words(error)}. See {page} for all keys.") from error
-
-
-def _shown(value: object) -> str:
-    """A value in a message: not all of what a few letters of YAML can stand for."""
-    text = repr(value) if not isinstance(value, (dict, list)) or len(value) < 5 else f"a {type(value).__name__}"
-    return shortened(text)
-
-
-def _in_words(error: ValidationError) -> str:
-    words = []
-    for item in error.errors(include_url=False, include_context=False):
-        place = ".".join(str(part) for part in item["loc"]) or "the whole file"
-        value = "" if item["type"] == "missing" else f" is {_shown(item['input'])}"
-        what = "no such key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        if item["type"] == "model_type":
-            what = "expected keys with values"
-        words.append(f"{place}{value}: {what}")
-    return "; ".join(words)
+    return forms.read(path, form, "Policy", page)

@@ -10,17 +10,15 @@ from mlflow.entities.model_registry import ModelVersion
 
 from contract import names, outcomes
 from contract.errors import InputError
+from contract.lease import Claim
 from contract.names import PRODUCTION
 from contract.outcomes import NOTHING
 from promoter import evidence, ledger, records, registry, stages
 from promoter.decision import Decision, Stage
 from promoter.gate import best_of, decide, with_files
-from promoter.lock import Claim
 from promoter.policy import Policy
 from promoter.records import Entry
 from promoter.stages import Move
-
-NOTHING_TO_DO, REFUSED_BEFORE = "nothing to do", "refused before"
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Outcome:
 
     @property
     def refused_before(self) -> bool:
-        return self.entry.outcome == REFUSED_BEFORE
+        return self.entry.outcome == outcomes.REFUSED_BEFORE
 
 
 def run(
@@ -92,7 +90,9 @@ def run(
     tags[records.EVIDENCE_KEY] = evidence.key(candidate, other, tags["policy"], stage, best)
     if (before := unless_refused.get(tags[records.EVIDENCE_KEY])) is not None:
         why = f"version {number} of {name} was refused on the same evidence before (run {before})"
-        return Outcome(Entry(name, number, stage, NOTHING, NOTHING, request.action, REFUSED_BEFORE, request.by, why))
+        return Outcome(
+            Entry(name, number, stage, NOTHING, NOTHING, request.action, outcomes.REFUSED_BEFORE, request.by, why)
+        )
     share = 1.0
     if other is not None and incumbent is not None:
         # Judged once more in another way, a version is tried once more.
@@ -136,7 +136,7 @@ def run(
 def nothing(version: ModelVersion | None, stage: str, action: str, by: str, why: str) -> Outcome:
     """There was nothing to do."""
     name, number = (version.name, str(version.version)) if version is not None else ("", NOTHING)
-    return Outcome(Entry(name, number, stage, NOTHING, NOTHING, action, NOTHING_TO_DO, by, why))
+    return Outcome(Entry(name, number, stage, NOTHING, NOTHING, action, outcomes.NOTHING_TO_DO, by, why))
 
 
 def _outcome(decision: Decision, request: Request) -> str:

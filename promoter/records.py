@@ -19,10 +19,10 @@ from mlflow.entities import Metric, Run, RunTag
 from mlflow.store.entities import PagedList
 
 from contract.errors import InputError
+from contract.lease import Claim
 from contract.names import DATASET_DIGEST, PRODUCTION, PROMOTIONS, STAGES
 from contract.outcomes import AWAITING, MOVES, NOTHING, PROMOTED, REFUSED, link
 from promoter.decision import Decision
-from promoter.lock import Claim
 from promoter.policy import Policy
 
 # Tags of a record: what the gate saw, as a key; as JSON the best of each guard once this is in production, and the

@@ -18,8 +18,9 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from contract import names, outcomes
+from contract import lease, names, outcomes
 from contract.errors import Busy, InputError
+from contract.lease import Claim
 from contract.names import (
     ARCHIVED,
     CHALLENGER_ALIAS,
@@ -33,9 +34,8 @@ from contract.names import (
 )
 from contract.outcomes import FREEZE, NOTHING, ROLLBACK, TRIAL
 from contract.trials import Trial
-from promoter import ledger, lock, records, registry, report
+from promoter import ledger, records, registry, report
 from promoter.decision import Decision
-from promoter.lock import Claim
 from promoter.records import Entry
 
 # Decided by a person alone, or by users.
@@ -208,7 +208,7 @@ def settle(claim: Claim) -> list[Run]:
     came for. Returns the records that it completed.
     """
     client, name = claim.client, claim.model
-    left = lock.unfinished(client, name, claim.run_id)
+    left = lease.unfinished(client, name, claim.run_id)
     if claim.kept:
         left.append(client.get_run(claim.run_id))
     left.sort(key=lambda run: run.info.start_time)

@@ -5,11 +5,11 @@ from click.core import ParameterSource
 
 from contract import outcomes
 from contract.errors import InputError
+from contract.lease import lease
 from contract.names import PRODUCTION
 from contract.outcomes import TRIAL
 from promoter import registry, stages, tables
 from promoter.commands import chosen, finish
-from promoter.lock import lease
 from promoter.promotion import Outcome, nothing
 from promoter.records import Entry
 from promoter.trials import policy, report, watch

@@ -8,9 +8,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from contract.forms import Section
 from contract.trials import LEAST_SHARE, Limits, Unit
 from promoter import policy
-from promoter.policy import Section
 
 POLICIES = Path(__file__).parent / "policies"
 Decider = Literal["acceptance", "persistence"]

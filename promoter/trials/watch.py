@@ -1,7 +1,7 @@
 """Running a trial: begin it, look at its traffic, take its steps, and end it. What it needs to go on is in MLflow.
 
-A trial has one watcher at a time, by a lease of its own (lock.py); what serving follows is changed under the model's
-lock, as by every promotion. Whoever runs the same command after a crash goes on where the other stopped.
+A trial has one watcher at a time, by a lease of its own (contract/lease.py); what serving follows is changed under the
+model's lock, as by every promotion. Whoever runs the same command after a crash goes on where the other stopped.
 """
 
 import json
@@ -19,11 +19,11 @@ from mlflow.exceptions import MlflowException
 
 from contract import names, outcomes
 from contract.errors import Busy, InputError, Unreachable
+from contract.lease import Claim, lease
 from contract.names import CHALLENGER_ALIAS, DATASET_DIGEST, PRODUCTION, STAGES, STAGING, VALIDATION
 from contract.outcomes import NOTHING, TRIAL
 from contract.trials import LEASE_RAN_OUT, Trial, why_stopped
 from promoter import records, registry, stages
-from promoter.lock import Claim, lease
 from promoter.records import Entry
 from promoter.stages import Move
 from promoter.trials import report

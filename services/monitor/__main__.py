@@ -4,13 +4,11 @@ docker compose run --rm monitor drift
 make drift ARGS="--days 7"
 """
 
-import math
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import click
 
@@ -18,18 +16,9 @@ from contract.errors import InputError, RatchetError, unexpected
 from contract.names import DEFAULT_EXPERIMENT, MONITORING, pyfunc_model
 from contract.tracking import as_ours, connect, say_when_waiting
 from services.monitor.look import QUESTIONS, Limits, Look, earlier, look, to_json, write
+from services.options import Finite
 
 LEFT = "The version's tag is as it was."
-
-
-class Finite(click.FloatRange):
-    """A number in a range; nan, which is in none and beyond none, is refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is no number. Expected {self._describe_range()}.", param, ctx)
-        return float(number)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

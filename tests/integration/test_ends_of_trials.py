@@ -8,10 +8,10 @@ import mlflow
 import pytest
 from click.testing import CliRunner, Result
 
+from contract.lease import lease
 from contract.names import CHALLENGER_ALIAS, PRODUCTION, STAGE, STAGING, TRIAL, TRIAL_SHARE
 from infra.gate_demo import register, table
 from promoter.cli import main
-from promoter.lock import lease
 from promoter.trials import watch
 from promoter.trials.policy import TrialPolicy
 from promoter.trials.watch import Running

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from contract.errors import InputError
 from contract.files import free_port
-from promoter.lock import lease
+from contract.lease import lease
 from services.tracking.__main__ import main as tracking
 from serving.__main__ import main as serving
 from tests.support.tracking import Stack

@@ -19,6 +19,9 @@ NOT_RUN = {
     "docs/models.md: Base models": "wants a model; tests/integration/test_models.py brings some",
     "docs/models.md: Use elsewhere": "wants a version in production; tests/integration/test_models.py exports one",
     "docs/trials.md: Trials: users decide": "takes hours; tests/integration/test_whole_trials.py runs its commands",
+    "docs/loop.md: The loop: train by itself, within bounds, and always through the gate": "runs for ever; "
+    "tests/integration/test_loop.py has rounds",
+    "docs/loop.md: Runbook": "wants a loop that has had rounds; tests/integration/test_loop.py says all of it",
     **dict.fromkeys(
         (
             "docs/drift.md: Drift: production moves away from what the model was trained on",

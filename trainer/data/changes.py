@@ -15,6 +15,7 @@ from trainer.data.languages.code import moved
 from trainer.data.pathspec import LEFT_OUT, Selection
 from trainer.data.sources import Source, folders, open_source
 
+MOST_COMMITS = 10_000
 MOST_FILES = 20  # of those that have moved most, in a report
 LEAST_LINE = 4  # characters of a line by which code is known again: a brace is no news
 
@@ -26,6 +27,7 @@ class Changes:
     source: str
     since: str
     head: str
+    commits: list[str] = field(default_factory=list)  # subjects of those since then, the newest first
     functions: int = 0
     functions_then: int = 0
     new_functions: int = 0  # new, or changed
@@ -56,9 +58,12 @@ def changes(name: str, since: str, key: str, selection: Selection) -> Changes:
     now = _Tree(item for item in source.items if isinstance(item, File))
     if not then.files:
         raise InputError(f"{key} is '{name}', which had no code at {commit}. Expected a source that git tracked then.")
+    span = ("log", f"--max-count={MOST_COMMITS}", "--format=%s", f"{commit}..{source.commit or 'HEAD'}", "--", ".")
+    subjects = git.output(root, *span).decode(errors="replace").splitlines()
     of_then, of_now = then.functions.keys(), now.functions.keys()
     new = of_now - of_then
     found = Changes(name, commit, source.commit or git.commit(root) or "unknown")
+    found.commits = subjects
     found.functions, found.functions_then = len(of_now), len(of_then)
     found.new_functions = len(new)
     found.files, found.files_then = len(now.files), len(then.files)

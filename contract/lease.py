@@ -79,7 +79,7 @@ class Claim:
         """`check`, and ask the server too: before the write that counts. A third of the lease is left for it."""
         run = self.client.get_run(self.run_id)
         live = run.info.status == "RUNNING" and run.info.lifecycle_stage == "active"
-        if not live or _lease_until(run) <= _server_time(self.client.tracking_uri) + self.write_timeout_s:
+        if not live or _lease_until(run) <= server_time(self.client.tracking_uri) + self.write_timeout_s:
             self._lapsed()
         self.check()
 
@@ -129,7 +129,7 @@ class Claim:
         while not self._released.wait(lease_s() / 6):
             began = _now()
             with suppress(Exception):  # once more in a sixth of the lease; `check` sees when it is too late
-                until = _server_time(self.client.tracking_uri) + lease_s()
+                until = server_time(self.client.tracking_uri) + lease_s()
                 if self.client.get_run(self.run_id).info.status != "RUNNING":
                     self._valid_until = 0.0  # somebody has taken over
                 if _now() > self._valid_until:  # a lease that has run out is not renewed: others have seen that it had
@@ -139,12 +139,22 @@ class Claim:
 
 
 @contextmanager
-def lease(client: MlflowClient, model: str, owner: str, wait_s: float = 0.0) -> Iterator[Claim]:
-    """Hold the lock on a model. Raises Busy where another has it, at once or after `wait_s` seconds."""
-    experiment_id = _experiment(client)
+def lease(
+    client: MlflowClient,
+    model: str,
+    owner: str,
+    wait_s: float = 0.0,
+    experiment: str = PROMOTIONS,
+    doing: str = "promoting",
+) -> Iterator[Claim]:
+    """Hold the lock on a model. Raises Busy where another has it, at once or after `wait_s` seconds.
+
+    `experiment`: where the claims are. There is one lock on a model in each. `doing`: what for, to those who wait.
+    """
+    experiment_id = _experiment(client, experiment)
     claim = _claim(client, experiment_id, model, owner)
     try:
-        _wait_for_grant(claim, experiment_id, wait_s)
+        _wait_for_grant(claim, experiment_id, wait_s, doing)
         yield claim
     except BaseException:
         claim.release()
@@ -159,7 +169,7 @@ def lease(client: MlflowClient, model: str, owner: str, wait_s: float = 0.0) -> 
                 client.delete_run(claim.run_id)
 
 
-def _wait_for_grant(claim: Claim, experiment_id: str, wait_s: float) -> None:
+def _wait_for_grant(claim: Claim, experiment_id: str, wait_s: float, doing: str) -> None:
     """Come back when the claim is granted. Raises Busy."""
     client, began = claim.client, time.monotonic()
     ours = _order(client.get_run(claim.run_id))
@@ -177,7 +187,7 @@ def _wait_for_grant(claim: Claim, experiment_id: str, wait_s: float) -> None:
         # One that came later and is granted holds the lock, or has seen us and is about to take its mark back.
         patience = wait_s if earlier else max(wait_s, TAKE_BACK_S)
         if time.monotonic() - began > patience:
-            raise Busy(_busy(claim.model, min(earlier or others, key=_order), _server_time(client.tracking_uri)))
+            raise Busy(_busy(claim.model, doing, min(earlier or others, key=_order), server_time(client.tracking_uri)))
         time.sleep(PACE_S)
 
 
@@ -189,18 +199,18 @@ def unfinished(client: MlflowClient, model: str, own: str) -> list[Run]:
     experiment = client.get_experiment_by_name(PROMOTIONS)
     if experiment is None:
         return []
-    now = _server_time(client.tracking_uri)
+    now = server_time(client.tracking_uri)
     return [run for run in _running(client, experiment.experiment_id, model, own) if _lease_until(run) <= now]
 
 
-def _experiment(client: MlflowClient) -> str:
-    experiment = client.get_experiment_by_name(PROMOTIONS)
+def _experiment(client: MlflowClient, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        with suppress(MlflowException):  # another promoter was quicker
-            return str(client.create_experiment(PROMOTIONS))
-        experiment = client.get_experiment_by_name(PROMOTIONS)
+        with suppress(MlflowException):  # another was quicker
+            return str(client.create_experiment(name))
+        experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        raise Unreachable(f"The tracking server neither has nor makes the experiment '{PROMOTIONS}'.")
+        raise Unreachable(f"The tracking server neither has nor makes the experiment '{name}'.")
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
@@ -212,7 +222,7 @@ def _claim(client: MlflowClient, experiment_id: str, model: str, owner: str) -> 
         "model": model,
         OWNER: f"{owner}@{socket.gethostname()}, process {os.getpid()}",
         CLAIM: key,
-        LEASE_UNTIL: f"{_server_time(client.tracking_uri) + lease_s():.3f}",
+        LEASE_UNTIL: f"{server_time(client.tracking_uri) + lease_s():.3f}",
     }
 
     def look() -> Run | None:
@@ -224,7 +234,7 @@ def _claim(client: MlflowClient, experiment_id: str, model: str, owner: str) -> 
 
 def _live(client: MlflowClient, experiment_id: str, claim: Claim) -> list[Run]:
     """Other promoters' claims whose leases have not run out."""
-    now = _server_time(client.tracking_uri)
+    now = server_time(client.tracking_uri)
     return [run for run in _running(client, experiment_id, claim.model, claim.run_id) if _lease_until(run) > now]
 
 
@@ -241,16 +251,16 @@ def _lease_until(run: Run) -> float:
     return float(run.data.tags.get(LEASE_UNTIL, 0))
 
 
-def _busy(model: str, holder: Run, now: float) -> str:
+def _busy(model: str, doing: str, holder: Run, now: float) -> str:
     since = datetime.fromtimestamp(holder.info.start_time / 1000, UTC).strftime("%H:%M:%S UTC")
     left = max(0.0, _lease_until(holder) - now)
     return (
-        f"Somebody else is promoting {model}: {holder.data.tags.get(OWNER, 'unknown')}, since {since}. Nothing was "
+        f"Somebody else is {doing} {model}: {holder.data.tags.get(OWNER, 'unknown')}, since {since}. Nothing was "
         f"changed; try again. Should they be dead, the lease ends in {left:.0f} s."
     )
 
 
-def _server_time(uri: str) -> float:
+def server_time(uri: str) -> float:
     """Seconds since 1970 by the tracking server's clock; by ours where it is a database that we open ourselves."""
     if not uri.startswith("http"):
         return time.time()

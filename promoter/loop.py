@@ -1,0 +1,116 @@
+"""What people say to the loop, and see of it: `promoter loop`, whose commands promoter/cli.py declares.
+
+The loop (services/loop) reads two tags of the registered model, which nobody but the promoter may write.
+"""
+
+import json
+import time
+from typing import Any
+
+import click
+import pandas as pd
+from mlflow import MlflowClient
+
+from contract.errors import InputError, printable
+from contract.lease import server_time
+from contract.names import LOOP_FROZEN, LOOP_RESUMED, LOOP_RUN_NOW, ROUNDS
+from promoter import policy, registry, tables
+from promoter.trials import policy as trials
+
+COLUMNS = ("round", "began", "trigger", "candidate", "trained", "end", "why")
+
+
+def status(uri: str, model: str, output_format: str, limit: int) -> None:
+    """The loop's last rounds, the newest first, and whether it is frozen."""
+    client = registry.connect(uri)
+    tags = _tags(client, model)
+    rows = [_row(run) for run in _rounds(client, model, limit)]
+    frozen, asked = _said(tags.get(LOOP_FROZEN)), _said(tags.get(LOOP_RUN_NOW))
+    if output_format == "json":
+        click.echo(tables.to_json({"model": model, "frozen": frozen, "asked_for": asked, "rounds": rows}))
+        return
+    click.echo(f"The loop of {model} is {f'frozen: {frozen}' if frozen else 'not frozen'}.")
+    if asked:
+        click.echo(f"A round was asked for: {asked}")
+    if not rows:
+        click.echo("It has had no rounds.")
+        return
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    click.echo(tables.render(table, output_format))
+
+
+def say(uri: str, model: str, tag: str, by: str, reason: str) -> None:
+    """Freeze the loop, or ask for a round, as a tag says. Raises InputError where that is so already."""
+    client = registry.connect(uri)
+    found = _said(_tags(client, model).get(tag))
+    if found:
+        raise InputError(
+            f"{'It is frozen already' if tag == LOOP_FROZEN else 'A round was asked for already'}: {found}."
+        )
+    value = {"by": by, "reason": reason, "at": round(server_time(uri))}
+    client.set_registered_model_tag(model, tag, json.dumps(value))
+    click.echo(
+        f"The loop of {model} begins no round until `promoter loop resume`; one that goes on comes to its end."
+        if tag == LOOP_FROZEN
+        else f"The loop of {model} begins a round when it next looks, within its budget."
+    )
+
+
+def check(gate: str, trial: str | None) -> None:
+    """Read the policies that a loop.yaml names. Raises InputError."""
+    policy.load(gate)
+    if trial is not None:
+        trials.load(trial)
+    click.echo("The policies are as they should be.")
+
+
+def resume(uri: str, model: str) -> None:
+    """Let the loop go on."""
+    client = registry.connect(uri)
+    if LOOP_FROZEN not in _tags(client, model):
+        raise InputError(f"The loop of {model} is not frozen. Nothing was changed.")
+    client.set_registered_model_tag(model, LOOP_RESUMED, f"{server_time(uri):.3f}")  # refusals count from now on
+    client.delete_registered_model_tag(model, LOOP_FROZEN)
+    click.echo(f"The loop of {model} goes on.")
+
+
+def _tags(client: MlflowClient, model: str) -> dict[str, str]:
+    registry.aliases(client, model)  # an unknown model is an error
+    return dict(client.get_registered_model(model).tags)
+
+
+def _rounds(client: MlflowClient, model: str, limit: int) -> list[Any]:
+    experiment = client.get_experiment_by_name(ROUNDS)
+    if experiment is None:
+        return []
+    wanted = f"tags.model = '{model}' AND tags.round = 'true'"
+    order = ["attributes.start_time DESC"]
+    return list(client.search_runs([experiment.experiment_id], wanted, order_by=order, max_results=limit))
+
+
+def _row(run: Any) -> dict[str, str]:
+    tags = run.data.tags
+    values = {
+        "round": run.info.run_id[:12],
+        "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.info.start_time / 1000)),
+        "trained": f"{_hours(tags.get('trained_s', '0'))} h",
+        "end": tags.get("end", "") if run.info.status != "RUNNING" else "goes on",
+    }
+    return {name: printable(values.get(name, tags.get(name, ""))) for name in COLUMNS}
+
+
+def _hours(seconds: str) -> str:
+    try:
+        return f"{float(seconds) / 3600:.2f}"
+    except ValueError:
+        return "?"
+
+
+def _said(tag: str | None) -> str:
+    if not tag:
+        return ""
+    try:
+        values = json.loads(tag)
+        return printable(f"{values['reason']} ({values['by']})")
+    except (ValueError, KeyError, TypeError):
+        return "somebody has written the tag by hand"

@@ -1,0 +1,138 @@
+"""The jobs of a round: trainer and promoter as processes of this machine, with a time after which they are ended."""
+
+import ctypes
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from contract.errors import RatchetError
+from contract.files import try_lock
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+TOOK_TOO_LONG = 124  # as `timeout` has it
+GRACE_S = 300.0  # for a trainer to save a checkpoint
+PACE_S = 0.5  # of looking
+TRAINING_LOCK = "training.lock"  # in RATCHET_HOME: one training at a time on a machine
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a job."""
+
+    exit_code: int  # as everywhere, or TOOK_TOO_LONG
+    output: str  # on stdout
+    last: str  # that it said, for the round's record
+    seconds: float
+
+    @property
+    def why(self) -> str:
+        """It failed."""
+        return self.last.removeprefix("Error: ")
+
+    @property
+    def answer(self) -> Any:
+        """Its output as JSON; None where it is none."""
+        try:
+            return json.loads(self.output)
+        except (ValueError, RecursionError):
+            return None
+
+
+class Jobs(Protocol):
+    """Where the jobs of a loop run: on this machine, or where a worker waits for them (services.loop.worker)."""
+
+    def gpus(self) -> int:
+        """That a training has."""
+
+    def run(self, part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None]) -> Done:
+        """Run `python -m part …`, at most so long. `tick` gets its seconds so far; what it raises ends it."""
+
+
+class Here:
+    """On this machine."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def gpus(self) -> int:
+        """As NVIDIA's own tool counts them."""
+        if shutil.which("nvidia-smi") is None:
+            return 0
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+        return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+    def run(self, part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None]) -> Done:
+        """Run a job to its end. It is ended by SIGTERM, at which the trainer saves a checkpoint."""
+        if arguments[:1] == ["train"]:
+            with self._alone(tick):
+                return _run(part, arguments, most_s, tick)
+        return _run(part, arguments, most_s, tick)
+
+    @contextmanager
+    def _alone(self, tick: Callable[[float], None]) -> Iterator[None]:
+        """No second training at once: two on one GPU would both run out of memory."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / TRAINING_LOCK).open("a") as lock:
+            while not try_lock(lock):
+                tick(0.0)
+                time.sleep(PACE_S)
+            yield
+
+
+def _run(part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None]) -> Done:
+    began = time.monotonic()
+    try:
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as output,
+            tempfile.TemporaryFile("w+", errors="replace") as said,
+            subprocess.Popen(
+                [sys.executable, "-m", part, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=said,
+                text=True,
+                preexec_fn=_end_with_parent,
+            ) as process,
+        ):
+            late = False
+            try:
+                while process.poll() is None and not late:
+                    tick(time.monotonic() - began)
+                    late = time.monotonic() - began > most_s
+                    time.sleep(PACE_S)
+                if late:
+                    _end(process)
+            except BaseException:
+                _end(process)
+                raise
+            output.seek(0)
+            said.seek(0)
+            lines = [line.strip() for line in said.read().splitlines() if line.strip()] or [""]
+            code = TOOK_TOO_LONG if late else process.returncode
+            return Done(code, output.read(), lines[-1], time.monotonic() - began)
+    except OSError as error:
+        raise RatchetError(f"`{part} {arguments[0]}` could not be run: {error.strerror or error}.") from error
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_with_parent() -> None:
+    """In a job: end by SIGTERM when the loop is killed, and do not go on beside what comes after it (Linux alone)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

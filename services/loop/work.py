@@ -1,0 +1,169 @@
+"""A round's steps: each starts one job, and does nothing where an earlier try has done it.
+
+    check     that configuration, sources and policies are such that the round can work
+    train     a candidate, as a version that this round's run has made
+    gate      the candidate into Staging, or refused
+    trial     with users, where nobody has to approve it first; else a person begins it
+
+What a step has found stands in the round's tags, so that a loop that was killed goes on behind the last whole step.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from contract import names
+from contract.outcomes import AWAITING, INCONCLUSIVE, NOTHING_TO_DO, PROMOTED, REFUSED_BEFORE, TRIAL_ROLLED_BACK
+from contract.outcomes import REFUSED as GATE_REFUSED
+from services.loop import state
+from services.loop.config import Loop
+from services.loop.jobs import TOOK_TOO_LONG, Done, Jobs
+from services.loop.rounds import HOUR_S, REFUSED
+from services.loop.sources import quoted
+from services.loop.state import GPUS, SPENT_AT, TRAINED_S, TRAINING, Record
+
+STAGED, FAILED = "waits for approval", "failed"
+CHECK_S, GATE_S, TRIAL_S = 0.5 * HOUR_S, HOUR_S, 60 * 24 * HOUR_S  # that each may take
+AHEAD_S = 60.0  # of training that are set aside before they are used: a loop that is killed has never spent too little
+FILES = 60  # to judge by, where there are three times as many: of the hundredth candidate the gate wants much evidence
+EVERY_S = 20.0  # a round says how long it has trained
+
+
+@dataclass
+class Work:
+    """One round's work."""
+
+    record: Record
+    loop: Loop
+    jobs: Jobs
+    still_ours: Callable[[float], None]  # raises Busy where the lease on the loop has run out
+    left_s: Callable[[int], float]  # of the budget, on so many GPUs
+    now: Callable[[], float] = time.time
+
+    def go(self) -> tuple[str, str]:
+        """(how it ended, why). A job that fails ends the round; what it raises is not about a job."""
+        tags = self.record.tags
+        version = tags.get("candidate") or self._candidate() or self._train()
+        if version is None:
+            return FAILED, tags.get("why", "")
+        self.record.set("candidate", version)
+        if "gate" not in tags:
+            self._gate(version)
+        if tags["gate"] in (GATE_REFUSED, REFUSED_BEFORE):
+            return REFUSED, tags.get("why", "")
+        if tags["gate"] not in (PROMOTED, NOTHING_TO_DO, AWAITING):
+            return FAILED, tags.get("why", "")
+        if tags["gate"] == AWAITING:
+            return STAGED, f"the gate's policy wants approval: `promoter approve --version {version}`"
+        if self.loop.approval == "manual":
+            return STAGED, f"version {version} is in Staging: `promoter trial --version {version}` lets users decide"
+        if tags.get("stage") == "Production":
+            return PROMOTED, tags.get("why", "")
+        return self._trial(version)
+
+    def _train(self) -> str | None:
+        """The candidate; None where there is none, and the round's `why` says so."""
+        settings = [
+            f"data.source={quoted(list(self.loop.data.sources))}",
+            "data.split=newest",
+            f"data.min_eval_files={FILES}",
+        ]
+        if self.loop.training.config:
+            settings = ["--config", self.loop.training.config, settings[0]]
+        settings += [f"tracking.experiment_name={self.loop.experiment}", *self.loop.training.overrides]
+        trial = ["--trial", self.loop.trial] if self.loop.trial else []
+        for part, arguments in (
+            ("promoter", ["loop", "check", "--gate", self.loop.gate, *trial]),
+            ("trainer", ["train", "--dry-run", *settings]),
+        ):
+            done = self.jobs.run(part, arguments, CHECK_S, self.still_ours)
+            if done.exit_code:
+                self._say_why(done, "it could not have worked")
+                return None
+        gpus = self.jobs.gpus()
+        self.record.set(GPUS, str(gpus))
+        left_s = self.left_s(gpus)
+        if left_s <= 0:
+            self.record.set("why", "its training took all that was left of the budget")
+            return None
+        self.record.set(TRAINING, "true")
+        done = self._counted([*("train", *settings), f"tracking.run_name={self._name}"], left_s)
+        if done.exit_code == TOOK_TOO_LONG:
+            self.record.set("why", f"its training took the {left_s / HOUR_S:.2f} hours that were left of the budget")
+            return None
+        if done.exit_code:
+            self._say_why(done, "its training failed")
+            return None
+        if (candidate := self._candidate()) is None:
+            self.record.set("why", "the trainer ended well, and has registered no version")
+        return candidate
+
+    def _counted(self, arguments: list[str], left_s: float) -> Done:
+        """Run the trainer. Its time is set aside before it is used, so that whatever is killed has been counted."""
+        before = state.number(self.record.tags, TRAINED_S) or 0.0
+        said = -EVERY_S
+
+        def count(seconds: float, at: float) -> None:
+            self.record.set(SPENT_AT, f"{at:.0f}")
+            self.record.set(TRAINED_S, f"{before + seconds:.1f}")
+
+        def tick(seconds: float) -> None:
+            nonlocal said
+            self.still_ours(seconds)
+            if seconds >= said + EVERY_S:
+                said = seconds
+                count(min(seconds + AHEAD_S, left_s), self.now())
+
+        done = self.jobs.run("trainer", arguments, left_s, tick)
+        count(min(done.seconds, left_s), self.now())
+        return done
+
+    def _say_why(self, done: Done, what: str) -> None:
+        self.record.set("why", f"{what} (exit code {done.exit_code}): {done.why}")
+
+    @property
+    def _name(self) -> str:
+        return f"round-{self.record.id[:12]}"
+
+    def _candidate(self) -> str | None:
+        """The version that this round has trained."""
+        client = self.record.client
+        experiment = client.get_experiment_by_name(self.loop.experiment)
+        if experiment is None:
+            return None
+        found = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`mlflow.runName` = '{self._name}' AND tags.{names.ROLE} = '{names.CANDIDATE}'",
+        )
+        for run in found:
+            versions = client.search_model_versions(f"name = '{self.loop.model}' AND run_id = '{run.info.run_id}'")
+            if versions:
+                return str(versions[0].version)
+        return None
+
+    def _gate(self, version: str) -> None:
+        """Into Staging, for users or a person to decide; into Production where neither is asked, or none is."""
+        straight = self.loop.approval == "automatic" and (
+            self.loop.trial is None or state.in_production(self.record.client, self.loop.model) is None
+        )
+        stage = "Production" if straight else "Staging"
+        done = self._promoter("promote", version, GATE_S, "--stage", stage, "--policy", self.loop.gate)
+        answer = done.answer if isinstance(done.answer, dict) else {}
+        outcome = str(answer.get("outcome") or f"the promoter ended with {done.exit_code}")
+        self.record.set("why", str(answer.get("why") or done.why or outcome))
+        self.record.set("stage", stage)
+        self.record.set("gate", outcome)
+
+    def _trial(self, version: str) -> tuple[str, str]:
+        done = self._promoter("trial", version, TRIAL_S, "--policy", str(self.loop.trial))
+        answer = done.answer if isinstance(done.answer, dict) else {}
+        outcome, why = str(answer.get("outcome", "")), str(answer.get("why") or done.why)
+        if outcome == TRIAL_ROLLED_BACK:
+            return REFUSED, why
+        return (outcome if outcome in (PROMOTED, INCONCLUSIVE) else FAILED), why
+
+    def _promoter(self, command: str, version: str, most_s: float, *options: str) -> Any:
+        who = ["--by", "the loop", "--reason", f"round {self.record.id[:12]}"]
+        which = ["--model-name", self.loop.model, "--version", version, "--wait", "600", "--format", "json"]
+        return self.jobs.run("promoter", [command, *which, *who, *options], most_s, self.still_ours)

@@ -1,0 +1,156 @@
+"""The loop on a real registry: a round by itself, one that is killed and goes on, and what holds it back."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from contract.names import ROUNDS, STAGING
+from services.tracking.readiness import wait_until
+from tests.support.tracking import Stack, make_stack, server
+from tests.unit.test_changes import git
+
+pytestmark = pytest.mark.integration
+MODEL = "code_model_fine_tuning_model"
+CODE = Path(asyncio.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = Path(tmp_path_factory.mktemp("repository"))
+    git(root, "init", "--quiet", "--initial-branch", "main")
+    shutil.copytree(CODE, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "one")
+    return root
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = make_stack(tmp_path_factory.mktemp("tracking"))
+    with server(stack):
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, repository: Path, tiny: Any) -> Path:
+    path = Path(tmp_path_factory.mktemp("loop")) / "loop.yaml"
+    overrides = [
+        *(f"model.name={tiny.folder}", "trainer.max_steps=4", "trainer.max_length=600", "trainer.lr=1e-2"),
+        *("eval.max_new_tokens=4", "eval.max_generated=0", "data.max_eval_examples=48"),
+    ]
+    training = {"overrides": overrides, "budget": {"rounds": 3, "disk_gb": 0.5}}
+    values = {
+        "model": MODEL,
+        "data": {"sources": [f"git:{repository}"]},
+        "triggers": {"commits": 2, "functions": None},
+        "training": training,
+        "cooldown_hours": 0,
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def command(config: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "services.loop", "--config", str(config), "--once", *arguments]
+
+
+def look(stack: Stack, config: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        command(config, *arguments), env=stack.env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def promoter(stack: Stack, *arguments: str) -> str:
+    result = stack.promoter("loop", *arguments, "--model-name", MODEL)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def rounds(stack: Stack) -> list[Any]:
+    experiment = stack.client.get_experiment_by_name(ROUNDS)
+    if experiment is None:
+        return []
+    return list(stack.client.search_runs([experiment.experiment_id], "tags.round = 'true'"))
+
+
+def test_the_first_round_trains_and_stops_before_users_see_it(own: Stack, config: Path) -> None:
+    assert "A round would begin: no version is in production" in look(own, config, "--dry-run")
+    assert rounds(own) == []
+    assert "waits for approval" in look(own, config)
+    [one] = rounds(own)
+    assert (one.info.status, one.data.tags["end"], one.data.tags["candidate"]) == (
+        "FINISHED",
+        "waits for approval",
+        "2",
+    )
+    assert own.client.get_model_version_by_alias(MODEL, STAGING).version == "2"
+    assert float(one.data.tags["trained_s"]) > 1
+    assert "waits for approval" in promoter(own, "status")
+
+
+def test_commits_begin_the_next_one_unless_they_say_no(own: Stack, config: Path, repository: Path) -> None:
+    assert "No round: nothing has happened" in look(own, config)
+    for number, message in enumerate(("two", "three [skip train]", "four")):
+        (repository / "app" / f"new{number}.py").write_text(f"def new(values):\n    return values[{number}]\n")
+        git(repository, "add", ".")
+        git(repository, "commit", "--quiet", "-m", message)
+        expected = (
+            "A round would begin: 2 commits"
+            if number == 2
+            else f"No round: nothing has happened that begins a round: {number or 1} of 2"
+        )
+        assert expected in look(own, config, "--dry-run")
+
+
+def test_a_frozen_loop_begins_nothing(own: Stack, config: Path) -> None:
+    promoter(own, "freeze", "--by", "ada", "--reason", "a release")
+    assert "No round: the loop is frozen: a release (ada)" in look(own, config)
+    promoter(own, "resume")
+    assert len(rounds(own)) == 1
+
+
+def test_a_killed_loop_takes_its_training_with_it_and_goes_on(own: Stack, config: Path) -> None:
+    loop = subprocess.Popen(command(config), env=own.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def trains() -> bool:
+        return bool(subprocess.run(["pgrep", "--full", "run_name=round-"], capture_output=True, check=False).stdout)
+
+    assert wait_until(trains, 60, lambda: True)
+    time.sleep(5)
+    loop.kill()
+    loop.wait()
+    assert wait_until(lambda: not trains(), 60, lambda: True)
+    assert [one.info.status for one in rounds(own)].count("RUNNING") == 1
+    output = look(own, config)
+    assert "Going on with round" in output
+    assert "waits for approval" in output
+    assert [one.data.tags["candidate"] for one in rounds(own)] == ["3", "2"]
+    assert len(own.client.search_model_versions(f"name = '{MODEL}'")) == 3  # the base model, and one of each round
+    assert "No round: nothing has happened" in look(own, config)
+
+
+def test_the_budget_holds_a_round_back_that_somebody_asks_for(own: Stack, config: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(config.read_text())
+    values["training"]["budget"]["rounds"] = 2
+    path = tmp_path / "loop.yaml"
+    path.write_text(yaml.safe_dump(values))
+    promoter(own, "run-now", "--by", "ada", "--reason", "to see it")
+    assert "No round: the budget is spent: 2 of 2 rounds in seven days" in look(own, path)
+    assert "A round would begin: asked for: to see it (ada)" in look(own, config, "--dry-run")
+
+
+def test_two_loops_on_one_server_take_turns(own: Stack, config: Path) -> None:
+    looks = [
+        subprocess.Popen(command(config, "--dry-run"), env=own.env, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    assert [one.wait(120) for one in looks] == [0, 0]
