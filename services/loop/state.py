@@ -165,8 +165,9 @@ def facts(client: "MlflowClient", loop: Loop, found: "list[Run]", moved: Moved) 
 
 
 def baseline(found: "list[Run]") -> "Run | None":
-    """The last round that made a candidate: its code has been trained on."""
-    return next((run for run in reversed(found) if run.data.tags.get("candidate")), None)
+    """The last round that made a candidate: its code has been trained on. One that was deleted is none."""
+    made = (run for run in reversed(found) if run.data.tags.get("candidate"))
+    return next((run for run in made if run.info.lifecycle_stage == "active"), None)
 
 
 def heads(run: "Run | None") -> dict[str, str]:

@@ -3,7 +3,8 @@
     check     that configuration, sources and policies are such that the round can work
     train     a candidate, as a version that this round's run has made
     gate      the candidate into Staging, or refused
-    trial     with users, where nobody has to approve it first; else a person begins it
+    validate  load it as serving does, and compute its figures again
+    promote   where nobody has to approve it first: by a trial with users, or at once where there is none
 
 What a step has found stands in the round's tags, so that a loop that was killed goes on behind the last whole step.
 """
@@ -11,7 +12,6 @@ What a step has found stands in the round's tags, so that a loop that was killed
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from contract import names
 from contract.outcomes import AWAITING, INCONCLUSIVE, NOTHING_TO_DO, PROMOTED, REFUSED_BEFORE, TRIAL_ROLLED_BACK
@@ -56,10 +56,14 @@ class Work:
             return FAILED, tags.get("why", "")
         if tags["gate"] == AWAITING:
             return STAGED, f"the gate's policy wants approval: `promoter approve --version {version}`"
+        if "validated" not in tags:
+            self._validate(version)
+        if tags["validated"] != "0":
+            return (REFUSED if tags["validated"] == "1" else FAILED), tags.get("why", "")
         if self.loop.approval == "manual":
             return STAGED, f"version {version} is in Staging: `promoter trial --version {version}` lets users decide"
-        if tags.get("stage") == "Production":
-            return PROMOTED, tags.get("why", "")
+        if self.loop.trial is None or state.in_production(self.record.client, self.loop.model) is None:
+            return self._promote(version)
         return self._trial(version)
 
     def _train(self) -> str | None:
@@ -143,27 +147,34 @@ class Work:
         return None
 
     def _gate(self, version: str) -> None:
-        """Into Staging, for users or a person to decide; into Production where neither is asked, or none is."""
-        straight = self.loop.approval == "automatic" and (
-            self.loop.trial is None or state.in_production(self.record.client, self.loop.model) is None
-        )
-        stage = "Production" if straight else "Staging"
-        done = self._promoter("promote", version, GATE_S, "--stage", stage, "--policy", self.loop.gate)
-        answer = done.answer if isinstance(done.answer, dict) else {}
-        outcome = str(answer.get("outcome") or f"the promoter ended with {done.exit_code}")
-        self.record.set("why", str(answer.get("why") or done.why or outcome))
-        self.record.set("stage", stage)
+        outcome, why = self._decided("promote", version, GATE_S, "--stage", "Staging", "--policy", self.loop.gate)
+        self.record.set("why", why)
         self.record.set("gate", outcome)
 
+    def _validate(self, version: str) -> None:
+        which = ["--model-name", self.loop.model, "--version", version]
+        done = self.jobs.run("promoter", ["validate", *which, "--policy", self.loop.gate], GATE_S, self.still_ours)
+        if done.exit_code:
+            self.record.set("why", f"version {version} was not validated (exit code {done.exit_code}): {done.why}")
+        self.record.set("validated", str(done.exit_code))
+
+    def _promote(self, version: str) -> tuple[str, str]:
+        outcome, why = self._decided("promote", version, GATE_S, "--stage", "Production", "--policy", self.loop.gate)
+        if outcome in (GATE_REFUSED, REFUSED_BEFORE):
+            return REFUSED, why
+        return (PROMOTED if outcome in (PROMOTED, NOTHING_TO_DO) else FAILED), why
+
     def _trial(self, version: str) -> tuple[str, str]:
-        done = self._promoter("trial", version, TRIAL_S, "--policy", str(self.loop.trial))
-        answer = done.answer if isinstance(done.answer, dict) else {}
-        outcome, why = str(answer.get("outcome", "")), str(answer.get("why") or done.why)
+        outcome, why = self._decided("trial", version, TRIAL_S, "--policy", str(self.loop.trial))
         if outcome == TRIAL_ROLLED_BACK:
             return REFUSED, why
         return (outcome if outcome in (PROMOTED, INCONCLUSIVE) else FAILED), why
 
-    def _promoter(self, command: str, version: str, most_s: float, *options: str) -> Any:
+    def _decided(self, command: str, version: str, most_s: float, *options: str) -> tuple[str, str]:
+        """What the promoter decided, and why."""
         who = ["--by", "the loop", "--reason", f"round {self.record.id[:12]}"]
         which = ["--model-name", self.loop.model, "--version", version, "--wait", "600", "--format", "json"]
-        return self.jobs.run("promoter", [command, *which, *who, *options], most_s, self.still_ours)
+        done = self.jobs.run("promoter", [command, *which, *who, *options], most_s, self.still_ours)
+        answer = done.answer if isinstance(done.answer, dict) else {}
+        outcome = str(answer.get("outcome") or f"the promoter ended with {done.exit_code}")
+        return outcome, str(answer.get("why") or done.why or outcome)

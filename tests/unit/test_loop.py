@@ -230,12 +230,12 @@ def says(outcome: str | None) -> Done:
 @pytest.mark.parametrize(
     ("approval", "gate", "trial", "end", "parts"),
     [
-        ("manual", "promoted", None, STAGED, ["promote"]),
-        ("manual", "nothing to do", None, STAGED, ["promote"]),
+        ("manual", "promoted", None, STAGED, ["promote", "validate"]),
+        ("manual", "nothing to do", None, STAGED, ["promote", "validate"]),
         ("automatic", "awaiting approval", None, STAGED, ["promote"]),
-        ("automatic", "promoted", "promoted", "promoted", ["promote", "trial"]),
-        ("automatic", "promoted", "trial rolled back", REFUSED, ["promote", "trial"]),
-        ("automatic", "promoted", "inconclusive", "inconclusive", ["promote", "trial"]),
+        ("automatic", "promoted", "promoted", "promoted", ["promote", "validate", "trial"]),
+        ("automatic", "promoted", "trial rolled back", REFUSED, ["promote", "validate", "trial"]),
+        ("automatic", "promoted", "inconclusive", "inconclusive", ["promote", "validate", "trial"]),
         ("automatic", "refused", None, REFUSED, ["promote"]),
         ("automatic", "refused before", None, REFUSED, ["promote"]),
         ("automatic", None, None, "failed", ["promote"]),
@@ -251,7 +251,7 @@ def test_a_round_from_step_to_step_and_once_more_after_a_kill(
     assert client.tags["trained_s"] == "60.0"
     jobs.started.clear()
     assert work(client, jobs, approval=approval).go()[0] == end  # killed before its end was written
-    assert not {"train", "promote"} & set(jobs.started)
+    assert not {"train", "promote", "validate"} & set(jobs.started)
 
 
 @pytest.mark.parametrize(("trial", "production"), [(None, True), ("default", False)])
@@ -260,6 +260,15 @@ def test_where_users_are_not_asked_or_there_is_nothing_to_compare_with(trial: st
     client.production = production
     jobs = Jobs(client, {"promote": says("promoted")})
     assert work(client, jobs, approval="automatic", trial=trial).go()[0] == "promoted"
+    assert jobs.started[2:] == ["train", "promote", "validate", "promote"]
+
+
+@pytest.mark.parametrize(("code", "end"), [(1, REFUSED), (2, "failed")])
+def test_what_does_not_load_as_serving_loads_it_goes_no_further(code: int, end: str) -> None:
+    client = Registry()
+    jobs = Jobs(client, {"promote": says("promoted"), "validate": Done(code, "", "its figures are others", 1.0)})
+    assert work(client, jobs, approval="automatic").go()[0] == end
+    assert "its figures are others" in client.tags["why"]
     assert "trial" not in jobs.started
 
 
