@@ -39,12 +39,12 @@ PEOPLE, LINES = 4, 6  # users at work; lines of a file that they know before the
 LIKES = 0.7  # a completion is accepted whose first line is so much like what stands in the file
 TRAINER = (
     *("data.max_train_examples=96", "data.min_eval_files=16", "data.max_eval_examples=48", "trainer.lr=1e-3"),
-    *("trainer.batch_size=4", "trainer.logging_steps=1", "eval.max_new_tokens=16", "eval.max_generated=16"),
+    *("trainer.batch_size=4", "trainer.logging_steps=1", "eval.max_new_tokens=16", "eval.max_generated=8"),
 )
 TRIAL: dict[str, Any] = {
-    "steps": [{"share": 0.5, "requests": 100}],
+    "steps": [{"share": 0.5, "requests": 80}],
     # As wide as a demonstration of a minute needs; docs/trials.md has what a day's traffic can show.
-    "margins": {"acceptance": 0.3, "persistence": 0.9, "errors": 0.3, "empty": 0.5, "slow": 0.9, "left": 0.5},
+    "margins": {"acceptance": 0.4, "persistence": 0.9, "errors": 0.3, "empty": 0.5, "slow": 0.9, "left": 0.5},
     "alpha": 0.1,
     "settle_s": 1,
     "persistence_after_s": 30,
@@ -133,8 +133,8 @@ class LoopDemo:
         os.environ |= {"SERVING_MODEL": MODEL, "SERVING_PORT": str(port), "SERVING_HOST": "127.0.0.1"}
         click.echo("$ python -m serving")
         service.start("serving")
-        self.demo.wait_for(service, lambda: self._status().get("version") is not None)
-        click.echo(f"Ready: {self.url}, version {self._status()['version']}  (log: {service.log})")
+        self.demo.wait_for(service, lambda: self._version() is not None)
+        click.echo(f"Ready: {self.url}, version {self._version()}  (log: {service.log})")
 
     def _status(self) -> dict[str, Any]:
         try:
@@ -142,6 +142,10 @@ class LoopDemo:
         except (requests.RequestException, ValueError):
             return {}
         return dict(found)
+
+    def _version(self) -> str | None:
+        """That is being served."""
+        return (self._status().get("live") or {}).get("version")
 
     @contextmanager
     def _people(self) -> Iterator[None]:
@@ -188,7 +192,7 @@ class LoopDemo:
         production = self.client.get_model_version_by_alias(MODEL, PRODUCTION).version
         click.echo(
             f"\nRounds:     {self.demo.tracking_url}, experiment {ROUNDS}\nProduction: version {production}; "
-            f"{self.url} serves {self._status().get('version')}\nStop:       make down\n"
+            f"{self.url} serves {self._version()}\nStop:       make down\n"
         )
         ends = [tags.get("end") for tags in rounds]
         expected = ["promoted", "promoted", "refused"]

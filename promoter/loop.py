@@ -36,7 +36,9 @@ def status(uri: str, model: str, output_format: str, limit: int) -> None:
         click.echo("It has had no rounds.")
         return
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    click.echo(tables.render(table, output_format))
+    click.echo(tables.render(table if output_format == "markdown" else table.drop(columns="why"), output_format))
+    if output_format == "text":
+        click.echo("".join(f"\n{row['round']}: {row['why']}" for row in rows if row["why"]))
 
 
 def say(uri: str, model: str, tag: str, by: str, reason: str) -> None:

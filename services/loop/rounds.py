@@ -120,7 +120,7 @@ def trigger(loop: Loop, facts: Facts, rounds: Sequence[Round], now: float) -> st
     if facts.news:
         return facts.news
     if wanted.commits is not None and facts.commits >= wanted.commits:
-        return f"{facts.commits} commits"
+        return f"{facts.commits} commit{'s' * (facts.commits > 1)}"
     if wanted.functions is not None and facts.functions >= wanted.functions:
         return f"{facts.functions:.0%} of the functions are new or changed"
     if wanted.accepted is not None and facts.accepted >= wanted.accepted:

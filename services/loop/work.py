@@ -172,9 +172,11 @@ class Work:
 
     def _decided(self, command: str, version: str, most_s: float, *options: str) -> tuple[str, str]:
         """What the promoter decided, and why."""
-        who = ["--by", "the loop", "--reason", f"round {self.record.id[:12]}"]
+        reason = f"round {self.record.id[:12]}"
+        who = ["--by", "the loop", "--reason", reason]
         which = ["--model-name", self.loop.model, "--version", version, "--wait", "600", "--format", "json"]
         done = self.jobs.run("promoter", [command, *which, *who, *options], most_s, self.still_ours)
         answer = done.answer if isinstance(done.answer, dict) else {}
         outcome = str(answer.get("outcome") or f"the promoter ended with {done.exit_code}")
-        return outcome, str(answer.get("why") or done.why or outcome)
+        why = str(answer.get("why") or done.why or outcome)
+        return outcome, why.removeprefix(f"{reason} (").removesuffix(")") if why.startswith(f"{reason} (") else why
