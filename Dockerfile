@@ -119,11 +119,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM torch AS serving
 LABEL org.opencontainers.image.title="ratchet-serving" \
       org.opencontainers.image.description="The model version in production, by mlflow models serve"
-# The promoter too, for `promoter validate`, which loads a model as serving does.
+# The promoter too, for `promoter validate`, which loads a model as serving does; and the loop, which asks for that.
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
-    pip install -c /requirements/constraints.txt -r /requirements/promoter.txt
+    pip install -c /requirements/constraints.txt -r /requirements/promoter.txt -r /requirements/loop.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
 USER 10001:10001
 ARG GIT_COMMIT

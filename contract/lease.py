@@ -191,6 +191,15 @@ def _wait_for_grant(claim: Claim, experiment_id: str, wait_s: float, doing: str)
         time.sleep(PACE_S)
 
 
+def is_alive(client: MlflowClient, claim: str, now: float) -> bool:
+    """Whether a claim, by its run's id, is one whose lease has not run out. `now`: the server's time."""
+    try:
+        run = client.get_run(claim)
+    except MlflowException:
+        return False
+    return run.info.status == "RUNNING" and run.info.lifecycle_stage == "active" and _lease_until(run) > now
+
+
 def unfinished(client: MlflowClient, model: str, own: str) -> list[Run]:
     """What promoters of this model have left RUNNING who are dead: their leases have run out.
 

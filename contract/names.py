@@ -12,6 +12,7 @@ DEFAULT_EXPERIMENT = "code_model_fine_tuning"
 PROMOTIONS = "promotions"  # the experiment of decision records
 TRACES = "serving"  # the experiment of traces
 MONITORING = "monitoring"  # the experiment of looks at production (services/monitor)
+JOBS = "jobs"  # the experiment of what a worker has done for a loop (services/loop/worker.py)
 ROUNDS = "rounds"  # the experiment of the loop's rounds (services/loop)
 
 

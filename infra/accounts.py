@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from contract.errors import InputError, Unreachable
-from contract.names import DEFAULT_EXPERIMENT, MONITORING, PROMOTIONS, TRACES, pyfunc_model, pytorch_model
+from contract.names import DEFAULT_EXPERIMENT, JOBS, MONITORING, PROMOTIONS, ROUNDS, TRACES, pyfunc_model, pytorch_model
 from services.tracking.rights import PARTS
 
 SECRETS = Path("/run/secrets")
@@ -39,18 +39,25 @@ def grants(part: str, experiments: list[str]) -> set[Grant]:
     models = [model for name in experiments for model in (pyfunc_model(name), pytorch_model(name))]
     on_experiments, on_models, others = {
         # Adds runs and versions. To take back a version that it could not finish takes MANAGE.
-        # The monitor has the same account: it reads what production was asked, and writes down its looks.
+        # The monitor has the same account: it reads what production was asked, and writes down its looks. And the
+        # loop's worker: it reads the loop's jobs, and writes down what came of them.
         "trainer": (
             "EDIT",
             "MANAGE",
-            {Grant("experiment", TRACES, "READ"), Grant("experiment", MONITORING, "EDIT")},
+            {
+                *(Grant("experiment", name, "READ") for name in (TRACES, ROUNDS)),
+                *(Grant("experiment", name, "EDIT") for name in (MONITORING, JOBS)),
+            },
         ),
         # Moves aliases, writes tags and takes them back; deletes the claims in its experiment that it gave up; reads
-        # what became of a trial's requests.
+        # what became of a trial's requests. The loop has the same account.
         "promoter": (
             "READ",
             "MANAGE",
-            {Grant("experiment", PROMOTIONS, "MANAGE"), Grant("experiment", TRACES, "READ")},
+            {
+                *(Grant("experiment", name, "MANAGE") for name in (PROMOTIONS, ROUNDS)),
+                *(Grant("experiment", name, "READ") for name in (TRACES, JOBS)),
+            },
         ),
         # Reads the version that it serves and the decisions on it, says on its page where it cannot; writes traces and
         # feedback. To take a tag back is MANAGE to MLflow too.

@@ -42,13 +42,11 @@ def status(uri: str, model: str, output_format: str, limit: int) -> None:
 
 
 def say(uri: str, model: str, tag: str, by: str, reason: str) -> None:
-    """Freeze the loop, or ask for a round, as a tag says. Raises InputError where that is so already."""
+    """Freeze the loop, or ask for a round, as a tag says; once."""
     client = registry.connect(uri)
-    found = _said(_tags(client, model).get(tag))
-    if found:
-        raise InputError(
-            f"{'It is frozen already' if tag == LOOP_FROZEN else 'A round was asked for already'}: {found}."
-        )
+    if found := _said(_tags(client, model).get(tag)):
+        click.echo(f"{'It is frozen already' if tag == LOOP_FROZEN else 'A round was asked for already'}: {found}.")
+        return
     value = {"by": by, "reason": reason, "at": round(server_time(uri))}
     client.set_registered_model_tag(model, tag, json.dumps(value))
     click.echo(

@@ -26,6 +26,7 @@ from services.loop.jobs import Here, Jobs
 from services.loop.rounds import Facts, Verdict, decide, freezes, seconds_left
 from services.loop.state import Record
 from services.loop.work import FAILED, Work
+from services.loop.worker import Elsewhere
 from services.options import Finite
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ LEFT = "A round that has begun goes on with the same command."
 @click.option("--dry-run", is_flag=True, help="Say whether a round would begin, and why; begin none.")
 @click.option("--every", type=Finite(10, 86_400), default=300.0, show_default=True, metavar="SECONDS",
               help="Look so often.")  # fmt: skip
+@click.option("--elsewhere", is_flag=True,
+              help="Train where a worker waits for it (`python -m services.loop.worker`), and not here.")  # fmt: skip
 @click.option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", default="http://127.0.0.1:5000", show_default=True,
               help="The tracking server.  [$MLFLOW_TRACKING_URI]")  # fmt: skip
-def main(path: Path, once: bool, dry_run: bool, every: float, tracking_uri: str) -> None:
+def main(path: Path, once: bool, dry_run: bool, every: float, elsewhere: bool, tracking_uri: str) -> None:
     """Look whether a round is due, and do it: train, gate, and let users decide, as far as loop.yaml allows.
 
     Exit codes with --once: 0 whatever came of the round, 2 bad input, 3 the tracking server does not do its work,
@@ -54,14 +57,22 @@ def main(path: Path, once: bool, dry_run: bool, every: float, tracking_uri: str)
     loop = load(path)
     signal.signal(signal.SIGTERM, _terminate)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # the jobs' too
-    jobs = Here(Path(os.environ.get("RATCHET_HOME") or "."))
+    here = Here(Path(os.environ.get("RATCHET_HOME") or "."))
     alone = once or dry_run
     while True:
         try:
             with _failing_as_everywhere():
                 client = connect(tracking_uri, "--tracking-uri", "--tracking-uri")
                 say_when_waiting()
-                look_once(client, loop, jobs, dry_run, WAIT_S if once else 0.0)
+                if dry_run and not elsewhere:
+                    _would(client, loop, here)
+                else:
+                    with lease(client, loop.model, "loop", WAIT_S if once else 0.0, ROUNDS, "training") as claim:
+                        jobs: Jobs = Elsewhere(client, here, claim.run_id) if elsewhere else here
+                        if dry_run:
+                            _would(client, loop, jobs)
+                        else:
+                            look(client, loop, jobs, claim)
         except RatchetError as error:
             if alone or isinstance(error, InputError):
                 raise
@@ -72,14 +83,10 @@ def main(path: Path, once: bool, dry_run: bool, every: float, tracking_uri: str)
             time.sleep(every)
 
 
-def look_once(client: "MlflowClient", loop: Loop, jobs: Jobs, dry_run: bool, wait_s: float) -> None:
-    """One look, alone with the model. Raises Busy where another loop works."""
-    if dry_run:
-        verdict = _verdict(client, loop, jobs, lambda _: None)
-        click.echo(f"{'A round would begin' if verdict.begins else 'No round'}: {verdict.why}")
-        return
-    with lease(client, loop.model, "loop", wait_s, ROUNDS, "training") as claim:
-        look(client, loop, jobs, claim)
+def _would(client: "MlflowClient", loop: Loop, jobs: Jobs) -> None:
+    """Say what a look would do."""
+    verdict = _verdict(client, loop, jobs, lambda _: None)
+    click.echo(f"{'A round would begin' if verdict.begins else 'No round'}: {verdict.why}")
 
 
 def look(client: "MlflowClient", loop: Loop, jobs: Jobs, claim: Claim) -> Verdict:
@@ -107,7 +114,7 @@ def _verdict(client: "MlflowClient", loop: Loop, jobs: Jobs, still_ours: Callabl
         there = state.in_production(client, loop.model) is not None
         return state.facts(client, loop, found, sources.moved(loop, since, there, jobs, still_ours))
 
-    known = state.known(client, loop, Path(os.environ.get("RATCHET_HOME") or "."))
+    known = state.known(client, loop, jobs.free_gb())
     return decide(loop, known, facts, [state.round_of(one) for one in found], server_time(client.tracking_uri))
 
 

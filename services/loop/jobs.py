@@ -22,6 +22,7 @@ from contract.files import try_lock
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 TOOK_TOO_LONG = 124  # as `timeout` has it
 GRACE_S = 300.0  # for a trainer to save a checkpoint
+WRONG = "✗"  # how `promoter validate` begins a line with what is not as it should be
 QUIET = ("changes", "loop")  # of which only the answer is wanted
 PACE_S = 0.5  # of looking
 LONGEST_TAIL = 8192  # bytes of what a job says, in which the reason of a failure is looked for
@@ -34,13 +35,14 @@ class Done:
 
     exit_code: int  # as everywhere, or TOOK_TOO_LONG
     output: str  # on stdout
-    last: str  # that it said, for the round's record
+    said: str  # otherwise: the last of it
     seconds: float
 
     @property
     def why(self) -> str:
-        """It failed."""
-        return self.last.removeprefix("Error: ")
+        """It failed: what it found wrong, or the last that it said."""
+        lines = [line.strip() for line in self.said.splitlines() if line.strip()] or [""]
+        return "; ".join(line for line in lines if line.startswith(WRONG)) or lines[-1].removeprefix("Error: ")
 
     @property
     def answer(self) -> Any:
@@ -56,6 +58,9 @@ class Jobs(Protocol):
 
     def gpus(self) -> int:
         """That a training has."""
+
+    def free_gb(self) -> float:
+        """Where it keeps what it makes."""
 
     def run(self, part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None]) -> Done:
         """Run `python -m part …`, at most so long. `tick` gets its seconds so far; what it raises ends it."""
@@ -73,6 +78,11 @@ class Here:
             return 0
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
         return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+    def free_gb(self) -> float:
+        """On the disk of `home`."""
+        folders = (self.home.absolute(), *self.home.absolute().parents)
+        return shutil.disk_usage(next(folder for folder in folders if folder.exists())).free / 1e9
 
     def run(self, part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None]) -> Done:
         """Run a job to its end. It is ended by SIGTERM, at which the trainer saves a checkpoint."""
@@ -121,9 +131,8 @@ def _run(part: str, arguments: Sequence[str], most_s: float, tick: Callable[[flo
                 raise
             reader.join(GRACE_S)
             output.seek(0)
-            lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()] or [""]
             code = TOOK_TOO_LONG if late else process.returncode
-            return Done(code, output.read(), lines[-1], time.monotonic() - began)
+            return Done(code, output.read(), tail.decode(errors="replace"), time.monotonic() - began)
     except OSError as error:
         raise RatchetError(f"`{part} {arguments[0]}` could not be run: {error.strerror or error}.") from error
 

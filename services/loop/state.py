@@ -2,12 +2,10 @@
 
 import json
 import math
-import shutil
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import printable
@@ -133,12 +131,11 @@ def begin(client: "MlflowClient", claim: Claim, loop: Loop, why: str, facts: Fac
     return Record(client, claim, run.info.run_id, dict(run.data.tags))
 
 
-def known(client: "MlflowClient", loop: Loop, home: Path) -> Known:
+def known(client: "MlflowClient", loop: Loop, free_gb: float) -> Known:
     """What holds a round back, or asks for one."""
     tags = model_tags(client, loop.model)
-    there = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
     return Known(
-        free_gb=shutil.disk_usage(there).free / 1e9,
+        free_gb=free_gb,
         frozen=said(tags.get(LOOP_FROZEN)),
         asked_for=said(tags.get(LOOP_RUN_NOW)),
     )

@@ -11,9 +11,13 @@ What a step has found stands in the round's tags, so that a loop that was killed
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from mlflow.exceptions import MlflowException
+
 from contract import names
+from contract.errors import Unreachable
 from contract.outcomes import AWAITING, INCONCLUSIVE, NOTHING_TO_DO, PROMOTED, REFUSED_BEFORE, TRIAL_ROLLED_BACK
 from contract.outcomes import REFUSED as GATE_REFUSED
 from services.loop import state
@@ -58,10 +62,12 @@ class Work:
             return STAGED, f"the gate's policy wants approval: `promoter approve --version {version}`"
         if "validated" not in tags:
             self._validate(version)
-        if tags["validated"] != "0":
-            return (REFUSED if tags["validated"] == "1" else FAILED), tags.get("why", "")
+        valid = tags["validated"] == "0"
         if self.loop.approval == "manual":
-            return STAGED, f"version {version} is in Staging: `promoter trial --version {version}` lets users decide"
+            said = f"version {version} is in Staging: `promoter trial --version {version}` lets users decide"
+            return STAGED, said if valid else f"version {version} is in Staging; but {tags.get('why', '')}"
+        if not valid:
+            return (REFUSED if tags["validated"] == "1" else FAILED), tags.get("why", "")
         if self.loop.trial is None or state.in_production(self.record.client, self.loop.model) is None:
             return self._promote(version)
         return self._trial(version)
@@ -116,8 +122,10 @@ class Work:
             nonlocal said
             self.still_ours(seconds)
             if seconds >= said + EVERY_S:
+                # Later it may fail, as what was set aside lasts: the lease tells when the server is away for too long.
+                with suppress(*((MlflowException, Unreachable) if seconds else ())):
+                    count(min(seconds + AHEAD_S, left_s), self.now())
                 said = seconds
-                count(min(seconds + AHEAD_S, left_s), self.now())
 
         done = self.jobs.run("trainer", arguments, left_s, tick)
         count(min(done.seconds, left_s), self.now())
@@ -155,7 +163,7 @@ class Work:
         which = ["--model-name", self.loop.model, "--version", version]
         done = self.jobs.run("promoter", ["validate", *which, "--policy", self.loop.gate], GATE_S, self.still_ours)
         if done.exit_code:
-            self.record.set("why", f"version {version} was not validated (exit code {done.exit_code}): {done.why}")
+            self.record.set("why", f"`promoter validate` says no (exit code {done.exit_code}): {done.why}")
         self.record.set("validated", str(done.exit_code))
 
     def _promote(self, version: str) -> tuple[str, str]:

@@ -43,10 +43,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def config(tmp_path_factory: pytest.TempPathFactory, repository: Path, tiny: Any) -> Path:
     path = Path(tmp_path_factory.mktemp("loop")) / "loop.yaml"
     overrides = [
-        *(f"model.name={tiny.folder}", "trainer.max_steps=4", "trainer.max_length=600", "trainer.lr=1e-2"),
+        *(f"model.name={tiny.folder}", "trainer.max_steps=4", "trainer.max_length=600", "trainer.lr=3e-3"),
         *("eval.max_new_tokens=4", "eval.max_generated=0", "data.max_eval_examples=48"),
     ]
-    training = {"overrides": overrides, "budget": {"rounds": 3, "disk_gb": 0.5}}
+    training = {"overrides": overrides, "budget": {"rounds": 9, "disk_gb": 0.5}}
     values = {
         "model": MODEL,
         "data": {"sources": [f"git:{repository}"]},
@@ -67,6 +67,7 @@ def look(stack: Stack, config: Path, *arguments: str) -> str:
         command(config, *arguments), env=stack.env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stderr)
     return done.stdout
 
 
@@ -81,6 +82,10 @@ def rounds(stack: Stack) -> list[Any]:
     if experiment is None:
         return []
     return list(stack.client.search_runs([experiment.experiment_id], "tags.round = 'true'"))
+
+
+def trains() -> bool:
+    return bool(subprocess.run(["pgrep", "--full", "run_name=round-"], capture_output=True, check=False).stdout)
 
 
 def test_the_first_round_trains_and_stops_before_users_see_it(own: Stack, config: Path) -> None:
@@ -122,9 +127,6 @@ def test_a_frozen_loop_begins_nothing(own: Stack, config: Path) -> None:
 def test_a_killed_loop_takes_its_training_with_it_and_goes_on(own: Stack, config: Path) -> None:
     loop = subprocess.Popen(command(config), env=own.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def trains() -> bool:
-        return bool(subprocess.run(["pgrep", "--full", "run_name=round-"], capture_output=True, check=False).stdout)
-
     assert wait_until(trains, 60, lambda: True)
     time.sleep(5)
     loop.kill()
@@ -139,13 +141,38 @@ def test_a_killed_loop_takes_its_training_with_it_and_goes_on(own: Stack, config
     assert "No round: nothing has happened" in look(own, config)
 
 
+def test_a_worker_trains_for_a_loop_that_runs_elsewhere(own: Stack, config: Path, repository: Path) -> None:
+    """The first worker is killed in the middle of the training, and the next one goes on with it."""
+
+    def worker() -> "subprocess.Popen[str]":
+        return subprocess.Popen([sys.executable, "-m", "services.loop.worker"], env=own.env, text=True)
+
+    promoter(own, "run-now", "--by", "ada", "--reason", "to see it")
+    first = worker()
+    loop = subprocess.Popen(command(config, "--elsewhere"), env=own.env, stdout=subprocess.PIPE, text=True)
+    assert wait_until(trains, 120, lambda: True)
+    time.sleep(8)
+    first.kill()
+    first.wait()
+    second = worker()
+    try:
+        output, _ = loop.communicate(timeout=300)
+    finally:
+        second.terminate()
+        assert second.wait(60) == 143
+    assert "waits for approval" in output
+    newest = rounds(own)[0].data.tags
+    assert (newest["candidate"], newest["trigger"]) == ("4", "asked for: to see it (ada)")
+    assert len(own.client.search_model_versions(f"name = '{MODEL}'")) == 4
+
+
 def test_the_budget_holds_a_round_back_that_somebody_asks_for(own: Stack, config: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(config.read_text())
-    values["training"]["budget"]["rounds"] = 2
+    values["training"]["budget"]["rounds"] = 3
     path = tmp_path / "loop.yaml"
     path.write_text(yaml.safe_dump(values))
     promoter(own, "run-now", "--by", "ada", "--reason", "to see it")
-    assert "No round: the budget is spent: 2 of 2 rounds in seven days" in look(own, path)
+    assert "No round: the budget is spent: 3 of 3 rounds in seven days" in look(own, path)
     assert "A round would begin: asked for: to see it (ada)" in look(own, config, "--dry-run")
 
 

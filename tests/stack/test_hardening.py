@@ -14,7 +14,8 @@ from tests.support.stack import SERVICES, TAG, Platform, docker_json
 
 pytestmark = pytest.mark.stack
 
-OURS = ("bucket", "migrate", "tracking", "evaluator", "trainer", "monitor", "promoter", "promoter-server", "serving")
+OURS = ("bucket", "migrate", "tracking", "evaluator", "trainer", "monitor", "promoter", "promoter-server", "serving",
+        "loop", "loop-trainer")  # fmt: skip
 PUBLISHED = {"tracking": ("5000", "TRACKING_PORT"), "serving": ("8000", "SERVING_PORT"),
              "minio": ("9001", "MINIO_CONSOLE_PORT")}  # fmt: skip
 
@@ -30,7 +31,8 @@ def processes(container: str) -> str:
 @pytest.fixture(scope="module")
 def created(platform: Platform) -> Platform:
     """The jobs' containers too, made and not started."""
-    platform.docker_compose("--profile", "jobs", "create", "--no-recreate")
+    profiles = ("--profile", "jobs", "--profile", "loop")
+    platform.docker_compose(*profiles, "create", "--no-recreate", LOOP_CONFIG="./pyproject.toml")
     return platform
 
 
@@ -50,7 +52,7 @@ def test_every_container_is_read_only_without_rights_and_bounded(created: Platfo
     assert host["PidsLimit"] > 0
     # As many cores as there are where a variable says nothing else, and one for those with little to do.
     assert host["NanoCpus"] == (
-        0 if service in ("postgres", "minio", "tracking", "trainer", "monitor", "serving") else 1e9
+        1e9 if service in ("bucket", "migrate", "evaluator", "promoter", "promoter-server") else 0
     )
     assert host["LogConfig"]["Config"]["max-size"]
     assert host["NetworkMode"] not in ("host", "bridge")
@@ -115,6 +117,8 @@ def test_only_tracking_reaches_postgres_and_the_s3_api(created: Platform) -> Non
         "promoter": {"platform"},
         "promoter-server": {"platform"},
         "serving": {"platform"},
+        "loop": {"platform"},
+        "loop-trainer": {"internet", "platform"},
     }
     for host in ("postgres", "minio"):
         program = f"import socket\ntry: socket.getaddrinfo('{host}', 5432)\nexcept OSError: print('unknown')"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 from contract.files import free_port
 from contract.names import CHALLENGER_ALIAS, TRIAL, TRIAL_SHARE
@@ -281,6 +282,33 @@ def test_your_source_tree_is_trained_on_and_watched(trained: Platform, tmp_path:
     assert trained.client.get_model_version("mine_model", "2").tags["drift"] == "repository"
 
 
+def test_the_loop_trains_where_its_worker_waits(trained: Platform, tmp_path: Path) -> None:
+    """Without the engine's socket: the worker has the trainer's account and code, the loop the promoter's."""
+    source, config = tmp_path / "source", tmp_path / "loop.yaml"
+    source.mkdir()
+    write_tree(source)
+    for command in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "scales")):
+        git = ("git", "-C", str(source), "-c", "user.name=Ada", "-c", "user.email=ada@localhost")
+        subprocess.run([*git, *command], check=True)
+    training = {"overrides": [*TINY, *QUICK, "trainer.max_steps=1"], "budget": {"disk_gb": 0.5}}
+    config.write_text(yaml.safe_dump({"model": "looped_model", "data": {"sources": ["/source"]}, "training": training}))
+    for path in (tmp_path, source):
+        path.chmod(0o755)
+    places = {"SOURCE_DIR": str(source), "LOOP_CONFIG": str(config)}
+    trained.docker_compose("--profile", "loop", "up", "--detach", "loop-trainer", **places)
+    try:
+        look = ("--config", "/etc/ratchet/loop.yaml", "--elsewhere", "--once")
+        output = trained.docker_compose("--profile", "loop", "run", "--rm", "--no-TTY", "loop", *look, **places)
+    finally:
+        trained.docker_compose("--profile", "loop", "rm", "--stop", "--force", "loop-trainer", **places)
+    assert "A round begins: no version is in production" in output
+    experiment = trained.client.get_experiment_by_name("rounds")
+    assert experiment is not None
+    (made,) = trained.client.search_runs([experiment.experiment_id], "tags.round = 'true'")
+    assert made.data.tags["candidate"] == "2", output
+    assert made.data.tags["end"] in ("waits for approval", "refused"), output  # after a single step
+
+
 def test_a_source_dir_that_the_container_may_not_read_is_an_error(platform: Platform, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text('def f():\n    """Return one."""\n    return 1\n')
     tmp_path.chmod(0o700)
@@ -374,7 +402,9 @@ def test_one_variable_puts_the_trainer_on_the_nvidia_runtime(engine, environ, va
     assert services["trainer"]["environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
     assert services["serving"]["runtime"] == "runc"  # which has a variable of its own
     assert all(
-        "runtime" not in service for name, service in services.items() if name not in ("trainer", "monitor", "serving")
+        "runtime" not in service
+        for name, service in services.items()
+        if name not in ("trainer", "monitor", "serving", "loop-trainer")
     )
 
 

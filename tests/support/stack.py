@@ -21,7 +21,7 @@ BUILT_FROM = (
 TAG = "test"
 SERVICES = (
     *("postgres", "minio", "bucket", "migrate", "tracking", "evaluator", "trainer", "monitor", "promoter"),
-    *("promoter-server", "serving"),
+    *("promoter-server", "serving", "loop", "loop-trainer"),
 )
 SECRETS = ("POSTGRES_PASSWORD_FILE", "MINIO_ROOT_PASSWORD_FILE")
 
