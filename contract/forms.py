@@ -43,7 +43,9 @@ def read(path: Path, form: type[T], what: str, page: str) -> T:
     """The file's values. `what`: it is, for messages; `page`: where its keys are explained. Raises InputError."""
     try:
         values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
-    except (yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{what} '{path}' cannot be read: {error.strerror or error}.") from error
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # The last ones: of values that are written as YAML's own types, and are none, such as 2024-99-99.
         raise InputError(f"{what} '{path}' is not YAML: {' '.join(str(error).split())[:300]}.") from error
     try:

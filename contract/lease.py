@@ -257,7 +257,10 @@ def _order(run: Run) -> tuple[int, str]:
 
 
 def _lease_until(run: Run) -> float:
-    return float(run.data.tags.get(LEASE_UNTIL, 0))
+    try:
+        return float(run.data.tags.get(LEASE_UNTIL, 0))
+    except ValueError:  # somebody has written it by hand; its owner writes it anew
+        return 0.0
 
 
 def _busy(model: str, doing: str, holder: Run, now: float) -> str:

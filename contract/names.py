@@ -94,6 +94,7 @@ LEDGER = (
 )
 LAST_PRODUCTION = "last_production"  # the version that the promoter put there last, whatever became of the alias
 LOOP_FROZEN, LOOP_RUN_NOW = "loop_frozen", "loop_run_now"  # JSON of who, when and why; the loop obeys
+LOOP_LOOKED = "loop_looked"  # when the loop last had the monitor look: seconds since 1970
 LOOP_RESUMED = "loop_resumed"  # when somebody last let the loop go on: seconds since 1970
 FROZEN = "frozen"  # the run of the record by which promotions were stopped; there as long as they are
 BEST_GUARDS = "best_on_"  # and the start of a data digest: the best that production had of each guard on these data

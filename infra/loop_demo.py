@@ -103,7 +103,7 @@ class LoopDemo:
         loop = {
             "model": MODEL,
             "data": {"sources": [f"git:{self.repository}@main"]},
-            "triggers": {"commits": 1},
+            "triggers": {"commits": 1, "drift": False},
             "training": {"overrides": list(TRAINER), "budget": {"rounds": 100, "hours": 24, "disk_gb": 2}},
             "trial": str(self.folder / "trial.yaml"),
             "approval": "automatic",

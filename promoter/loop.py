@@ -23,7 +23,7 @@ COLUMNS = ("round", "began", "trigger", "candidate", "trained", "end", "why")
 def status(uri: str, model: str, output_format: str, limit: int) -> None:
     """The loop's last rounds, the newest first, and whether it is frozen."""
     client = registry.connect(uri)
-    tags = _tags(client, model)
+    tags = _tags(client, model) if _rounds(client, model, 1) == [] else _model_tags(client, model)
     rows = [_row(run) for run in _rounds(client, model, limit)]
     frozen, asked = _said(tags.get(LOOP_FROZEN)), _said(tags.get(LOOP_RUN_NOW))
     if output_format == "json":
@@ -72,6 +72,12 @@ def resume(uri: str, model: str) -> None:
     client.set_registered_model_tag(model, LOOP_RESUMED, f"{server_time(uri):.3f}")  # refusals count from now on
     client.delete_registered_model_tag(model, LOOP_FROZEN)
     click.echo(f"The loop of {model} goes on.")
+
+
+def _model_tags(client: MlflowClient, model: str) -> dict[str, str]:
+    """None where the rounds have registered nothing yet."""
+    found = client.search_registered_models(f"name = '{model}'")
+    return dict(found[0].tags) if found else {}
 
 
 def _tags(client: MlflowClient, model: str) -> dict[str, str]:

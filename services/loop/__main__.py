@@ -18,14 +18,14 @@ import click
 
 from contract.errors import Busy, InputError, RatchetError, Unreachable, disk_full, printable, unexpected
 from contract.lease import Claim, lease, server_time
-from contract.names import LOOP_FROZEN, LOOP_RUN_NOW, ROUNDS
+from contract.names import LOOP_FROZEN, LOOP_LOOKED, LOOP_RUN_NOW, ROUNDS
 from contract.tracking import as_ours, connect, say_when_waiting
 from services.loop import sources, state
 from services.loop.config import Loop, load
 from services.loop.jobs import Here, Jobs
-from services.loop.rounds import Facts, Verdict, decide, freezes, seconds_left
+from services.loop.rounds import FAILED, HOUR_S, Facts, Verdict, decide, freezes, seconds_left
 from services.loop.state import Record
-from services.loop.work import FAILED, Work
+from services.loop.work import Work, cannot_work
 from services.loop.worker import Elsewhere
 from services.options import Finite
 
@@ -57,7 +57,7 @@ def main(path: Path, once: bool, dry_run: bool, every: float, elsewhere: bool, t
     loop = load(path)
     signal.signal(signal.SIGTERM, _terminate)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # the jobs' too
-    here = Here(Path(os.environ.get("RATCHET_HOME") or "."))
+    here = Here()
     alone = once or dry_run
     while True:
         try:
@@ -86,6 +86,8 @@ def main(path: Path, once: bool, dry_run: bool, every: float, elsewhere: bool, t
 def _would(client: "MlflowClient", loop: Loop, jobs: Jobs) -> None:
     """Say what a look would do."""
     verdict = _verdict(client, loop, jobs, lambda _: None)
+    if verdict.begins and (why := cannot_work(loop, jobs, lambda _: None)):
+        raise InputError(f"A round would begin ({verdict.why}), and could not work: {why}")
     click.echo(f"{'A round would begin' if verdict.begins else 'No round'}: {verdict.why}")
 
 
@@ -97,7 +99,7 @@ def look(client: "MlflowClient", loop: Loop, jobs: Jobs, claim: Claim) -> Verdic
         click.echo(f"Going on with round {record.id[:12]}")
         _work(record, loop, jobs)
         return Verdict(True, "a round was left")
-    verdict = _verdict(client, loop, jobs, lambda _: claim.check())
+    verdict = _verdict(client, loop, jobs, lambda _: claim.check(), claim)
     click.echo(f"{'A round begins' if verdict.begins else 'No round'}: {verdict.why}")
     if verdict.begins:
         asked = state.model_tags(client, loop.model).get(LOOP_RUN_NOW, "")
@@ -106,16 +108,37 @@ def look(client: "MlflowClient", loop: Loop, jobs: Jobs, claim: Claim) -> Verdic
     return verdict
 
 
-def _verdict(client: "MlflowClient", loop: Loop, jobs: Jobs, still_ours: Callable[[float], None]) -> Verdict:
+def _verdict(
+    client: "MlflowClient", loop: Loop, jobs: Jobs, still_ours: Callable[[float], None], claim: Claim | None = None
+) -> Verdict:
+    """Whether a round is due. With the claim that allows it, the monitor is asked too where its last look is old."""
     found = state.runs(client, loop.model)
 
     def facts() -> Facts:
         since = state.heads(state.baseline(found))
         there = state.in_production(client, loop.model) is not None
+        if there and claim is not None:
+            _look_for_drift(client, loop, jobs, still_ours, claim)
         return state.facts(client, loop, found, sources.moved(loop, since, there, jobs, still_ours))
 
     known = state.known(client, loop, jobs.free_gb())
     return decide(loop, known, facts, [state.round_of(one) for one in found], server_time(client.tracking_uri))
+
+
+def _look_for_drift(
+    client: "MlflowClient", loop: Loop, jobs: Jobs, still_ours: Callable[[float], None], claim: Claim
+) -> None:
+    """Have the monitor look, where that is due. What it finds is the version's tag."""
+    hours, now = loop.triggers.drift_hours, server_time(client.tracking_uri)
+    last = state.number(state.model_tags(client, loop.model), LOOP_LOOKED)
+    if not loop.triggers.drift or hours is None or (last is not None and 0 <= now - last < HOUR_S * hours):
+        return
+    with claim.in_time():
+        client.set_registered_model_tag(loop.model, LOOP_LOOKED, f"{now:.0f}")
+    command = ["drift", "--model-name", loop.model, "--format", "json"]
+    done = jobs.run("services.monitor", command, HOUR_S, still_ours)
+    if done.exit_code:
+        click.echo(f"The monitor cannot tell whether production has drifted: {printable(done.why)}", err=True)
 
 
 def _work(record: Record, loop: Loop, jobs: Jobs) -> None:
@@ -133,7 +156,7 @@ def _work(record: Record, loop: Loop, jobs: Jobs) -> None:
 
     try:
         how, why = Work(record, loop, jobs, lambda _: claim.check(), left_s, now).go()
-    except (Busy, Unreachable):
+    except (Busy, Unreachable, state.Gone):
         raise  # the round goes on when the server is there, and the lease had again
     except (RatchetError, OSError) as error:
         ours = error if isinstance(error, RatchetError) else disk_full(error, "") or unexpected(error, "")
@@ -143,9 +166,11 @@ def _work(record: Record, loop: Loop, jobs: Jobs) -> None:
     if freezes(
         loop, [state.round_of(one) for one in state.runs(client, loop.model)], state.resumed(client, loop.model)
     ):
-        reason = f"{loop.freeze_after} rounds in a row were refused"
+        reason = f"{loop.freeze_after} rounds in a row were refused, or failed"
+        value = {"by": "the loop", "reason": reason, "at": round(now())}
+        if not state.is_registered(client, loop.model):
+            raise RatchetError(f"{reason}, and nothing has been trained yet: look at the reasons, and start it again.")
         with claim.in_time():
-            value = {"by": "the loop", "reason": reason, "at": round(now())}
             client.set_registered_model_tag(loop.model, LOOP_FROZEN, json.dumps(value))
         click.echo(f"Frozen: {reason}. `promoter loop resume` lets it go on.")
 

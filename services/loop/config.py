@@ -11,8 +11,10 @@ from contract.forms import Section
 from services.loop import calendar
 
 HOURS_A_WEEK = 168.0
+LEAST_HOURS = 0.001
+MOST_ACCEPTED = 100_000  # that are counted
 # What the loop itself tells the trainer.
-OURS = ("data.source", "data.eval_source", "tracking.")
+OURS = re.compile(r"data\.(source|eval_source|eval_since)=|tracking\.")
 
 
 def _plain(text: str) -> str:
@@ -38,8 +40,11 @@ class Triggers(Section):
 
     commits: int | None = Field(50, ge=1, description="So many commits, without those that have a stop word.")
     functions: float | None = Field(0.1, gt=0, le=1, description="This share of the functions is new or changed.")
-    accepted: int | None = Field(None, ge=1, description="So many completions were accepted.")
+    accepted: int | None = Field(None, ge=1, le=MOST_ACCEPTED, description="So many completions were accepted.")
     drift: bool = Field(True, description="The version in production has drifted (docs/drift.md).")
+    drift_hours: float | None = Field(
+        168.0, gt=0, le=10_000, description="Where drift counts: have the monitor look so often; null: others do."
+    )
     calendar: str | None = Field(None, description="By the clock (UTC), as cron writes it: `0 3 * * 0`, Sundays at 3.")
 
     @field_validator("calendar")
@@ -60,8 +65,10 @@ class Budget(Section):
     """What the rounds of any seven days may take together."""
 
     rounds: int = Field(2, ge=1, le=1000, description="Trainings.")
-    hours: float = Field(24.0, gt=0, le=HOURS_A_WEEK, description="Hours of training.")
-    gpu_hours: float | None = Field(None, gt=0, description="Hours of training, times the GPUs of the machine.")
+    hours: float = Field(24.0, ge=LEAST_HOURS, le=HOURS_A_WEEK, description="Hours of training.")
+    gpu_hours: float | None = Field(
+        None, ge=LEAST_HOURS, description="Hours of training, times the GPUs of the machine."
+    )
     disk_gb: float = Field(20.0, gt=0, description="GB that have to be free before a round begins.")
 
 
@@ -76,9 +83,9 @@ class Training(Section):
     @classmethod
     def _settings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for item in value:
-            if not re.match(r"[a-z_]+(\.[a-z_0-9]+)*=", item):
+            if not re.match(r"(seed|[a-z_]+(\.[a-z_0-9]+)+)=", item):
                 raise ValueError(f"'{item}' is no setting: expected section.key=value")
-            if item.startswith(OURS):
+            if OURS.match(item):
                 raise ValueError(f"'{item}' is for the loop to say, by `model` and `data.sources`")
         return value
 
@@ -120,7 +127,9 @@ class Loop(Section):
         "manual", description="manual: a candidate that has passed the gate waits for a person before its trial."
     )
     cooldown_hours: float = Field(24.0, ge=0, le=10_000, description="From one round's beginning to the next one's.")
-    freeze_after: int = Field(3, ge=1, description="Rounds in a row whose candidate was refused, and the loop freezes.")
+    freeze_after: int = Field(
+        3, ge=1, description="Rounds in a row that were refused, or failed, and the loop freezes."
+    )
     stop_words: tuple[Text, ...] = Field(
         ("[skip train]",), description="A commit with one of them in its subject does not count."
     )

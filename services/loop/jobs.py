@@ -3,6 +3,7 @@
 import ctypes
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ WRONG = "✗"  # how `promoter validate` begins a line with what is not as it sh
 QUIET = ("changes", "loop")  # of which only the answer is wanted
 PACE_S = 0.5  # of looking
 LONGEST_TAIL = 8192  # bytes of what a job says, in which the reason of a failure is looked for
-TRAINING_LOCK = "training.lock"  # in RATCHET_HOME: one training at a time on a machine
+TRAINING_LOCK = "training.lock"  # of all loops and workers of a user on a machine
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class Jobs(Protocol):
 class Here:
     """On this machine."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self) -> None:
+        checkpoints = os.environ.get("CHECKPOINTS_DIR")
+        state = Path.home() / ".local" / "state" / "ratchet"
+        self.lock = (Path(checkpoints) if checkpoints else state) / TRAINING_LOCK
+        self.made = Path(checkpoints or os.environ.get("RATCHET_HOME") or state).absolute()  # where checkpoints go
 
     def gpus(self) -> int:
         """As NVIDIA's own tool counts them."""
@@ -80,29 +84,38 @@ class Here:
         return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
     def free_gb(self) -> float:
-        """On the disk of `home`."""
-        folders = (self.home.absolute(), *self.home.absolute().parents)
-        return shutil.disk_usage(next(folder for folder in folders if folder.exists())).free / 1e9
+        """On the disk of the checkpoints."""
+        there = next(folder for folder in (self.made, *self.made.parents) if folder.exists())
+        return shutil.disk_usage(there).free / 1e9
 
     def run(self, part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None]) -> Done:
         """Run a job to its end. It is ended by SIGTERM, at which the trainer saves a checkpoint."""
         if arguments[:1] == ["train"]:
-            with self._alone(tick):
-                return _run(part, arguments, most_s, tick)
+            with self._alone(tick) as lock:
+                return _run(part, arguments, most_s, tick, (lock,))
         return _run(part, arguments, most_s, tick)
 
     @contextmanager
-    def _alone(self, tick: Callable[[float], None]) -> Iterator[None]:
-        """No second training at once: two on one GPU would both run out of memory."""
-        self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / TRAINING_LOCK).open("a") as lock:
+    def _alone(self, tick: Callable[[float], None]) -> Iterator[int]:
+        """No second training at once: two on one GPU would both run out of memory.
+
+        The trainer inherits the lock, and has it for as long as it lives, whatever becomes of the loop.
+        """
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
+        said = False
+        with self.lock.open("a") as lock:
             while not try_lock(lock):
+                if not said:
+                    said = True
+                    sys.stderr.write(f"Another loop trains on this machine ({self.lock}): waiting for its end\n")
                 tick(0.0)
                 time.sleep(PACE_S)
-            yield
+            yield lock.fileno()
 
 
-def _run(part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None]) -> Done:
+def _run(
+    part: str, arguments: Sequence[str], most_s: float, tick: Callable[[float], None], inherits: tuple[int, ...] = ()
+) -> Done:
     """What it says is passed on, line by line and with its progress bars; an answer as JSON is kept."""
     began, late, tail = time.monotonic(), False, bytearray()
     answers, shown = "json" in arguments, arguments[0] not in QUIET and "--dry-run" not in arguments
@@ -115,6 +128,7 @@ def _run(part: str, arguments: Sequence[str], most_s: float, tick: Callable[[flo
                 stdout=output if answers else subprocess.PIPE,
                 stderr=subprocess.PIPE if answers else subprocess.STDOUT,
                 preexec_fn=_end_with_parent,
+                pass_fds=inherits,
             ) as process,
         ):
             reader = threading.Thread(target=_pass_on, args=(process, tail, shown), daemon=True)

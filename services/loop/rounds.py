@@ -11,7 +11,9 @@ from services.loop import calendar
 from services.loop.config import Loop
 
 WEEK_S, HOUR_S = 7 * 86_400.0, 3600.0
-REFUSED = "refused"  # an end: the gate or the users did not want the candidate
+# Ends: the gate or the users did not want the candidate; there was none, or it could not be judged.
+REFUSED, FAILED = "refused", "failed"
+LEAST_PAUSE_H = 1.0  # after a round that failed: what is wrong may take no budget, and would come again at each look
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,16 @@ def decide(loop: Loop, known: Known, look: Callable[[], Facts], rounds: Sequence
     if known.asked_for:
         return Verdict(True, f"asked for: {known.asked_for}", look())
     since = now - rounds[-1].began if rounds else -1.0
-    if 0 <= since < HOUR_S * loop.cooldown_hours:  # one in the future, after a clock went wrong, holds nothing up
-        left = loop.cooldown_hours - since / HOUR_S
-        return Verdict(False, f"cooldown: {left:.1f} h of {loop.cooldown_hours:g} are left")
+    cooldown = max(loop.cooldown_hours, LEAST_PAUSE_H * (bool(rounds) and rounds[-1].end == FAILED))
+    if 0 <= since < HOUR_S * cooldown:  # one in the future, after a clock went wrong, holds nothing up
+        return Verdict(False, f"cooldown: {in_words(HOUR_S * cooldown - since)} are left of {cooldown:g} h")
     facts = look()
+    if facts.unreadable:
+        return Verdict(False, facts.unreadable, facts)
     if why := trigger(loop, facts, rounds, now):
         return Verdict(True, why, facts)
     why = f"nothing has happened that begins a round: {_so_far(loop, facts)}"
-    return Verdict(False, facts.unreadable or why, facts)
+    return Verdict(False, why, facts)
 
 
 def spent(loop: Loop, known: Known, rounds: Sequence[Round], now: float) -> str:
@@ -133,9 +137,14 @@ def trigger(loop: Loop, facts: Facts, rounds: Sequence[Round], now: float) -> st
 
 
 def freezes(loop: Loop, rounds: Sequence[Round], resumed: float) -> bool:
-    """Whether so many rounds in a row were refused, since somebody let the loop go on, that a person has to look."""
-    ends = [one.end for one in rounds if one.ended is not None and one.ended > resumed]
-    return ends[-loop.freeze_after :] == [REFUSED] * loop.freeze_after
+    """Whether so many rounds in a row led to nothing, since somebody let the loop go on, that a person has to look."""
+    ends = [one.end for one in rounds if one.ended is not None and one.ended > resumed][-loop.freeze_after :]
+    return len(ends) == loop.freeze_after and set(ends) <= {REFUSED, FAILED}
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it."""
+    return f"{seconds / HOUR_S:.1f} hours" if seconds >= HOUR_S else f"{seconds / 60:.1f} minutes"
 
 
 def _so_far(loop: Loop, facts: Facts) -> str:

@@ -4,15 +4,16 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from contract.errors import printable
+from contract.errors import RatchetError, printable
 from contract.lease import Claim
 from contract.names import DRIFT, LOOP_FROZEN, LOOP_RESUMED, LOOP_RUN_NOW, NO_DRIFT, PRODUCTION, ROUNDS, TRACES
-from contract.tracking import create_once
-from services.loop.config import Loop
+from contract.tracking import FINAL, create_once
+from services.loop.config import MOST_ACCEPTED, Loop
 from services.loop.rounds import Facts, Known, Round
 from services.loop.sources import Moved
 
@@ -25,8 +26,11 @@ HEADS = "heads"  # JSON of each source's commit as it began
 ASKED = "asked"  # the request by which it began, as it stood at the model
 TRAINING, TRAINED_S, GPUS, SPENT_AT = "training", "trained_s", "gpus", "spent_at"
 KEY = "round_key"
-MOST_ACCEPTED = 100_000
 LONGEST = 4000  # characters of a tag
+
+
+class Gone(RatchetError):
+    """Somebody has deleted the round."""
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Record:
         """Write one of its tags, where it is another."""
         value = printable(value)[:LONGEST]
         if self.tags.get(name) != value:
-            with self.claim.in_time():
+            with self._writing():
                 self.client.set_tag(self.id, name, value)
             self.tags[name] = value
 
@@ -50,8 +54,20 @@ class Record:
         """How it ended, and why."""
         self.set("why", why)
         self.set("end", how)
-        with self.claim.in_time():
+        with self._writing():
             self.client.set_terminated(self.id)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with self.claim.in_time():
+                yield
+        except MlflowException as error:
+            if error.error_code in FINAL and self.client.get_run(self.id).info.lifecycle_stage == "deleted":
+                raise Gone(f"Round {self.id[:12]} was deleted, and has ended with that.") from error
+            raise
 
 
 def number(tags: Mapping[str, str], name: str) -> float | None:
@@ -101,7 +117,7 @@ def round_of(run: "Run") -> Round:
     began = run.info.start_time / 1000
     trained_s = number(tags, TRAINED_S)
     if trained_s is None:
-        trained_s = max(0.0, ended - began) if TRAINING in tags and ended is not None else 0.0
+        trained_s = max(0.0, (ended or time.time()) - began) if TRAINING in tags else 0.0
     return Round(
         id=run.info.run_id,
         began=began,
@@ -176,16 +192,15 @@ def heads(run: "Run | None") -> dict[str, str]:
     return {str(name): str(commit) for name, commit in found.items()} if isinstance(found, dict) else {}
 
 
+def is_registered(client: "MlflowClient", model: str) -> bool:
+    """Whether something was trained."""
+    return bool(client.search_registered_models(f"name = '{model}'"))
+
+
 def model_tags(client: "MlflowClient", model: str) -> dict[str, str]:
     """Of the registered model; none where nobody has trained one yet."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return dict(client.get_registered_model(model).tags)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
+    found = client.search_registered_models(f"name = '{model}'")
+    return dict(found[0].tags) if found else {}
 
 
 def resumed(client: "MlflowClient", model: str) -> float:

@@ -22,16 +22,37 @@ from contract.outcomes import AWAITING, INCONCLUSIVE, NOTHING_TO_DO, PROMOTED, R
 from contract.outcomes import REFUSED as GATE_REFUSED
 from services.loop import state
 from services.loop.config import Loop
-from services.loop.jobs import TOOK_TOO_LONG, Done, Jobs
-from services.loop.rounds import HOUR_S, REFUSED
+from services.loop.jobs import TOOK_TOO_LONG, WRONG, Done, Jobs
+from services.loop.rounds import FAILED, HOUR_S, REFUSED, in_words
 from services.loop.sources import quoted
 from services.loop.state import GPUS, SPENT_AT, TRAINED_S, TRAINING, Record
 
-STAGED, FAILED = "waits for approval", "failed"
+STAGED = "waits for approval"
 CHECK_S, GATE_S, TRIAL_S = 0.5 * HOUR_S, HOUR_S, 60 * 24 * HOUR_S  # that each may take
 AHEAD_S = 60.0  # of training that are set aside before they are used: a loop that is killed has never spent too little
 FILES = 60  # to judge by, where there are three times as many: of the hundredth candidate the gate wants much evidence
 EVERY_S = 20.0  # a round says how long it has trained
+
+
+def settings(loop: Loop) -> list[str]:
+    """What the trainer is told."""
+    of_file = ["--config", loop.training.config] if loop.training.config else []
+    ours = [f"data.source={quoted(list(loop.data.sources))}", f"tracking.experiment_name={loop.experiment}"]
+    held_out = [] if of_file else ["data.split=newest", f"data.min_eval_files={FILES}"]
+    return [*of_file, *ours, *held_out, *loop.training.overrides]
+
+
+def cannot_work(loop: Loop, jobs: Jobs, tick: Callable[[float], None]) -> str:
+    """Why a round could not work: a policy, the configuration, a source. Empty where nothing speaks against it."""
+    trial = ["--trial", loop.trial] if loop.trial else []
+    for part, arguments in (
+        ("promoter", ["loop", "check", "--gate", loop.gate, *trial]),
+        ("trainer", ["train", "--dry-run", *settings(loop)]),
+    ):
+        done = jobs.run(part, arguments, CHECK_S, tick)
+        if done.exit_code:
+            return done.why or f"`{part} {arguments[0]}` ended with {done.exit_code}"
+    return ""
 
 
 @dataclass
@@ -67,43 +88,31 @@ class Work:
             said = f"version {version} is in Staging: `promoter trial --version {version}` lets users decide"
             return STAGED, said if valid else f"version {version} is in Staging; but {tags.get('why', '')}"
         if not valid:
-            return (REFUSED if tags["validated"] == "1" else FAILED), tags.get("why", "")
+            return (REFUSED if WRONG in tags.get("why", "") else FAILED), f"{tags.get('why')}. It stays in Staging"
         if self.loop.trial is None or state.in_production(self.record.client, self.loop.model) is None:
             return self._promote(version)
         return self._trial(version)
 
     def _train(self) -> str | None:
         """The candidate; None where there is none, and the round's `why` says so."""
-        settings = [
-            f"data.source={quoted(list(self.loop.data.sources))}",
-            "data.split=newest",
-            f"data.min_eval_files={FILES}",
-        ]
-        if self.loop.training.config:
-            settings = ["--config", self.loop.training.config, settings[0]]
-        settings += [f"tracking.experiment_name={self.loop.experiment}", *self.loop.training.overrides]
-        trial = ["--trial", self.loop.trial] if self.loop.trial else []
-        for part, arguments in (
-            ("promoter", ["loop", "check", "--gate", self.loop.gate, *trial]),
-            ("trainer", ["train", "--dry-run", *settings]),
-        ):
-            done = self.jobs.run(part, arguments, CHECK_S, self.still_ours)
-            if done.exit_code:
-                self._say_why(done, "it could not have worked")
-                return None
+        if why := cannot_work(self.loop, self.jobs, self.still_ours):
+            self.record.set("why", f"it could not have worked: {why}")
+            return None
         gpus = self.jobs.gpus()
         self.record.set(GPUS, str(gpus))
         left_s = self.left_s(gpus)
         if left_s <= 0:
             self.record.set("why", "its training took all that was left of the budget")
             return None
+        if TRAINED_S not in self.record.tags:
+            self.record.set(TRAINED_S, "0")
         self.record.set(TRAINING, "true")
-        done = self._counted([*("train", *settings), f"tracking.run_name={self._name}"], left_s)
+        done = self._counted([*("train", *settings(self.loop)), f"tracking.run_name={self._name}"], left_s)
         if done.exit_code == TOOK_TOO_LONG:
-            self.record.set("why", f"its training took the {left_s / HOUR_S:.2f} hours that were left of the budget")
+            self.record.set("why", f"its training took the {in_words(left_s)} that were left of the budget")
             return None
         if done.exit_code:
-            self._say_why(done, "its training failed")
+            self.record.set("why", f"its training failed (exit code {done.exit_code}): {done.why}")
             return None
         if (candidate := self._candidate()) is None:
             self.record.set("why", "the trainer ended well, and has registered no version")
@@ -111,7 +120,7 @@ class Work:
 
     def _counted(self, arguments: list[str], left_s: float) -> Done:
         """Run the trainer. Its time is set aside before it is used, so that whatever is killed has been counted."""
-        before = state.number(self.record.tags, TRAINED_S) or 0.0
+        before = state.round_of(self.record.client.get_run(self.record.id)).trained_s
         said = -EVERY_S
 
         def count(seconds: float, at: float) -> None:
@@ -130,9 +139,6 @@ class Work:
         done = self.jobs.run("trainer", arguments, left_s, tick)
         count(min(done.seconds, left_s), self.now())
         return done
-
-    def _say_why(self, done: Done, what: str) -> None:
-        self.record.set("why", f"{what} (exit code {done.exit_code}): {done.why}")
 
     @property
     def _name(self) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 JOB, COMMAND, MOST_S, HOLDER = "job", "command", "most_s", "holder"
 SECONDS, EXIT_CODE, SAID = "seconds", "exit_code", "said"
 ANSWER = "answer.txt"  # artifact
-COMMANDS = ("train", "changes")  # of the trainer's: nothing else is done for a loop
+COMMANDS = {"trainer": ("train", "changes"), "services.monitor": ("drift",)}  # nothing else is done for a loop
 FACTS = "facts"  # instead of a command: what machine this is
 PACE_S, EVERY_S = 2.0, 10.0  # between looks; between notes of the time that a job has taken
 
@@ -123,7 +123,7 @@ def open_jobs(client: "MlflowClient") -> "list[Run]":
     found = client.get_experiment_by_name(ROUNDS)
     if found is None:
         return []
-    wanted = f"tags.{JOB} = 'trainer' AND attributes.status = 'RUNNING'"
+    wanted = f"tags.{JOB} LIKE '%' AND attributes.status = 'RUNNING'"
     listed = client.search_runs([found.experiment_id], wanted, order_by=["attributes.start_time ASC"])
     now = server_time(client.tracking_uri)
     return [job for job in listed if is_alive(client, job.data.tags.get(HOLDER, ""), now)]
@@ -150,12 +150,12 @@ def _do(client: "MlflowClient", here: Here, job: "Run", claim: Claim) -> None:
     left_s = float(tags[MOST_S]) - before
     if command[0] == FACTS:
         done = Done(0, json.dumps({"gpus": here.gpus(), "free_gb": here.free_gb()}), "", 0.0)
-    elif command[0] not in COMMANDS:
-        done = Done(2, "", f"`{command[0]}` is not done for a loop. Expected one of {', '.join(COMMANDS)}.", 0.0)
+    elif command[0] not in COMMANDS.get(tags[JOB], ()):
+        done = Done(2, "", f"`{tags[JOB]} {command[0]}` is not done for a loop", 0.0)
     elif left_s <= 0:
         done = Done(TOOK_TOO_LONG, "", "its time is over", 0.0)
     else:
-        done = here.run("trainer", command, left_s, tick)
+        done = here.run(tags[JOB], command, left_s, tick)
     with claim.in_time():
         client.set_tag(claim.run_id, SECONDS, f"{done.seconds:.1f}")
         client.set_tag(claim.run_id, SAID, done.said[-4000:])
@@ -175,7 +175,7 @@ def main(tracking_uri: str) -> None:
     """Train for a loop that runs elsewhere: wait for its jobs, and do one at a time."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # the jobs' too
-    here = Here(Path(os.environ.get("CHECKPOINTS_DIR") or os.environ.get("RATCHET_HOME") or "."))
+    here = Here()
     said = ""
     while True:
         try:

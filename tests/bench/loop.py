@@ -112,6 +112,7 @@ def whole_year(rounds: int, files: int, seed: int, better: Callable[[int], float
         {
             "model": MODEL,
             "data": {"sources": ["/srv/app"]},
+            "triggers": {"drift": False},
             "training": {"budget": BUDGET},
             "cooldown_hours": 12,
             "freeze_after": 1_000_000,  # 200 refusals are what is wanted

@@ -50,7 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, repository: Path, tiny: Any
     values = {
         "model": MODEL,
         "data": {"sources": [f"git:{repository}"]},
-        "triggers": {"commits": 2, "functions": None},
+        "triggers": {"commits": 2, "functions": None, "drift": False},
         "training": training,
         "cooldown_hours": 0,
     }
@@ -84,8 +84,9 @@ def rounds(stack: Stack) -> list[Any]:
     return list(stack.client.search_runs([experiment.experiment_id], "tags.round = 'true'"))
 
 
-def trains() -> bool:
-    return bool(subprocess.run(["pgrep", "--full", "run_name=round-"], capture_output=True, check=False).stdout)
+def trains(repository: Path) -> bool:
+    pattern = f"{repository}.*run_name=round-"
+    return bool(subprocess.run(["pgrep", "--full", pattern], capture_output=True, check=False).stdout)
 
 
 def test_the_first_round_trains_and_stops_before_users_see_it(own: Stack, config: Path) -> None:
@@ -124,14 +125,14 @@ def test_a_frozen_loop_begins_nothing(own: Stack, config: Path) -> None:
     assert len(rounds(own)) == 1
 
 
-def test_a_killed_loop_takes_its_training_with_it_and_goes_on(own: Stack, config: Path) -> None:
+def test_a_killed_loop_takes_its_training_with_it_and_goes_on(own: Stack, config: Path, repository: Path) -> None:
     loop = subprocess.Popen(command(config), env=own.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    assert wait_until(trains, 60, lambda: True)
+    assert wait_until(lambda: trains(repository), 60, lambda: True)
     time.sleep(5)
     loop.kill()
     loop.wait()
-    assert wait_until(lambda: not trains(), 60, lambda: True)
+    assert wait_until(lambda: not trains(repository), 60, lambda: True)
     assert [one.info.status for one in rounds(own)].count("RUNNING") == 1
     output = look(own, config)
     assert "Going on with round" in output
@@ -150,7 +151,7 @@ def test_a_worker_trains_for_a_loop_that_runs_elsewhere(own: Stack, config: Path
     promoter(own, "run-now", "--by", "ada", "--reason", "to see it")
     first = worker()
     loop = subprocess.Popen(command(config, "--elsewhere"), env=own.env, stdout=subprocess.PIPE, text=True)
-    assert wait_until(trains, 120, lambda: True)
+    assert wait_until(lambda: trains(repository), 120, lambda: True)
     time.sleep(8)
     first.kill()
     first.wait()

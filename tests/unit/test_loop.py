@@ -54,6 +54,9 @@ def round_(hours_ago: float, end: str = "promoted", hours: float = 1.0, gpus: in
         ({}, {"commits": 50}, [round_(23)], None),  # the cooldown
         ({}, {"commits": 50}, [round_(23, trained=False)], None),
         ({}, {"commits": 50}, [round_(25)], "50 commits"),
+        ({"cooldown_hours": 0}, {"commits": 50}, [round_(0.9, "failed", 0.1, trained=False)], None),
+        ({"cooldown_hours": 0}, {"commits": 50}, [round_(0.9, "refused", 0.1)], "50 commits"),
+        ({}, {"news": "it is new", "unreadable": "it is gone"}, [], None),
         ({}, {"commits": 50}, [round_(-1000, trained=False)], "50 commits"),  # a clock that went wrong
         ({}, {"asked_for": "a test (ada)"}, [round_(1)], "asked for: a test (ada)"),
         ({}, {"asked_for": "a test (ada)", "unreadable": "gone"}, [round_(1)], "asked for: a test (ada)"),
@@ -105,6 +108,7 @@ def test_it_freezes_after_refusals_in_a_row() -> None:
     assert not freezes(loop(), [round_(n, REFUSED) for n in (3, 2)], 0)
     refused = [round_(n, REFUSED) for n in (13, 12, 11)]
     assert freezes(loop(), refused, 0)
+    assert freezes(loop(), [round_(13, REFUSED), round_(12, "failed"), round_(11, REFUSED)], 0)
     assert not freezes(loop(), [round_(4, REFUSED), round_(3, REFUSED), round_(2), round_(1, REFUSED)], 0)
     assert not freezes(loop(), [*refused, round_(2, REFUSED)], NOW - 5 * HOUR_S)  # somebody let it go on
 
@@ -147,6 +151,7 @@ def test_days_of_the_week_are_as_cron_counts_them(text: str, day: str) -> None:
         ("training: {budget: {hours: 200}}", "training.budget.hours"),
         ("training: {budget: {gpu_hours: .inf}}", "training.budget.gpu_hours"),
         ("training: {overrides: ['--config=x']}", "no setting"),
+        ("training: {overrides: ['data={source: /srv}']}", "no setting"),
         ("training: {overrides: ['data.source=/srv']}", "for the loop to say"),
         ("training: {overrides: ['tracking.uri=http://x']}", "for the loop to say"),
         ("training: {config: configs/mine.yaml}", "training.config"),
@@ -194,6 +199,10 @@ class Registry:
 
     def set_tag(self, run: str, name: str, value: str) -> None:
         self.tags[name] = value
+
+    def get_run(self, run: str) -> Any:
+        info = SimpleNamespace(run_id=run, start_time=0, end_time=None, status="RUNNING", lifecycle_stage="active")
+        return SimpleNamespace(info=info, data=SimpleNamespace(tags=self.tags))
 
 
 class Jobs:
@@ -263,12 +272,18 @@ def test_where_users_are_not_asked_or_there_is_nothing_to_compare_with(trial: st
     assert jobs.started[2:] == ["train", "promote", "validate", "promote"]
 
 
-@pytest.mark.parametrize(("code", "end"), [(1, REFUSED), (2, "failed")])
-def test_what_does_not_load_as_serving_loads_it_goes_no_further(code: int, end: str) -> None:
+@pytest.mark.parametrize(("said", "end"), [("✗ its figures are others", REFUSED), ("the disk is full", "failed")])
+def test_what_does_not_load_as_serving_loads_it_goes_no_further(said: str, end: str) -> None:
     client = Registry()
-    jobs = Jobs(client, {"promote": says("promoted"), "validate": Done(code, "", "its figures are others", 1.0)})
+    jobs = Jobs(
+        client,
+        {
+            "promote": says("promoted"),
+            "validate": Done(1, "", f"{said}\nVersion 1: passed", 1.0) if end == REFUSED else Done(1, "", said, 1.0),
+        },
+    )
     assert work(client, jobs, approval="automatic").go()[0] == end
-    assert "its figures are others" in client.tags["why"]
+    assert said in client.tags["why"]
     assert "trial" not in jobs.started
 
 
@@ -294,7 +309,7 @@ def test_a_training_that_is_killed_has_been_counted() -> None:
 def test_a_round_that_could_not_work_does_not_train() -> None:
     client = Registry()
     jobs = Jobs(client, {"check": Done(2, "", "Error: no policy 'mine'", 1.0)})
-    assert work(client, jobs).go() == ("failed", "it could not have worked (exit code 2): no policy 'mine'")
+    assert work(client, jobs).go() == ("failed", "it could not have worked: no policy 'mine'")
     assert jobs.started == ["check"]
     assert "training" not in client.tags
     assert work(client, Jobs(client, {}), left_s=0).go() == (
