@@ -1,7 +1,10 @@
 """The loop: when a round begins, what its steps do, and that each part of the budget holds."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,13 +14,15 @@ from typing import Any, cast
 import pytest
 
 from contract.errors import Busy, InputError
+from contract.files import try_lock
 from services.loop import calendar, state
 from services.loop.config import Loop, load
-from services.loop.jobs import TOOK_TOO_LONG, Done
+from services.loop.jobs import TOOK_TOO_LONG, TRAINING_LOCK, Done
 from services.loop.rounds import HOUR_S, REFUSED, WEEK_S, Facts, Known, Round, Verdict, decide, freezes, seconds_left
 from services.loop.sources import moved, quoted
 from services.loop.state import Record
 from services.loop.work import AHEAD_S, STAGED, Work
+from services.tracking.readiness import wait_until
 from trainer.config import load_config
 
 NOW = 1_700_000_000.0
@@ -293,7 +298,7 @@ def test_a_training_that_fails_ends_the_round_and_is_counted() -> None:
     assert work(client, jobs).go() == ("failed", "its training failed (exit code 1): the GPU is out of memory")
     assert (client.tags["trained_s"], client.tags["gpus"], client.tags["training"]) == ("90.0", "2", "true")
     jobs.answers["train"] = Done(TOOK_TOO_LONG, "", "", 1000.4)
-    assert "hours that were left" in work(client, jobs, left_s=1000).go()[1]
+    assert "16.7 minutes that were left" in work(client, jobs, left_s=1000).go()[1]
     assert client.tags["trained_s"] == "1090.0"  # never more than there was
 
 
@@ -316,6 +321,28 @@ def test_a_round_that_could_not_work_does_not_train() -> None:
         "failed",
         "its training took all that was left of the budget",
     )
+
+
+SLOW = """import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)  # as one that saves a checkpoint
+print("at it", flush=True)
+time.sleep(4)
+"""
+
+
+def test_a_trainer_whose_loop_was_killed_keeps_the_next_one_waiting(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    program = "from services.loop.jobs import Here; Here().run('slow', ['train'], 60, lambda _: None)"
+    env = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
+    env.pop("CHECKPOINTS_DIR", None)
+    loop = subprocess.Popen([sys.executable, "-c", program], env=env, stderr=subprocess.PIPE, text=True)
+    assert loop.stderr is not None
+    assert loop.stderr.readline() == "at it\n"
+    loop.kill()
+    loop.wait()
+    with (tmp_path / ".local" / "state" / "ratchet" / TRAINING_LOCK).open("a") as lock:
+        assert not try_lock(lock)
+        assert wait_until(lambda: try_lock(lock), 20, lambda: True)
 
 
 CHANGES = {"source": "/srv/a", "since": "c1", "head": "c2", "commits": ["two"], "functions": 10, "new_functions": 4}
