@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -18,7 +20,7 @@ from tests.support.tracking import Stack, make_stack, server
 from tests.unit.test_changes import git
 
 pytestmark = pytest.mark.integration
-MODEL = "code_model_fine_tuning_model"
+MODEL = "loop_steps_model"
 CODE = Path(asyncio.__file__).parent
 
 
@@ -35,8 +37,24 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = make_stack(tmp_path_factory.mktemp("tracking"))
-    with server(stack):
+    stack.env["PROMOTER_LEASE_S"] = "8"
+    with server(stack) as process:
+        stack.env["SERVER_PID"] = str(process.pid)
         yield stack
+
+
+@contextmanager
+def absent(stack: Stack) -> Iterator[None]:
+    """While the tracking server stands still, and answers nothing."""
+    served = psutil.Process(int(stack.env["SERVER_PID"]))
+    family = [served, *served.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +102,13 @@ def rounds(stack: Stack) -> list[Any]:
     return list(stack.client.search_runs([experiment.experiment_id], "tags.round = 'true'"))
 
 
-def trains(repository: Path) -> bool:
-    pattern = f"{repository}.*run_name=round-"
+def runs(pattern: str) -> bool:
+    """Whether there is a process with such a command line."""
     return bool(subprocess.run(["pgrep", "--full", pattern], capture_output=True, check=False).stdout)
+
+
+def trains(repository: Path) -> bool:
+    return runs(f"{repository}.*run_name=round-")
 
 
 def test_the_first_round_trains_and_stops_before_users_see_it(own: Stack, config: Path) -> None:
@@ -125,20 +147,30 @@ def test_a_frozen_loop_begins_nothing(own: Stack, config: Path) -> None:
     assert len(rounds(own)) == 1
 
 
-def test_a_killed_loop_takes_its_training_with_it_and_goes_on(own: Stack, config: Path, repository: Path) -> None:
-    loop = subprocess.Popen(command(config), env=own.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    assert wait_until(lambda: trains(repository), 60, lambda: True)
-    time.sleep(5)
-    loop.kill()
-    loop.wait()
-    assert wait_until(lambda: not trains(repository), 60, lambda: True)
-    assert [one.info.status for one in rounds(own)].count("RUNNING") == 1
+def test_a_loop_that_is_killed_at_each_step_goes_on_behind_the_last_whole_one(
+    own: Stack, config: Path, repository: Path
+) -> None:
+    """And takes its job with it. While it trains, the tracking server is away for longer than its lease, too."""
+    steps = (f"{repository}.*run_name=round-", f"promote --model-name {MODEL}", f"validate --model-name {MODEL}")
+    for step in (steps[0], *steps):
+        away = step == steps[0] and not own.client.search_model_versions(f"name = '{MODEL}' AND tags.away = 'true'")
+        loop = subprocess.Popen(command(config), env=own.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert wait_until(lambda step=step: runs(step), 120, lambda: True), step
+        if away:
+            own.client.set_model_version_tag(MODEL, "2", "away", "true")
+            time.sleep(4)
+            with absent(own):
+                assert loop.wait(120) in (3, 4)  # no server, or the lease has run out
+        loop.kill()
+        loop.wait()
+        assert wait_until(lambda step=step: not runs(step), 60, lambda: True), step
+        assert [one.info.status for one in rounds(own)].count("RUNNING") == 1, step
     output = look(own, config)
     assert "Going on with round" in output
     assert "waits for approval" in output
     assert [one.data.tags["candidate"] for one in rounds(own)] == ["3", "2"]
     assert len(own.client.search_model_versions(f"name = '{MODEL}'")) == 3  # the base model, and one of each round
+    assert float(rounds(own)[0].data.tags["trained_s"]) > 60  # that a killed one had set aside
     assert "No round: nothing has happened" in look(own, config)
 
 
