@@ -121,7 +121,7 @@ def _verdict(
             _look_for_drift(client, loop, jobs, still_ours, claim)
         return state.facts(client, loop, found, sources.moved(loop, since, there, jobs, still_ours))
 
-    known = state.known(client, loop, jobs.free_gb())
+    known = state.known(client, loop, jobs.free_gb)
     return decide(loop, known, facts, [state.round_of(one) for one in found], server_time(client.tracking_uri))
 
 

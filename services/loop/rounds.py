@@ -39,7 +39,7 @@ class Round:
 class Known:
     """What holds a round back, or asks for one: soon known."""
 
-    free_gb: float
+    free_gb: Callable[[], float]  # asked where a round would begin
     frozen: str = ""  # why, where somebody has stopped the loop
     asked_for: str = ""  # by whom, and why, where somebody wants a round now
 
@@ -76,10 +76,10 @@ def decide(loop: Loop, known: Known, look: Callable[[], Facts], rounds: Sequence
         return Verdict(False, f"the loop is frozen: {known.frozen}")
     if rounds and rounds[-1].ended is None:
         return Verdict(False, "a round goes on")
-    if why := spent(loop, known, rounds, now):
+    if why := spent(loop, rounds, now):
         return Verdict(False, f"the budget is spent: {why}")
     if known.asked_for:
-        return Verdict(True, f"asked for: {known.asked_for}", look())
+        return _with_disk(loop, known, f"asked for: {known.asked_for}", look())
     since = now - rounds[-1].began if rounds else -1.0
     cooldown = max(loop.cooldown_hours, LEAST_PAUSE_H * (bool(rounds) and rounds[-1].end == FAILED))
     if 0 <= since < HOUR_S * cooldown:  # one in the future, after a clock went wrong, holds nothing up
@@ -88,12 +88,21 @@ def decide(loop: Loop, known: Known, look: Callable[[], Facts], rounds: Sequence
     if facts.unreadable:
         return Verdict(False, facts.unreadable, facts)
     if why := trigger(loop, facts, rounds, now):
-        return Verdict(True, why, facts)
+        return _with_disk(loop, known, why, facts)
     why = f"nothing has happened that begins a round: {_so_far(loop, facts)}"
     return Verdict(False, why, facts)
 
 
-def spent(loop: Loop, known: Known, rounds: Sequence[Round], now: float) -> str:
+def _with_disk(loop: Loop, known: Known, why: str, facts: Facts) -> Verdict:
+    wanted, free = loop.training.budget.disk_gb, known.free_gb()
+    if free < wanted:
+        return Verdict(
+            False, f"the disk has {free:.1f} GB left, and a round takes {wanted:g} (but for that: {why})", facts
+        )
+    return Verdict(True, why, facts)
+
+
+def spent(loop: Loop, rounds: Sequence[Round], now: float) -> str:
     """Which part of the budget is spent, with the figures; empty while some of each is left."""
     budget = loop.training.budget
     trained = [one for one in _recent(rounds, now) if one.trained]
@@ -104,8 +113,6 @@ def spent(loop: Loop, known: Known, rounds: Sequence[Round], now: float) -> str:
         return f"{hours:.1f} of {budget.hours:g} hours in seven days"
     if budget.gpu_hours is not None and gpu_hours >= budget.gpu_hours:
         return f"{gpu_hours:.1f} of {budget.gpu_hours:g} GPU hours in seven days"
-    if known.free_gb < budget.disk_gb:
-        return f"{known.free_gb:.1f} GB are free, and a round takes {budget.disk_gb:g}"
     return ""
 
 

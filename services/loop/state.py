@@ -4,7 +4,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -147,7 +147,7 @@ def begin(client: "MlflowClient", claim: Claim, loop: Loop, why: str, facts: Fac
     return Record(client, claim, run.info.run_id, dict(run.data.tags))
 
 
-def known(client: "MlflowClient", loop: Loop, free_gb: float) -> Known:
+def known(client: "MlflowClient", loop: Loop, free_gb: Callable[[], float]) -> Known:
     """What holds a round back, or asks for one."""
     tags = model_tags(client, loop.model)
     return Known(

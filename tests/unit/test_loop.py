@@ -36,7 +36,8 @@ def loop(**changed: Any) -> Loop:
 def verdict(wanted: Loop, rounds: list[Round], now: float = NOW, **known: Any) -> Verdict:
     """Of what is known at once, and of what is seen of the code."""
     at_once = {name: known.pop(name) for name in ("free_gb", "frozen", "asked_for") if name in known}
-    return decide(wanted, Known(**({"free_gb": 500.0} | at_once)), lambda: Facts(**known), rounds, now)
+    free_gb = at_once.pop("free_gb", 500.0)
+    return decide(wanted, Known(lambda: free_gb, **at_once), lambda: Facts(**known), rounds, now)
 
 
 def round_(hours_ago: float, end: str = "promoted", hours: float = 1.0, gpus: int = 0, trained: bool = True) -> Round:
