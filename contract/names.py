@@ -93,6 +93,7 @@ LEDGER = (
     "tried_against_"  # and the incumbent's number: every version that was compared with it, with its share of alpha
 )
 LAST_PRODUCTION = "last_production"  # the version that the promoter put there last, whatever became of the alias
+LOOP = "loop_"  # how the tags begin that steer the loop
 LOOP_FROZEN, LOOP_RUN_NOW = "loop_frozen", "loop_run_now"  # JSON of who, when and why; the loop obeys
 LOOP_LOOKED = "loop_looked"  # when the loop last had the monitor look: seconds since 1970
 LOOP_RESUMED = "loop_resumed"  # when somebody last let the loop go on: seconds since 1970

@@ -29,7 +29,7 @@ OF_SERVING = frozenset({names.REFUSED, names.TRIAL_STOPPED})
 OF_MONITOR = frozenset({names.DRIFT})  # which has the trainer's account
 OURS = OF_TRAINER | OF_PROMOTER | OF_SERVING | OF_MONITOR
 # How the promoter's begin.
-MODELS_TAGS = (names.LEDGER, names.LAST_PRODUCTION, names.BEST_GUARDS, names.FROZEN, names.TRIAL)
+MODELS_TAGS = (names.LEDGER, names.LAST_PRODUCTION, names.BEST_GUARDS, names.FROZEN, names.TRIAL, names.LOOP)
 
 # What a version may be made of: those whose owner MLflow looks up, for tracking reads any place in S3 that one names.
 SOURCES = ("mlflow-artifacts:", "runs:", "models:")

@@ -20,7 +20,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from contract import manifest, names
+from contract.lease import lease
 from infra import accounts, gate_demo
+from services.loop.jobs import Here
+from services.loop.worker import Elsewhere
 from services.monitor import production
 from services.monitor.look import Look, Verdict, earlier, to_json, write
 from services.tracking.readiness import trouble, wait_until
@@ -222,6 +225,31 @@ def test_promoter_tries_a_version_and_reads_what_serving_wrote(logins: Logins, l
         assert client.search_traces(locations=[experiment.experiment_id], include_spans=False)
         with pytest.raises(MlflowException, match="the monitor's or serving's"):
             client.set_model_version_tag(MODEL, second.version, names.TRIAL_STOPPED, "")
+
+
+def test_a_loop_and_its_worker_have_the_accounts_of_promoter_and_trainer(logins: Logins, live: ModelVersion) -> None:
+    account = {"MLFLOW_TRACKING_USERNAME": "trainer", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    worker = subprocess.Popen([sys.executable, "-m", "services.loop.worker"], env=logins.stack.env | account)
+    try:
+        with logins.by("promoter") as client, lease(client, MODEL, "loop", 0.0, names.ROUNDS, "training") as claim:
+            jobs = Elsewhere(client, Here(), claim.run_id)
+            assert jobs.free_gb() > 0
+            refused = jobs.run("trainer", ["export"], 60.0, lambda _: None)
+            assert (refused.exit_code, refused.why) == (2, "`trainer export` is not done for a loop")
+            client.set_registered_model_tag(MODEL, names.LOOP_LOOKED, "1")
+            rounds, done = (client.get_experiment_by_name(name) for name in (names.ROUNDS, names.JOBS))
+            with pytest.raises(MlflowException, match="Permission denied"):
+                client.create_run(done.experiment_id)
+        with logins.by("trainer") as client:
+            assert client.search_runs([done.experiment_id])
+            with pytest.raises(MlflowException, match="Permission denied"):
+                client.create_run(rounds.experiment_id)
+        for user in ("trainer", "ada"):
+            with logins.by(user) as client, pytest.raises(MlflowException):
+                client.set_registered_model_tag(MODEL, names.LOOP_RUN_NOW, "{}")
+    finally:
+        worker.terminate()
+        assert worker.wait(60) == 143
 
 
 def test_the_monitor_looks_with_the_trainers_account(logins: Logins, live: ModelVersion) -> None:
