@@ -3,7 +3,6 @@
 The loop (services/loop) reads two tags of the registered model, which nobody but the promoter may write.
 """
 
-import json
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from mlflow import MlflowClient
 from contract.errors import InputError, printable
 from contract.lease import server_time
 from contract.names import LOOP_FROZEN, LOOP_RESUMED, LOOP_RUN_NOW, ROUNDS
+from contract.steering import said, written
 from promoter import policy, registry, tables
 from promoter.trials import policy as trials
 
@@ -25,7 +25,7 @@ def status(uri: str, model: str, output_format: str, limit: int) -> None:
     client = registry.connect(uri)
     tags = _tags(client, model) if _rounds(client, model, 1) == [] else _model_tags(client, model)
     rows = [_row(run) for run in _rounds(client, model, limit)]
-    frozen, asked = _said(tags.get(LOOP_FROZEN)), _said(tags.get(LOOP_RUN_NOW))
+    frozen, asked = said(tags.get(LOOP_FROZEN)), said(tags.get(LOOP_RUN_NOW))
     if output_format == "json":
         click.echo(tables.to_json({"model": model, "frozen": frozen, "asked_for": asked, "rounds": rows}))
         return
@@ -44,11 +44,10 @@ def status(uri: str, model: str, output_format: str, limit: int) -> None:
 def say(uri: str, model: str, tag: str, by: str, reason: str) -> None:
     """Freeze the loop, or ask for a round, as a tag says; once."""
     client = registry.connect(uri)
-    if found := _said(_tags(client, model).get(tag)):
+    if found := said(_tags(client, model).get(tag)):
         click.echo(f"{'It is frozen already' if tag == LOOP_FROZEN else 'A round was asked for already'}: {found}.")
         return
-    value = {"by": by, "reason": reason, "at": round(server_time(uri))}
-    client.set_registered_model_tag(model, tag, json.dumps(value))
+    client.set_registered_model_tag(model, tag, written(by, reason, server_time(uri)))
     click.echo(
         f"The loop of {model} begins no round until `promoter loop resume`; one that goes on comes to its end."
         if tag == LOOP_FROZEN
@@ -110,13 +109,3 @@ def _hours(seconds: str) -> str:
         return f"{float(seconds) / 3600:.2f}"
     except ValueError:
         return "?"
-
-
-def _said(tag: str | None) -> str:
-    if not tag:
-        return ""
-    try:
-        values = json.loads(tag)
-        return printable(f"{values['reason']} ({values['by']})")
-    except (ValueError, KeyError, TypeError):
-        return "somebody has written the tag by hand"

@@ -4,7 +4,6 @@ It starts trainer and promoter as the jobs that they are. One loop works for a m
 tracking server; a loop that was killed goes on with its round when it is started again.
 """
 
-import json
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ import click
 from contract.errors import Busy, InputError, RatchetError, Unreachable, disk_full, printable, unexpected
 from contract.lease import Claim, lease, server_time
 from contract.names import LOOP_FROZEN, LOOP_LOOKED, LOOP_RUN_NOW, ROUNDS
+from contract.steering import written
 from contract.tracking import as_ours, connect, say_when_waiting
 from services.loop import sources, state
 from services.loop.config import Loop, load
@@ -167,11 +167,10 @@ def _work(record: Record, loop: Loop, jobs: Jobs) -> None:
         loop, [state.round_of(one) for one in state.runs(client, loop.model)], state.resumed(client, loop.model)
     ):
         reason = f"{loop.freeze_after} rounds in a row were refused, or failed"
-        value = {"by": "the loop", "reason": reason, "at": round(now())}
         if not state.is_registered(client, loop.model):
             raise RatchetError(f"{reason}, and nothing has been trained yet: look at the reasons, and start it again.")
         with claim.in_time():
-            client.set_registered_model_tag(loop.model, LOOP_FROZEN, json.dumps(value))
+            client.set_registered_model_tag(loop.model, LOOP_FROZEN, written("the loop", reason, now()))
         click.echo(f"Frozen: {reason}. `promoter loop resume` lets it go on.")
 
 

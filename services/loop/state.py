@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from contract.errors import RatchetError, printable
 from contract.lease import Claim
 from contract.names import DRIFT, LOOP_FROZEN, LOOP_RESUMED, LOOP_RUN_NOW, NO_DRIFT, PRODUCTION, ROUNDS, TRACES
+from contract.steering import said
 from contract.tracking import FINAL, create_once
 from services.loop.config import MOST_ACCEPTED, Loop
 from services.loop.rounds import Facts, Known, Round
@@ -206,17 +207,6 @@ def model_tags(client: "MlflowClient", model: str) -> dict[str, str]:
 def resumed(client: "MlflowClient", model: str) -> float:
     """When somebody last let the loop go on; 0 for never."""
     return number(model_tags(client, model), LOOP_RESUMED) or 0.0
-
-
-def said(tag: str | None) -> str:
-    """Why, and who, of a tag that a person has had written."""
-    if not tag:
-        return ""
-    try:
-        values = json.loads(tag)
-        return printable(f"{values['reason']} ({values['by']})")
-    except (ValueError, KeyError, TypeError):
-        return "somebody has written the tag by hand"
 
 
 def in_production(client: "MlflowClient", model: str) -> Any:
