@@ -88,6 +88,9 @@ def evaluation_key(tags: Mapping[str, str]) -> str | None:
 
 EVALUATES = "evaluates"  # NAME/VERSION, of a run that evaluates a version which it did not make
 
+# Of a trace, written by serving: its user agrees that models are trained on it. An assessment: the text that they kept.
+TRAINS, KEPT_TEXT = "trains", "kept_text"
+
 # Tags of a registered model, written by the promoter: what was tried stays known though versions and runs are deleted.
 LEDGER = (
     "tried_against_"  # and the incumbent's number: every version that was compared with it, with its share of alpha

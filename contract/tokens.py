@@ -1,8 +1,9 @@
 """Bearer tokens of people and their editors, of which a file holds only hashes.
 
-One line for each, `name:sha256`, or `name:sha256:admin` for one that may approve, roll back and freeze on serving's
-page too. A token is 32 random bytes, so a plain hash cannot be turned back. `python -m serving.gateway.tokens` writes
-the file; the gateway and the promoter's server read it.
+One line for each, `name:sha256`; with `:admin` behind it for one that may approve, roll back and freeze on serving's
+page too, and with `:trains` for one whose owner agrees that models are trained on what they accept. A token is 32
+random bytes, so a plain hash cannot be turned back. `python -m serving.gateway.tokens` writes the file; the gateway and
+the promoter's server read it.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from contract.errors import InputError
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})(:admin)?")
+_LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})(:admin)?(:trains)?")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Owner:
 
     name: str
     admin: bool = False
+    trains: bool = False  # models may be trained on what they accept
 
 
 class Tokens:
@@ -80,10 +82,10 @@ def parse(text: str) -> dict[str, Owner]:
                 f"Line {number} is not a token. Expected name:sha256, as `python -m serving.gateway.tokens add` writes"
             )
         found = {digest: owner for digest, owner in found.items() if owner.name != match[1]}  # the last one counts
-        found[match[2]] = Owner(match[1], bool(match[3]))
+        found[match[2]] = Owner(match[1], bool(match[3]), bool(match[4]))
     return found
 
 
 def line_of(digest: str, owner: Owner) -> str:
     """A token's line in the file."""
-    return f"{owner.name}:{digest}{':admin' if owner.admin else ''}\n"
+    return f"{owner.name}:{digest}{':admin' * owner.admin}{':trains' * owner.trains}\n"

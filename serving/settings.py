@@ -79,6 +79,10 @@ class ServingSettings(BaseSettings):
     serving_trace_redact: bool = Field(
         default=True, description="Whether secrets in prompts and completions are overwritten before they are stored."
     )
+    serving_trains: bool = Field(
+        default=False,
+        description="Where no tokens are needed: whether models may be trained on what is accepted (docs/loop.md).",
+    )
     serving_events_max_bytes: int = Field(
         default=1 << 28, ge=1 << 20, description="What may wait for the tracking server; beyond it texts are left out."
     )

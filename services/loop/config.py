@@ -99,6 +99,11 @@ class Data(Section):
         description="As the trainer's data.source: work trees and `git:PATH[@REVISION]`, each with its whole path.",
     )
 
+    feedback: bool = Field(
+        False,
+        description="Also what users accepted of completions, of those who agreed (`traces:serving`).",
+    )
+
     @field_validator("sources")
     @classmethod
     def _known_to_git(cls, value: tuple[str, ...]) -> tuple[str, ...]:

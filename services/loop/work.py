@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from contract import names
 from contract.errors import Unreachable
+from contract.names import TRACES
 from contract.outcomes import AWAITING, INCONCLUSIVE, NOTHING_TO_DO, PROMOTED, REFUSED_BEFORE, TRIAL_ROLLED_BACK
 from contract.outcomes import REFUSED as GATE_REFUSED
 from services.loop import state
@@ -37,7 +38,8 @@ EVERY_S = 20.0  # a round says how long it has trained
 def settings(loop: Loop) -> list[str]:
     """What the trainer is told."""
     of_file = ["--config", loop.training.config] if loop.training.config else []
-    ours = [f"data.source={quoted(list(loop.data.sources))}", f"tracking.experiment_name={loop.experiment}"]
+    sources = [*loop.data.sources, *([f"traces:{TRACES}"] if loop.data.feedback else [])]
+    ours = [f"data.source={quoted(sources)}", f"tracking.experiment_name={loop.experiment}"]
     held_out = [] if of_file else ["data.split=newest", f"data.min_eval_files={FILES}"]
     return [*of_file, *ours, *held_out, *loop.training.overrides]
 

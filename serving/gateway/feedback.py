@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 import uuid
+from dataclasses import replace
 
 from cachetools import TTLCache
 from starlette.requests import Request
@@ -49,7 +50,7 @@ class Feedbacks:
         """Keep what an editor tells of a completion. Raises Refusal."""
         self._count(request, f"events {request.state.user}", EVENTS_A_S, EVENTS_BURST, event.completion)
         await self._own(request, gateway, event.completion)
-        await self._tell(gateway, event)
+        await self._tell(gateway, replace(event, trains=request.state.trains))
         if event.text is not None:
             gateway.later(gateway.shadows.score(event.completion, event.text))
 

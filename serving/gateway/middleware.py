@@ -43,6 +43,7 @@ class Edge:
         known["request_id"] = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
         known["live"], known["user"], known["failed"], known["too_large"] = None, "", None, False
         known["assigned"] = None  # the arm of a trial
+        known["trains"] = self.gateway.settings.serving_trains and not self.gateway.tokens.needed
         path, began, status = scope["path"], time.monotonic(), None
 
         async def sending(message: Message) -> None:
@@ -90,7 +91,7 @@ class Edge:
                     "The token is not known here. `python -m serving.gateway.tokens add NAME` makes one.",
                     code="invalid_api_key",
                 )
-            known["user"] = owner.name
+            known["user"], known["trains"] = owner.name, owner.trains
         size = headers.get("content-length", "")
         if size.isdecimal() and int(size) > self.gateway.settings.serving_max_body_bytes:
             raise too_large(self.gateway.settings.serving_max_body_bytes)

@@ -10,6 +10,7 @@ The file is that of contract/tokens.py; the gateway reads it again when it has c
 import hashlib
 import os
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -47,6 +48,15 @@ def _store(path: Path, lines: str) -> None:
         raise InputError(f"--file is '{path}', which cannot be written: {error.strerror}.") from error
 
 
+def _write(path: Path, owners: dict[str, Owner]) -> None:
+    _store(path, "".join(line_of(digest, owner) for digest, owner in owners.items()))
+
+
+def _unknown(name: str, path: Path, known: dict[str, Owner]) -> InputError:
+    names = ", ".join(owner.name for owner in known.values()) or "none"
+    return InputError(f"'{name}' has no token in {path}. It holds: {names}.")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """The tokens that may ask serving. The file holds their hashes; serving reads it again when it has changed."""
@@ -65,8 +75,9 @@ _file = click.option(
 @main.command()
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="It may approve, roll back and freeze on serving's page too.")
+@click.option("--trains", is_flag=True, help="NAME agrees that models are trained on what NAME accepts.")
 @_file
-def add(name: str, path: Path, admin: bool) -> None:
+def add(name: str, path: Path, admin: bool, trains: bool) -> None:
     """Make a token for NAME, and print it. It cannot be shown again."""
     if not NAME.fullmatch(name):
         raise InputError(f"NAME is {name!r}. Expected letters, digits, '.', '_' and '-', 64 at most.")
@@ -75,8 +86,22 @@ def add(name: str, path: Path, admin: bool) -> None:
         raise InputError(f"'{name}' has a token in {path} already. Remove it first, or take another name.")
     token = f"rt-{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(token.encode()).hexdigest()
-    _store(path, "".join(line_of(digest, owner) for digest, owner in {**known, digest: Owner(name, admin)}.items()))
+    _write(path, {**known, digest: Owner(name, admin, trains)})
     click.echo(token)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("answer", type=click.Choice(["yes", "no"]))
+@_file
+def consent(name: str, answer: str, path: Path) -> None:
+    """Say whether models may be trained on what NAME accepts from now on. `python -m services.tracking.traces delete
+    --user NAME` deletes what there is."""
+    known = _load(path)
+    if all(owner.name != name for owner in known.values()):
+        raise _unknown(name, path, known)
+    _write(path, {digest: replace(owner, trains=answer == "yes") if owner.name == name else owner
+                  for digest, owner in known.items()})  # fmt: skip
 
 
 @main.command()
@@ -87,17 +112,16 @@ def remove(name: str, path: Path) -> None:
     known = _load(path)
     left = {digest: owner for digest, owner in known.items() if owner.name != name}
     if len(left) == len(known):
-        names = ", ".join(owner.name for owner in known.values()) or "none"
-        raise InputError(f"'{name}' has no token in {path}. It holds: {names}.")
-    _store(path, "".join(line_of(digest, owner) for digest, owner in left.items()))
+        raise _unknown(name, path, known)
+    _write(path, left)
 
 
 @main.command("list")
 @_file
 def list_(path: Path) -> None:
-    """Print the names that have a token; administrators' with `admin` behind them."""
+    """Print the names that have a token, with what it may: `admin`, `trains`."""
     for owner in _load(path).values():
-        click.echo(f"{owner.name} admin" if owner.admin else owner.name)
+        click.echo(f"{owner.name}{' admin' * owner.admin}{' trains' * owner.trains}")
 
 
 if __name__ == "__main__":

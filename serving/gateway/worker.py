@@ -100,7 +100,10 @@ class Gateway:
             metrics.batch_size.labels(live.version).observe(usage["batch"])
             metrics.prompt_tokens.labels(live.version).inc(usage["prompt_tokens"])
             metrics.completion_tokens.labels(live.version).inc(usage["completion_tokens"])
-        sampled = self.settings.serving_trace_prompts and random.random() < self.settings.serving_trace_sample
+        trains: bool = request.state.trains
+        sampled = self.settings.serving_trace_prompts and (
+            trains or random.random() < self.settings.serving_trace_sample
+        )
         completion = Completion(
             id=answered.id,
             request_id=request.state.request_id,
@@ -122,6 +125,7 @@ class Gateway:
             prompt_hash=digest(answered.prompt),
             completion_hash=digest(answered.completions[0] if answered.completions else ""),
             cut_off=answered.cut_off,
+            trains=trains and sampled,
             **on_trial,
             texts={"inputs": _cut(answered.inputs), "outputs": _cut(answered.outputs)} if sampled else {},
         )

@@ -13,16 +13,19 @@ import pytest
 import requests
 from click.testing import CliRunner
 
+from code_model import fim
 from contract.names import TRACES
 from services.tracking.traces import main as delete_traces
 from serving.gateway.events.sender import Sender
 from serving.gateway.events.store import Store
 from serving.gateway.feedback import new_id
+from serving.gateway.tokens import main as write_tokens
 from serving.settings import ServingSettings
 from tests.support import doses
 from tests.support.events import completion
 from tests.support.serving import Serving, register, serving_process
 from tests.support.tracking import Stack, make_stack, server
+from trainer.data.sources import feedback
 
 pytestmark = pytest.mark.integration
 MODEL = "told"
@@ -289,6 +292,38 @@ def test_events_of_a_completion_that_another_serving_answered(own: Stack, tmp_pa
             assert total(two, "completions_accepted_total") == 1
             never = post(two, "/v1/events", taken | {"completion_id": new_id("cmpl")})
             assert never.status_code == 404
+
+
+def test_what_users_keep_becomes_data_where_they_agreed(own: Stack, tmp_path) -> None:
+    """Ada agreed, Bob did not; what Ada has changed is there as she changed it, without the key that she pasted."""
+    tokens = tmp_path / "tokens"
+    made = {}
+    for name, options in (("ada", ["--trains"]), ("bob", [])):
+        result = CliRunner().invoke(write_tokens, ["add", name, "--file", str(tokens), *options])
+        made[name] = {"Authorization": f"Bearer {result.output.strip()}"}
+    key = "AKIA" + "IOSFODNN7EXAMPL3"
+    texts = {"ada": f"return a + b  # {key}", "bob": "return a - b"}
+    with server(own), serving_process(own, MODEL, tmp_path / "one", SERVING_TOKENS_FILE=str(tokens)) as service:
+        service.wait_for_version("1")
+        service.headers = made["ada"]
+        for name, headers in made.items():
+            asked = {"prompt": f"# {name}\ndef add(a, b):\n    ", "suffix": "\n\n", "max_tokens": 4, "path": "add.py"}
+            answer = requests.post(f"{service.url}/v1/completions", json=asked, headers=headers, timeout=60).json()
+            told = {"completion_id": answer["id"]}
+            events = [{"type": "select", "elapsed": 900}]
+            events += [{"type": "kept", "after_s": 30, "characters": 1, "text": texts[name]}]
+            for event in events:
+                said = requests.post(f"{service.url}/v1/events", json=told | event, headers=headers, timeout=60)
+                assert said.status_code == 200, said.text
+        all_sent(service)
+        mlflow.set_tracking_uri(own.url)
+        [row] = feedback.rows(TRACES, "data.source")
+        assert row.values["completion"].startswith("return a + b  # ")
+        assert key not in json.dumps(row.values)
+        assert fim.read(row.values["prompt"]) == fim.Context("# ada\ndef add(a, b):\n    ", "\n\n", "add.py")
+        arguments = ["delete", "--yes", "--tracking-uri", own.url, "--user", "ada"]
+        assert CliRunner().invoke(delete_traces, arguments).exit_code == 0
+        assert list(feedback.rows(TRACES, "data.source")) == []
 
 
 def test_traces_are_deleted_by_user_age_and_size(own: Stack, tmp_path) -> None:

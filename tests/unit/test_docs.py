@@ -23,6 +23,7 @@ NOT_RUN = {
     "tests/integration/test_loop.py has rounds",
     "docs/loop.md: The loop: train by itself, within bounds, and always through the gate (2)": "runs for ever; "
     "tests/stack/test_platform.py has a round",
+    "docs/loop.md: What users keep": "tests/integration/test_events.py says all of it",
     "docs/loop.md: Runbook": "wants a loop that has had rounds; tests/integration/test_loop.py says all of it",
     **dict.fromkeys(
         (

@@ -28,7 +28,7 @@ def gateway_and_request(assigned: Assigned | None = None) -> tuple[Gateway, Requ
     gateway.engine = cast(Any, SimpleNamespace(state=State()))
     gateway.arms = cast(Any, SimpleNamespace(told=lambda *how, **more: kept.append("told")))
     scope = {"type": "http", "path": "/v1/completions", "headers": [], "query_string": b"", "server": ("gateway", 80)}
-    state = {"live": LIVE, "user": "ada", "request_id": "r1", "assigned": assigned}
+    state = {"live": LIVE, "user": "ada", "request_id": "r1", "assigned": assigned, "trains": False}
     return gateway, Request({**scope, "state": state}), kept
 
 

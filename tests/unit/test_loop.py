@@ -21,7 +21,7 @@ from services.loop.jobs import TOOK_TOO_LONG, TRAINING_LOCK, Done
 from services.loop.rounds import HOUR_S, REFUSED, WEEK_S, Facts, Known, Round, Verdict, decide, freezes, seconds_left
 from services.loop.sources import moved, quoted
 from services.loop.state import Record
-from services.loop.work import AHEAD_S, STAGED, Work
+from services.loop.work import AHEAD_S, STAGED, Work, settings
 from services.tracking.readiness import wait_until
 from trainer.config import load_config
 
@@ -181,6 +181,8 @@ def test_a_file_that_is_wrong_is_refused(tmp_path: Path, text: str, message: str
 def test_sources_reach_the_trainer_as_they_are() -> None:
     sources = ["/srv/a, b", "git:/srv/it's [x]@main", "/srv/k: v #1"]
     assert load_config(None, [f"data.source={quoted(sources)}"]).data.source == sources
+    told = settings(loop(data={"sources": sources, "feedback": True}))
+    assert load_config(None, told).data.source == [*sources, "traces:serving"]
 
 
 class Registry:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from contract.actions import Action
 from contract.errors import InputError
-from contract.tokens import Owner, Tokens, parse
+from contract.tokens import Owner, Tokens, line_of, parse
 from serving.gateway.events.store import STEP, STEP_RATIO, Event, Store, step_of
 from serving.gateway.page import access, charts, figures
 from tests.support.events import completion
@@ -113,6 +113,9 @@ def test_what_is_said_fits_into_a_cookie(text: str) -> None:
 def test_tokens_of_administrators() -> None:
     one, two = "a" * 64, "b" * 64
     assert parse(f"ada:{one}\n# x\n\ngrace:{two}:admin\n") == {one: Owner("ada"), two: Owner("grace", admin=True)}
+    text = f"ada:{one}:trains\ngrace:{two}:admin:trains\n"
+    assert parse(text) == {one: Owner("ada", trains=True), two: Owner("grace", admin=True, trains=True)}
+    assert "".join(line_of(digest, owner) for digest, owner in parse(text).items()) == text
     assert parse(f"ada:{one}:admin\nada:{two}\n") == {two: Owner("ada")}  # the last one counts
     for line in (f"ada:{one}:root", f"ada:{one}:", f"ada:{one}:admin:x"):
         with pytest.raises(InputError, match="Line 1 is not a token"):

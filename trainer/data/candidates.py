@@ -41,6 +41,8 @@ class Candidates:
         self.length = array("I")  # tokens of a row; of a place 1, since its prompt is made to fit
         self.number = array("Q")  # by which some are chosen
         self.group = array("Q")  # hash of the group's name
+        self.written = array("I")  # characters of the completion
+        self.by_model = array("i")  # of them by a model; -1: what no user kept of a completion
 
     def __len__(self) -> int:
         return len(self.file)
@@ -70,6 +72,7 @@ class Candidates:
             self._add(number, len(self.prints) - 1, place.kind, 1, hash64(name), of_file)
             self.start[-1], self.end[-1] = place.start, min(place.end, len(text))
             self.unit_start[-1], self.unit_end[-1] = start, end
+            self.written[-1] = self.end[-1] - self.start[-1]
             count += 1
         return count
 
@@ -84,6 +87,8 @@ class Candidates:
             self._add_unit(row.compared, row.language, row.completion if row.kind == "function" else "", code)
         self._rows.write(to_line(row))
         self._add(-1, unit, row.kind, length, row.number, hash64(row.group))
+        self.written[-1] = len(row.completion)
+        self.by_model[-1] = -1 if row.by_model is None else min(row.by_model, len(row.completion))
 
     def _add_unit(self, text: str, language: str, body: str, code: str | None = None) -> None:
         self.prints.add(text)
@@ -93,7 +98,8 @@ class Candidates:
         for values, value in (
             *((self.file, file), (self.unit, unit), (self.length, length), (self.number, number), (self.group, group)),
             (self.kind, KINDS.index(kind) if kind in KINDS else -1),
-            *((values, 0) for values in (self.start, self.end, self.unit_start, self.unit_end)),
+            *((values, 0) for values in (self.start, self.end, self.unit_start, self.unit_end, self.written)),
+            (self.by_model, -1),
         ):
             values.append(value)
 

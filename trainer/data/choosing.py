@@ -24,6 +24,7 @@ from trainer.data.split import capped, choose, groups_to_hold_out, in_shares, tu
 from trainer.data.writing import NOT_GIVEN_BACK, TOO_LONG
 
 PLACES_PER_EXAMPLE = 4  # about, by the time that kinds stand as their weights and files have their share
+MOST_BY_MODELS = 0.2  # share of the characters to learn
 TRIES = 4  # of holding out files that have something to judge by
 ROUNDS = 20  # of trimming, by when nothing more goes
 
@@ -58,7 +59,25 @@ class Choosing:
         train = self._in_shares(self._capped(train), exact=config.exact_weights)
         if not config.exact_weights:
             train = self._trimmed(train)
-        return self._at_most(config.max_train_examples, train, "data.max_train_examples"), held_out
+        train = self._at_most(config.max_train_examples, train, "data.max_train_examples")
+        return self._at_most_by_models(train), held_out
+
+    def _at_most_by_models(self, train: Numbers) -> Numbers:
+        """No more than MOST_BY_MODELS of what is learnt was written by a model: what users have changed least goes."""
+        by_model, written = np.asarray(self.candidates.by_model), np.asarray(self.candidates.written, dtype=float)
+        kept = np.flatnonzero(train & (by_model >= 0))
+        models, all_ = float(by_model[kept].sum()), float(written[train].sum())
+        train = train.copy()
+        share = by_model[kept] / np.maximum(written[kept], 1)
+        for number in kept[np.lexsort((np.asarray(self.candidates.number)[kept], -share))]:
+            if models <= MOST_BY_MODELS * all_:
+                break
+            train[number] = False
+            models, all_ = models - by_model[number], all_ - written[number]
+        gone = np.zeros_like(train)
+        gone[kept] = ~train[kept]
+        self._count("left out: too much of it was written by a model", gone)
+        return train
 
     def _usable(self, is_eval: Numbers) -> Numbers:
         lengths = np.asarray(self.candidates.length)
@@ -105,14 +124,18 @@ class Choosing:
         return train, judged
 
     def _split(self, live: Numbers, more: int) -> tuple[Numbers, Numbers]:
-        """Files held out of the library and of its tests, by their share of the examples; `more` than are asked for."""
+        """Files held out of the library and of its tests, by their share of the examples; `more` than are asked for.
+
+        What users kept of completions is none to judge by: a model wrote most of it.
+        """
         config, groups = self.config, self._sides
         tests, most = self._tests, config.max_eval_examples or math.inf
         if len(self.candidates.files):
             most *= PLACES_PER_EXAMPLE
         age = self._age() if self.times else None
         held_out = np.zeros_like(live)
-        for part in (live & ~tests, live & tests):
+        own = np.asarray(self.candidates.by_model) < 0
+        for part in (live & own & ~tests, live & own & tests):
             if part.any():
                 share = part.sum() / live.sum()
                 chosen = groups_to_hold_out(

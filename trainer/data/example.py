@@ -37,6 +37,7 @@ class Example:
     test: str | None = None
     function: str | None = None
     repository: str = ""
+    by_model: int | None = None  # of what users kept of completions: characters that a model wrote
 
     @property
     def number(self) -> int:

@@ -220,7 +220,10 @@ def _parse(row: Row, chat_template: ChatTemplate, language: str) -> Example | Fi
     repository = _id(values, "repository")
     _check_unicode(prompt, completion, test or "", function or "", group, repository)
     language = "python" if test is not None else language
-    return Example(prompt, completion, group, kind, language, test, function, repository)
+    by_model = values.get("by_model")
+    if by_model is not None and (isinstance(by_model, bool) or not isinstance(by_model, int) or by_model < 0):
+        raise Unusable("by_model is no count", "'by_model' is no number of characters")
+    return Example(prompt, completion, group, kind, language, test, function, repository, by_model)
 
 
 def _is_absent(value: Any) -> bool:

@@ -54,6 +54,7 @@ class Completion:
     prompt_hash: str
     completion_hash: str
     cut_off: bool
+    trains: bool = False  # whether models may be trained on it, once it was accepted
     # Of a request of a trial (contract/trials.py).
     trial: str = ""
     arm: str = ""

@@ -64,6 +64,7 @@ class Event:
     kept: tuple[int, int] | None = None  # after so many seconds, so many characters
     choice: int = 0  # of its texts, which
     text: str | None = None  # what stands there now, where it was kept
+    trains: bool = False  # whether models may be trained on that
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,8 @@ class Store:
             told["acceptance"] = int(news.get("counted", counted))
         if "kept" in news and event.kept is not None:
             told["kept"] = [event.kept[0], min(event.kept[1], characters) / characters if characters else 0.0]
+            if event.text is not None and event.trains:
+                told["kept_text"] = event.text
         if event.comment is not None:
             told |= {"comment": event.comment, "accepted": int(bool(news.get("accepted", accepted)))}
         statements = [_queued("told", event.completion, told | {"user": user})]

@@ -9,6 +9,7 @@ path/to/rows.jsonl      one JSON object a line (.jsonl.gz too), a .json list of 
 s3://bucket/key         such a file, or a prefix with code; credentials as AWS's own tools find them
 hub:ORG/NAME[:SPLIT]    a data set of the Hugging Face Hub (split train by default), streamed
 runs:/RUN_ID            the held-out examples that a run was evaluated on
+traces:serving          what users kept of production's completions, of those who agreed
 benchmark:humaneval     a public data set with tests
 """
 
@@ -22,12 +23,12 @@ from contract.errors import InputError
 from trainer.data import benchmarks, filters
 from trainer.data.items import File, Row
 from trainer.data.pathspec import LEFT_OUT, Selection
-from trainer.data.sources import folders, history, remote, single
+from trainer.data.sources import feedback, folders, history, remote, single
 from trainer.data.sources.single import EXPECTED as EXPECTED_FILE
 
 EXPECTED = (
     f"a folder of code, {EXPECTED_FILE}, package:NAME, git:PATH[@REVISION], s3://BUCKET/KEY, hub:ORG/NAME[:SPLIT], "
-    "runs:/RUN_ID or benchmark:NAME"
+    "runs:/RUN_ID, traces:serving or benchmark:NAME"
 )
 
 
@@ -68,6 +69,8 @@ def open_source(name: str, key: str, selection: Selection | None = None) -> Sour
         return Source(name, key, remote.hub(rest, key), name)
     if name.startswith("runs:/"):
         return Source(name, key, remote.run(rest.strip("/"), key), name)
+    if scheme == "traces":
+        return Source(name, key, feedback.rows(rest, key), name)
     if scheme == "benchmark":
         return Source(name, key, benchmarks.rows(rest, key), name)
     if scheme == "git":
