@@ -159,6 +159,9 @@ class Work:
         for run in found:
             versions = client.search_model_versions(f"name = '{self.loop.model}' AND run_id = '{run.info.run_id}'")
             if versions:
+                for tag in (names.TRAIN_DIGESTS, names.DATASET_DIGEST):  # what it was trained on, and judged by
+                    self.record.set(tag, run.data.tags.get(tag, ""))
+                self.record.set("training_run", run.info.run_id)
                 return str(versions[0].version)
         return None
 

@@ -103,9 +103,10 @@ def rounds(stack: Stack) -> list[Any]:
     return list(stack.client.search_runs([experiment.experiment_id], "tags.round = 'true'"))
 
 
-def runs(pattern: str) -> bool:
-    """Whether there is a process with such a command line."""
-    return bool(subprocess.run(["pgrep", "--full", pattern], capture_output=True, check=False).stdout)
+def runs(pattern: str, of: int | None = None) -> bool:
+    """Whether there is a process with such a command line; the child of one, or any."""
+    parent = ["--parent", str(of)] if of is not None else []
+    return bool(subprocess.run(["pgrep", *parent, "--full", pattern], capture_output=True, check=False).stdout)
 
 
 def trains(repository: Path) -> bool:
@@ -211,8 +212,17 @@ def test_the_budget_holds_a_round_back_that_somebody_asks_for(own: Stack, config
     assert "A round would begin: asked for: to see it (ada)" in look(own, config, "--dry-run")
 
 
-def test_two_loops_on_one_server_take_turns(own: Stack, config: Path) -> None:
-    looks = [
-        subprocess.Popen(command(config, "--dry-run"), env=own.env, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    assert [one.wait(120) for one in looks] == [0, 0]
+def test_of_two_loops_on_one_server_one_works(own: Stack, config: Path) -> None:
+    """A round is asked for; the other one waits for a minute, and gives up or finds nothing left to do."""
+    before = len(rounds(own))
+    loops = [subprocess.Popen(command(config), env=own.env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    most = 0
+    while any(one.poll() is None for one in loops):
+        train = [runs("run_name=round-", of=one.pid) for one in loops]
+        most = max(most, sum(train))
+        time.sleep(0.5)
+    said = [one.communicate()[0] for one in loops]
+    assert len(rounds(own)) == before + 1, said
+    assert most == 1
+    assert sorted(one.returncode for one in loops) in ([0, 0], [0, 4])
+    assert sum("A round begins: asked for" in one for one in said) == 1

@@ -197,7 +197,8 @@ class Registry:
         return SimpleNamespace(experiment_id="1")
 
     def search_runs(self, *_: Any) -> list[Any]:
-        return [SimpleNamespace(info=SimpleNamespace(run_id="run"))] if self.versions else []
+        data = SimpleNamespace(tags={"train_digests": "d1", "dataset_digest": "d2"})
+        return [SimpleNamespace(info=SimpleNamespace(run_id="run"), data=data)] if self.versions else []
 
     def search_model_versions(self, _: str) -> list[Any]:
         return self.versions
@@ -266,6 +267,7 @@ def test_a_round_from_step_to_step_and_once_more_after_a_kill(
     assert work(client, jobs, approval=approval).go()[0] == end
     assert jobs.started == ["check", "check", "train", *parts]
     assert client.tags["trained_s"] == "60.0"
+    assert (client.tags["train_digests"], client.tags["dataset_digest"]) == ("d1", "d2")
     jobs.started.clear()
     assert work(client, jobs, approval=approval).go()[0] == end  # killed before its end was written
     assert not {"train", "promote", "validate"} & set(jobs.started)
