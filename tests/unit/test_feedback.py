@@ -46,8 +46,11 @@ def test_one_user_who_accepts_everything_does_not_outweigh_the_others() -> None:
     given = Counter(row["group"].split()[0] for row in usable(found))
     assert given["eve"] <= 0.25 * sum(given.values())
     assert sum(given.values()) - given["eve"] == 300
-    alone = usable([kept(number, "eve") for number in range(1000)])
-    assert len(alone) == SOME_OF_A_USER == fair([kept(number) for number in range(1000)])
+    assert (
+        len(usable([kept(number, "eve") for number in range(1000)])) == 1000
+    )  # of what a model wrote a fifth is taken
+    two = [kept(number, "eve") for number in range(1000)] + [kept(2000, "ada")]
+    assert fair(two) == SOME_OF_A_USER
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,7 @@ def test_one_user_who_accepts_everything_does_not_outweigh_the_others() -> None:
             "holds control tokens",
         ),
         ({"prompt": "x = "}, "  ", "no prompt or no text"),
+        ({"prompt": "x = "}, "import os\n" * 100, "no change of the completion"),
         ({"prompt": None}, None, "no prompt or no text"),
     ],
 )
@@ -128,3 +132,12 @@ def test_at_most_a_fifth_of_what_is_learnt_was_written_by_a_model(tmp_path: Path
     assert 0 < models <= 0.2 * sum(len(item["completion"]) for item in train)
     assert all(item.by_model is None for item in found.held_out)
     assert (found.report.examples["left out: too much of it was written by a model"] > 0) == (plain == 400)
+
+
+def test_where_nobody_has_agreed_yet_there_is_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow.MlflowClient", lambda: SimpleNamespace(get_experiment_by_name=lambda _: None))
+    for folder in ("code", "out"):
+        (tmp_path / folder).mkdir()
+    write_tree(tmp_path / "code")
+    found = load_from([tmp_path / "code", "traces:serving"], folder=tmp_path / "out")
+    assert len(found.train) > 0

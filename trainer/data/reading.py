@@ -68,7 +68,9 @@ class Reader:
         self.report.sources.append({"name": source.name, "location": source.location, "read": read})
         for line in self.report.warnings(dropped):
             click.echo(line, err=True)
-        if len(self.candidates) == made:
+        if len(self.candidates) == made and source.may_be_empty:
+            click.echo(f"{source.key} is '{source.name}', where there is nothing to learn yet", err=True)
+        elif len(self.candidates) == made:
             raise InputError(
                 f"{source.key} is '{source.name}', where no example was found ({self.report.in_words()}). Expected "
                 f"code in one of {', '.join(languages.NAMES)}, or rows."

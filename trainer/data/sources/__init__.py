@@ -44,6 +44,7 @@ class Source:
     commit: str | None = None
     repository: str = ""  # what its examples say that they are from; without: `name`
     root: Path | None = None  # the folder that its paths begin at, where git may know their history
+    may_be_empty: bool = False
 
     def last_changed(self) -> dict[str, int] | None:
         """When each file was last changed, by its path here: seconds since 1970, of the commit.
@@ -70,7 +71,7 @@ def open_source(name: str, key: str, selection: Selection | None = None) -> Sour
     if name.startswith("runs:/"):
         return Source(name, key, remote.run(rest.strip("/"), key), name)
     if scheme == "traces":
-        return Source(name, key, feedback.rows(rest, key), name)
+        return Source(name, key, feedback.rows(rest, key), name, may_be_empty=True)
     if scheme == "benchmark":
         return Source(name, key, benchmarks.rows(rest, key), name)
     if scheme == "git":

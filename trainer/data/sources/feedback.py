@@ -9,8 +9,10 @@ code is never among it: what is too like that is left out as everything else is,
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from functools import cached_property
 from typing import Any
+
+from rapidfuzz.distance import LCSseq
 
 from code_model import fim
 from contract.errors import InputError
@@ -19,7 +21,9 @@ from trainer.data.items import Row
 from trainer.data.sources.base import first_line
 
 PAGE, MOST_TRACES = 200, 50_000
-MOST_OF_A_USER, SOME_OF_A_USER = 0.25, 20  # share of the rows, and how many each may give in any case
+# Share of the rows that one of many users gives at most, and how many each may give in any case.
+MOST_OF_A_USER, SOME_OF_A_USER = 0.25, 20
+LONGER, MORE = 2, 200  # times a completion, and characters, that may stand in its place: more is no change of it
 # Copyleft licences, by the words that stand at the head of a file under one.
 COPYLEFT = re.compile(
     r"GNU\s+(?:AFFERO\s+|LESSER\s+|LIBRARY\s+)?GENERAL\s+PUBLIC\s+LICENSE|SPDX-License-Identifier:\s*[^\n]*\b[AL]?GPL",
@@ -40,17 +44,14 @@ class Kept:
     repository: str = ""
     language: str = ""
 
-    @property
+    @cached_property
     def by_model(self) -> int:
-        """Characters of the text that the model wrote."""
-        if self.text == self.completion:
-            return len(self.text)
-        blocks = SequenceMatcher(None, self.completion, self.text, autojunk=False).get_matching_blocks()
-        return sum(block.size for block in blocks)
+        """Characters of the text that the model wrote, at most: those that both have in the same order."""
+        return int(LCSseq.similarity(self.completion, self.text))
 
 
 def rows(name: str, key: str) -> Iterator[Row]:
-    """The rows of an experiment of traces. Raises InputError, naming `key`, where there is no such experiment."""
+    """The rows of an experiment of traces; none where there is none yet. Raises InputError, naming `key`."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -58,7 +59,7 @@ def rows(name: str, key: str) -> Iterator[Row]:
     try:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            raise InputError(f"{key} is 'traces:{name}', and there is no such experiment. Expected traces:serving.")
+            return
         yield from chosen(list(_kept(client, experiment.experiment_id)), f"traces:{name}")
     except MlflowException as error:
         raise InputError(f"{key} is 'traces:{name}', which cannot be read: {first_line(error)}.") from error
@@ -73,6 +74,8 @@ def chosen(found: list[Kept], name: str) -> Iterator[Row]:
         context = _context(kept.inputs)
         if context is None or not kept.text.strip():
             yield Row(None, where, ("no prompt or no text", "its trace does not hold both"))
+        elif len(kept.text) > LONGER * len(kept.completion) + MORE:
+            yield Row(None, where, ("no change of the completion", "what was kept is far longer than the completion"))
         elif COPYLEFT.search(context.prefix) or COPYLEFT.search(context.suffix or "") or COPYLEFT.search(kept.text):
             yield Row(None, where, ("under a copyleft licence", "the file says that it is under one"))
         elif CONTROL.search(context.prefix + kept.text):
@@ -87,12 +90,12 @@ def chosen(found: list[Kept], name: str) -> Iterator[Row]:
 
 
 def fair(found: list[Kept]) -> int:
-    """The most that a user may give, so that it is at most MOST_OF_A_USER of what all give; or SOME_OF_A_USER."""
+    """The most that a user may give: SOME_OF_A_USER, or MOST_OF_A_USER of what all give; of fewer users their part."""
     counts: dict[str, int] = {}
     for kept in found:
         counts[kept.user] = counts.get(kept.user, 0) + 1
-    most = max(counts.values(), default=0)
-    while most > SOME_OF_A_USER and most > MOST_OF_A_USER * sum(min(count, most) for count in counts.values()):
+    most, share = max(counts.values(), default=0), max(MOST_OF_A_USER, 1 / max(len(counts), 1))
+    while most > SOME_OF_A_USER and most > share * sum(min(count, most) for count in counts.values()):
         most -= 1
     return max(most, SOME_OF_A_USER)
 
