@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ def processes(container: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def created(platform: Platform) -> Platform:
+def created(platform: Platform) -> Iterator[Platform]:
     """The jobs' containers too, made and not started."""
     profiles = ("--profile", "jobs", "--profile", "loop")
     platform.docker_compose(*profiles, "create", "--no-recreate", LOOP_CONFIG="./pyproject.toml")
-    return platform
+    yield platform
+    platform.docker_compose("--profile", "loop", "rm", "--force", "loop", "loop-trainer")
 
 
 @pytest.mark.parametrize("service", SERVICES)
