@@ -39,7 +39,7 @@ PEOPLE, LINES = 4, 6  # users at work; lines of a file that they know before the
 LIKES = 0.7  # a completion is accepted whose first line is so much like what stands in the file
 TRAINER = (
     *("data.max_train_examples=96", "data.min_eval_files=16", "data.max_eval_examples=48", "trainer.lr=1e-3"),
-    *("trainer.batch_size=4", "trainer.logging_steps=1", "eval.max_new_tokens=16", "eval.max_generated=8"),
+    *("trainer.batch_size=4", "trainer.logging_steps=1", "eval.max_new_tokens=16", "eval.max_generated=16"),
 )
 TRIAL: dict[str, Any] = {
     "steps": [{"share": 0.5, "requests": 80}],
