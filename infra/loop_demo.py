@@ -38,11 +38,11 @@ OLD, NEW = ("asyncio", "email"), "mlflow.entities"  # code that everybody has wh
 PEOPLE, LINES = 4, 6  # users at work; lines of a file that they know before they ask
 LIKES = 0.7  # a completion is accepted whose first line is so much like what stands in the file
 TRAINER = (
-    *("data.max_train_examples=64", "data.min_eval_files=16", "data.max_eval_examples=48", "trainer.lr=1e-3"),
+    *("data.max_train_examples=96", "data.min_eval_files=16", "data.max_eval_examples=48", "trainer.lr=1e-3"),
     *("trainer.batch_size=4", "trainer.logging_steps=1", "eval.max_new_tokens=16", "eval.max_generated=16"),
 )
 TRIAL: dict[str, Any] = {
-    "steps": [{"share": 0.5, "requests": 60}],
+    "steps": [{"share": 0.5, "requests": 80}],
     # As wide as a demonstration of a minute needs; docs/trials.md has what a day's traffic can show.
     "margins": {"acceptance": 0.4, "persistence": 0.9, "errors": 0.3, "empty": 0.5, "slow": 0.9, "left": 0.5},
     "alpha": 0.1,
