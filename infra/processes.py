@@ -16,7 +16,7 @@ import click
 import psutil
 
 LOOP_DEMO_SERVING = "loop-demo-serving"
-SERVICES = (LOOP_DEMO_SERVING, "serving", "tracking")  # in the order in which they stop
+SERVICES = ("serving", "tracking")  # in the order in which they stop
 
 
 def home() -> Path:
@@ -91,7 +91,7 @@ def main() -> None:
 @main.command()
 def down() -> None:
     """Stop the servers that the demo left running. Data stay."""
-    for name in SERVICES:
+    for name in (LOOP_DEMO_SERVING, *SERVICES):
         stopped = Service(name).stop()
         click.echo(f"{name}: {'stopped' if stopped else 'was not running'}")
 
