@@ -11,7 +11,7 @@ monitoring what the trainer leaves for whoever watches production
 tracking   connecting to the tracking server, and creating what must not be there twice
 forms      YAML files that people write, checked against a form
 files      replacing a file whole, a file lock, a free port
-steering   what people say to the loop, and how it is read
+steering   the loop's rounds, and what people say to the loop
 lease      one at a time for a model, wherever it runs: a lock that is kept in the tracking server
 logs       how the long-running parts log
 settings   defaults of the libraries that every part wants

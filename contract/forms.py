@@ -12,7 +12,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A part of a form: no key but those that it lists, and no number that is none."""
+    """A part of a form: no key but those that it lists, no NaN and no infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -31,12 +31,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"the key '{twice}' stands there twice, the second time before line {_end(node)}")
+            raise yaml.YAMLError(
+                f"the key '{twice}' stands there twice, the second time before line {node.end_mark.line + 1}"
+            )
         return super().construct_mapping(node, deep)
-
-
-def _end(node: yaml.Node) -> int:
-    return int(node.end_mark.line) + 1
 
 
 def read(path: Path, form: type[T], what: str, page: str) -> T:

@@ -16,6 +16,8 @@ ON_TRIAL, TRIAL_ROLLED_BACK, INCONCLUSIVE = "on trial", "trial rolled back", "in
 # What changes something.
 MOVES = (PROMOTED, ARCHIVED, ROLLED_BACK, FROZEN, UNFROZEN, ON_TRIAL, TRIAL_ROLLED_BACK, INCONCLUSIVE)
 
+PASSED, NOT_PASSED = "✓", "✗"  # how a line begins that tells of one of the promoter's checks
+
 
 def link(experiment_id: str, run_id: str) -> str:
     """Where the MLflow UI shows a record's report; relative to the server, whatever its address."""

@@ -10,21 +10,22 @@ import click
 import pandas as pd
 from mlflow import MlflowClient
 
+from contract import steering
 from contract.errors import InputError, printable
 from contract.lease import server_time
 from contract.names import LOOP_FROZEN, LOOP_RESUMED, LOOP_RUN_NOW, ROUNDS
-from contract.steering import said, written
+from contract.steering import CANDIDATE, END, TRAINED_S, TRIGGER, WHY, said, written
 from promoter import policy, registry, tables
 from promoter.trials import policy as trials
 
-COLUMNS = ("round", "began", "trigger", "candidate", "trained", "end", "why")
+COLUMNS = ("round", "began", TRIGGER, CANDIDATE, "trained", END, WHY)
 
 
 def status(uri: str, model: str, output_format: str, limit: int) -> None:
     """The loop's last rounds, the newest first, and whether it is frozen."""
     client = registry.connect(uri)
-    tags = _tags(client, model) if _rounds(client, model, 1) == [] else _model_tags(client, model)
     rows = [_row(run) for run in _rounds(client, model, limit)]
+    tags = steering.tags(client, model) if rows else _tags(client, model)  # a first round has registered nothing yet
     frozen, asked = said(tags.get(LOOP_FROZEN)), said(tags.get(LOOP_RUN_NOW))
     if output_format == "json":
         click.echo(tables.to_json({"model": model, "frozen": frozen, "asked_for": asked, "rounds": rows}))
@@ -36,9 +37,9 @@ def status(uri: str, model: str, output_format: str, limit: int) -> None:
         click.echo("It has had no rounds.")
         return
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    click.echo(tables.render(table if output_format == "markdown" else table.drop(columns="why"), output_format))
+    click.echo(tables.render(table if output_format == "markdown" else table.drop(columns=WHY), output_format))
     if output_format == "text":
-        click.echo("".join(f"\n{row['round']}: {row['why']}" for row in rows if row["why"]))
+        click.echo("".join(f"\n{row['round']}: {row[WHY]}" for row in rows if row[WHY]))
 
 
 def say(uri: str, model: str, tag: str, by: str, reason: str) -> None:
@@ -73,22 +74,16 @@ def resume(uri: str, model: str) -> None:
     click.echo(f"The loop of {model} goes on.")
 
 
-def _model_tags(client: MlflowClient, model: str) -> dict[str, str]:
-    """None where the rounds have registered nothing yet."""
-    found = client.search_registered_models(f"name = '{model}'")
-    return dict(found[0].tags) if found else {}
-
-
 def _tags(client: MlflowClient, model: str) -> dict[str, str]:
     registry.aliases(client, model)  # an unknown model is an error
-    return dict(client.get_registered_model(model).tags)
+    return steering.tags(client, model)
 
 
 def _rounds(client: MlflowClient, model: str, limit: int) -> list[Any]:
     experiment = client.get_experiment_by_name(ROUNDS)
     if experiment is None:
         return []
-    wanted = f"tags.model = '{model}' AND tags.round = 'true'"
+    wanted = steering.rounds_of(model)
     order = ["attributes.start_time DESC"]
     return list(client.search_runs([experiment.experiment_id], wanted, order_by=order, max_results=limit))
 
@@ -98,8 +93,8 @@ def _row(run: Any) -> dict[str, str]:
     values = {
         "round": run.info.run_id[:12],
         "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.info.start_time / 1000)),
-        "trained": f"{_hours(tags.get('trained_s', '0'))} h",
-        "end": tags.get("end", "") if run.info.status != "RUNNING" else "goes on",
+        "trained": f"{_hours(tags.get(TRAINED_S, '0'))} h",
+        END: tags.get(END, "") if run.info.status != "RUNNING" else "goes on",
     }
     return {name: printable(values.get(name, tags.get(name, ""))) for name in COLUMNS}
 

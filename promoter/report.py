@@ -12,6 +12,7 @@ import pandas as pd
 
 from contract import metrics, names
 from contract.files import REPORT_CSS
+from contract.outcomes import NOT_PASSED, PASSED
 from promoter import tables
 from promoter.decision import Comparison, Decision, Reason
 from promoter.gate import differences
@@ -74,7 +75,7 @@ def markdown(entry: Entry, decision: Decision | None) -> str:
     if decision is not None:
         lines += ["| | check | detail |", "|---|---|---|"]
         for reason in decision.reasons:
-            cells = (("✓" if reason.passed else "✗"), reason.check, reason.detail)
+            cells = ((PASSED if reason.passed else NOT_PASSED), reason.check, reason.detail)
             lines.append("| " + " | ".join(map(escaped, cells)) + " |")
     if decision is not None and decision.comparisons:
         lines += [

@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from contract import names
 from contract.errors import InputError, shortened
 from contract.metrics import SHOWN
+from contract.outcomes import NOT_PASSED, PASSED
 from promoter.decision import Decision
 
 MOST_NAMED = 8  # metrics or params, in a message
@@ -148,7 +149,7 @@ def fitted(history: pd.DataFrame, width: int = 120) -> pd.DataFrame:
 
 def check_text(name: str, passed: bool, detail: str) -> str:
     """A check for a terminal."""
-    mark = click.style("✓", fg="green") if passed else click.style("✗", fg="red", bold=True)
+    mark = click.style(PASSED, fg="green") if passed else click.style(NOT_PASSED, fg="red", bold=True)
     return f"  {mark} {name}: {detail}"
 
 

@@ -6,20 +6,19 @@ tracking server; a loop that was killed goes on with its round when it is starte
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from contract import steering
 from contract.errors import Busy, InputError, RatchetError, Unreachable, disk_full, printable, unexpected
 from contract.lease import Claim, lease, server_time
 from contract.names import LOOP_FROZEN, LOOP_LOOKED, LOOP_RUN_NOW, ROUNDS
-from contract.steering import written
-from contract.tracking import as_ours, connect, say_when_waiting
+from contract.tracking import connect, say_when_waiting
+from services.command_line import Finite, failing_as_everywhere, terminate
 from services.loop import sources, state
 from services.loop.config import Loop, load
 from services.loop.jobs import Here, Jobs
@@ -27,7 +26,6 @@ from services.loop.rounds import FAILED, HOUR_S, Facts, Verdict, decide, freezes
 from services.loop.state import Record
 from services.loop.work import Work, cannot_work
 from services.loop.worker import Elsewhere
-from services.options import Finite
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,13 +53,13 @@ def main(path: Path, once: bool, dry_run: bool, every: float, elsewhere: bool, t
     4 another loop works for this model.
     """
     loop = load(path)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # the jobs' too
     here = Here()
     alone = once or dry_run
     while True:
         try:
-            with _failing_as_everywhere():
+            with failing_as_everywhere(LEFT):
                 client = connect(tracking_uri, "--tracking-uri", "--tracking-uri")
                 say_when_waiting()
                 if dry_run and not elsewhere:
@@ -79,7 +77,7 @@ def main(path: Path, once: bool, dry_run: bool, every: float, elsewhere: bool, t
             error.show()  # the next look may go on
         if alone:
             return
-        with _failing_as_everywhere():
+        with failing_as_everywhere(LEFT):
             time.sleep(every)
 
 
@@ -102,7 +100,7 @@ def look(client: "MlflowClient", loop: Loop, jobs: Jobs, claim: Claim) -> Verdic
     verdict = _verdict(client, loop, jobs, lambda _: claim.check(), claim)
     click.echo(f"{'A round begins' if verdict.begins else 'No round'}: {verdict.why}")
     if verdict.begins:
-        asked = state.model_tags(client, loop.model).get(LOOP_RUN_NOW, "")
+        asked = steering.tags(client, loop.model).get(LOOP_RUN_NOW, "")
         now = server_time(client.tracking_uri)
         _work(state.begin(client, claim, loop, verdict.why, verdict.facts, asked, now), loop, jobs)
     return verdict
@@ -130,7 +128,7 @@ def _look_for_drift(
 ) -> None:
     """Have the monitor look, where that is due. What it finds is the version's tag."""
     hours, now = loop.triggers.drift_hours, server_time(client.tracking_uri)
-    last = state.number(state.model_tags(client, loop.model), LOOP_LOOKED)
+    last = state.number(steering.tags(client, loop.model), LOOP_LOOKED)
     if not loop.triggers.drift or hours is None or (last is not None and 0 <= now - last < HOUR_S * hours):
         return
     with claim.in_time():
@@ -143,7 +141,7 @@ def _look_for_drift(
 
 def _work(record: Record, loop: Loop, jobs: Jobs) -> None:
     client, claim = record.client, record.claim
-    if (asked := record.tags.get(state.ASKED)) and state.model_tags(client, loop.model).get(LOOP_RUN_NOW) == asked:
+    if (asked := record.tags.get(state.ASKED)) and steering.tags(client, loop.model).get(LOOP_RUN_NOW) == asked:
         with claim.in_time():
             client.delete_registered_model_tag(loop.model, LOOP_RUN_NOW)
 
@@ -151,8 +149,7 @@ def _work(record: Record, loop: Loop, jobs: Jobs) -> None:
         return server_time(client.tracking_uri)
 
     def left_s(gpus: int) -> float:
-        rounds = [state.round_of(one) for one in state.runs(client, loop.model)]
-        return seconds_left(loop, rounds, gpus, now())
+        return seconds_left(loop, state.rounds(client, loop.model), gpus, now())
 
     try:
         how, why = Work(record, loop, jobs, lambda _: claim.check(), left_s, now).go()
@@ -163,32 +160,13 @@ def _work(record: Record, loop: Loop, jobs: Jobs) -> None:
         how, why = FAILED, ours.message
     record.end(how, why)
     click.echo(f"Round {record.id[:12]}: {how}. {printable(why)}")
-    if freezes(
-        loop, [state.round_of(one) for one in state.runs(client, loop.model)], state.resumed(client, loop.model)
-    ):
+    if freezes(loop, state.rounds(client, loop.model), state.resumed(client, loop.model)):
         reason = f"{loop.freeze_after} rounds in a row were refused, or failed"
         if not state.is_registered(client, loop.model):
             raise RatchetError(f"{reason}, and nothing has been trained yet: look at the reasons, and start it again.")
         with claim.in_time():
-            client.set_registered_model_tag(loop.model, LOOP_FROZEN, written("the loop", reason, now()))
+            client.set_registered_model_tag(loop.model, LOOP_FROZEN, steering.written("the loop", reason, now()))
         click.echo(f"Frozen: {reason}. `promoter loop resume` lets it go on.")
-
-
-def _terminate(*_: object) -> None:
-    sys.exit(143)
-
-
-@contextmanager
-def _failing_as_everywhere() -> Iterator[None]:
-    try:
-        yield
-    except click.ClickException:
-        raise
-    except KeyboardInterrupt:
-        click.echo(f"\nInterrupted. {LEFT}", err=True)
-        sys.exit(130)
-    except Exception as error:
-        raise as_ours(error, LEFT) or disk_full(error, LEFT) or unexpected(error, LEFT) from error
 
 
 if __name__ == "__main__":

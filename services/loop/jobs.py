@@ -19,11 +19,11 @@ from typing import Any, Protocol, cast
 
 from contract.errors import RatchetError
 from contract.files import try_lock
+from contract.outcomes import NOT_PASSED
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 TOOK_TOO_LONG = 124  # as `timeout` has it
 GRACE_S = 300.0  # for a trainer to save a checkpoint
-WRONG = "✗"  # how `promoter validate` begins a line with what is not as it should be
 QUIET = ("changes", "loop")  # of which only the answer is wanted
 PACE_S = 0.5  # of looking
 LONGEST_TAIL = 8192  # bytes of what a job says, in which the reason of a failure is looked for
@@ -43,11 +43,11 @@ class Done:
     def why(self) -> str:
         """It failed: what it found wrong, or the last that it said."""
         lines = [line.strip() for line in self.said.splitlines() if line.strip()] or [""]
-        return "; ".join(line for line in lines if line.startswith(WRONG)) or lines[-1].removeprefix("Error: ")
+        return "; ".join(line for line in lines if line.startswith(NOT_PASSED)) or lines[-1].removeprefix("Error: ")
 
     @property
     def answer(self) -> Any:
-        """Its output as JSON; None where it is none."""
+        """Its output as JSON; None for anything else."""
         try:
             return json.loads(self.output)
         except (ValueError, RecursionError):

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from contract import steering
 from contract.errors import RatchetError, printable
 from contract.lease import Claim
 from contract.names import DRIFT, LOOP_FROZEN, LOOP_RESUMED, LOOP_RUN_NOW, NO_DRIFT, PRODUCTION, ROUNDS, TRACES
-from contract.steering import said
+from contract.steering import CANDIDATE, END, MODEL, ROUND, TRAINED_S, TRIGGER, WHY, said
 from contract.tracking import FINAL, create_once
 from services.loop.config import MOST_ACCEPTED, Loop
 from services.loop.rounds import Facts, Known, Round
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # Tags of a round beside those that `promoter loop status` shows.
 HEADS = "heads"  # JSON of each source's commit as it began
 ASKED = "asked"  # the request by which it began, as it stood at the model
-TRAINING, TRAINED_S, GPUS, SPENT_AT = "training", "trained_s", "gpus", "spent_at"
+TRAINING, GPUS, SPENT_AT = "training", "gpus", "spent_at"
 KEY = "round_key"
 LONGEST = 4000  # characters of a tag
 
@@ -53,8 +54,8 @@ class Record:
 
     def end(self, how: str, why: str) -> None:
         """How it ended, and why."""
-        self.set("why", why)
-        self.set("end", how)
+        self.set(WHY, why)
+        self.set(END, how)
         with self._writing():
             self.client.set_terminated(self.id)
 
@@ -72,7 +73,7 @@ class Record:
 
 
 def number(tags: Mapping[str, str], name: str) -> float | None:
-    """A tag's number; None for what is none, or below 0: anybody may have written it."""
+    """A tag's number; None unless it is one of 0 or more: anybody may have written it."""
     try:
         found = float(tags.get(name, ""))
     except ValueError:
@@ -81,7 +82,7 @@ def number(tags: Mapping[str, str], name: str) -> float | None:
 
 
 def experiment(client: "MlflowClient") -> str:
-    """Id of the experiment of rounds, which is made where there is none."""
+    """Id of the experiment of rounds, which is made on first use."""
 
     def look() -> Any:
         return client.get_experiment_by_name(ROUNDS)
@@ -96,12 +97,9 @@ def runs(client: "MlflowClient", model: str) -> "list[Run]":
 
     found: list[Run] = []
     token = None
-    wanted = f"tags.model = '{model}' AND tags.round = 'true'"
-    order = ["attributes.start_time ASC"]
+    where, wanted, order = [experiment(client)], steering.rounds_of(model), ["attributes.start_time ASC"]
     while True:
-        page = client.search_runs(
-            [experiment(client)], wanted, run_view_type=ViewType.ALL, order_by=order, page_token=token
-        )
+        page = client.search_runs(where, wanted, run_view_type=ViewType.ALL, order_by=order, page_token=token)
         found += page
         if not (token := page.token):
             return found
@@ -123,7 +121,7 @@ def round_of(run: "Run") -> Round:
         id=run.info.run_id,
         began=began,
         ended=ended,
-        end="" if ended is None else tags.get("end", "deleted"),
+        end="" if ended is None else tags.get(END, "deleted"),
         trained=TRAINING in tags,
         trained_s=trained_s,
         gpus=int(number(tags, GPUS) or 0),
@@ -131,9 +129,14 @@ def round_of(run: "Run") -> Round:
     )
 
 
+def rounds(client: "MlflowClient", model: str) -> list[Round]:
+    """All rounds of a model, in their order."""
+    return [round_of(run) for run in runs(client, model)]
+
+
 def begin(client: "MlflowClient", claim: Claim, loop: Loop, why: str, facts: Facts, asked: str, now: float) -> Record:
     """A new round; one, though a reply is lost."""
-    tags = {"round": "true", "model": loop.model, "trigger": printable(why)[:LONGEST], KEY: uuid.uuid4().hex}
+    tags = {ROUND: "true", MODEL: loop.model, TRIGGER: printable(why)[:LONGEST], KEY: uuid.uuid4().hex}
     tags |= {HEADS: json.dumps(facts.heads), ASKED: asked}
     name = f"round of {time.strftime('%Y-%m-%d', time.gmtime(now))}"
     where = experiment(client)
@@ -150,7 +153,7 @@ def begin(client: "MlflowClient", claim: Claim, loop: Loop, why: str, facts: Fac
 
 def known(client: "MlflowClient", loop: Loop, free_gb: Callable[[], float]) -> Known:
     """What holds a round back, or asks for one."""
-    tags = model_tags(client, loop.model)
+    tags = steering.tags(client, loop.model)
     return Known(
         free_gb=free_gb,
         frozen=said(tags.get(LOOP_FROZEN)),
@@ -179,8 +182,8 @@ def facts(client: "MlflowClient", loop: Loop, found: "list[Run]", moved: Moved) 
 
 
 def baseline(found: "list[Run]") -> "Run | None":
-    """The last round that made a candidate: its code has been trained on. One that was deleted is none."""
-    made = (run for run in reversed(found) if run.data.tags.get("candidate"))
+    """The last round that made a candidate: its code has been trained on. Deleted ones do not count."""
+    made = (run for run in reversed(found) if run.data.tags.get(CANDIDATE))
     return next((run for run in made if run.info.lifecycle_stage == "active"), None)
 
 
@@ -198,19 +201,13 @@ def is_registered(client: "MlflowClient", model: str) -> bool:
     return bool(client.search_registered_models(f"name = '{model}'"))
 
 
-def model_tags(client: "MlflowClient", model: str) -> dict[str, str]:
-    """Of the registered model; none where nobody has trained one yet."""
-    found = client.search_registered_models(f"name = '{model}'")
-    return dict(found[0].tags) if found else {}
-
-
 def resumed(client: "MlflowClient", model: str) -> float:
     """When somebody last let the loop go on; 0 for never."""
-    return number(model_tags(client, model), LOOP_RESUMED) or 0.0
+    return number(steering.tags(client, model), LOOP_RESUMED) or 0.0
 
 
 def in_production(client: "MlflowClient", model: str) -> Any:
-    """The version in production; None where there is none."""
+    """The version in production, or None."""
     from mlflow.exceptions import MlflowException
 
     try:

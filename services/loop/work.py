@@ -19,14 +19,23 @@ from mlflow.exceptions import MlflowException
 from contract import names
 from contract.errors import Unreachable
 from contract.names import TRACES
-from contract.outcomes import AWAITING, INCONCLUSIVE, NOTHING_TO_DO, PROMOTED, REFUSED_BEFORE, TRIAL_ROLLED_BACK
+from contract.outcomes import (
+    AWAITING,
+    INCONCLUSIVE,
+    NOT_PASSED,
+    NOTHING_TO_DO,
+    PROMOTED,
+    REFUSED_BEFORE,
+    TRIAL_ROLLED_BACK,
+)
 from contract.outcomes import REFUSED as GATE_REFUSED
+from contract.steering import CANDIDATE, TRAINED_S, WHY
 from services.loop import state
 from services.loop.config import Loop
-from services.loop.jobs import TOOK_TOO_LONG, WRONG, Done, Jobs
+from services.loop.jobs import TOOK_TOO_LONG, Done, Jobs
 from services.loop.rounds import FAILED, HOUR_S, REFUSED, in_words
 from services.loop.sources import quoted
-from services.loop.state import GPUS, SPENT_AT, TRAINED_S, TRAINING, Record
+from services.loop.state import GPUS, SPENT_AT, TRAINING, Record
 
 STAGED = "waits for approval"
 CHECK_S, GATE_S, TRIAL_S = 0.5 * HOUR_S, HOUR_S, 60 * 24 * HOUR_S  # that each may take
@@ -71,16 +80,16 @@ class Work:
     def go(self) -> tuple[str, str]:
         """(how it ended, why). A job that fails ends the round; what it raises is not about a job."""
         tags = self.record.tags
-        version = tags.get("candidate") or self._candidate() or self._train()
+        version = tags.get(CANDIDATE) or self._candidate() or self._train()
         if version is None:
-            return FAILED, tags.get("why", "")
-        self.record.set("candidate", version)
+            return FAILED, tags.get(WHY, "")
+        self.record.set(CANDIDATE, version)
         if "gate" not in tags:
             self._gate(version)
         if tags["gate"] in (GATE_REFUSED, REFUSED_BEFORE):
-            return REFUSED, tags.get("why", "")
+            return REFUSED, tags.get(WHY, "")
         if tags["gate"] not in (PROMOTED, NOTHING_TO_DO, AWAITING):
-            return FAILED, tags.get("why", "")
+            return FAILED, tags.get(WHY, "")
         if tags["gate"] == AWAITING:
             return STAGED, f"the gate's policy wants approval: `promoter approve --version {version}`"
         if "validated" not in tags:
@@ -88,9 +97,9 @@ class Work:
         valid = tags["validated"] == "0"
         if self.loop.approval == "manual":
             said = f"version {version} is in Staging: `promoter trial --version {version}` lets users decide"
-            return STAGED, said if valid else f"version {version} is in Staging; but {tags.get('why', '')}"
+            return STAGED, said if valid else f"version {version} is in Staging; but {tags.get(WHY, '')}"
         if not valid:
-            return (REFUSED if WRONG in tags.get("why", "") else FAILED), f"{tags.get('why')}. It stays in Staging"
+            return (REFUSED if NOT_PASSED in tags.get(WHY, "") else FAILED), f"{tags.get(WHY)}. It stays in Staging"
         if self.loop.trial is None or state.in_production(self.record.client, self.loop.model) is None:
             return self._promote(version)
         return self._trial(version)
@@ -98,26 +107,26 @@ class Work:
     def _train(self) -> str | None:
         """The candidate; None where there is none, and the round's `why` says so."""
         if why := cannot_work(self.loop, self.jobs, self.still_ours):
-            self.record.set("why", f"it could not have worked: {why}")
+            self.record.set(WHY, f"it could not have worked: {why}")
             return None
         gpus = self.jobs.gpus()
         self.record.set(GPUS, str(gpus))
         left_s = self.left_s(gpus)
         if left_s <= 0:
-            self.record.set("why", "its training took all that was left of the budget")
+            self.record.set(WHY, "its training took all that was left of the budget")
             return None
         if TRAINED_S not in self.record.tags:
             self.record.set(TRAINED_S, "0")
         self.record.set(TRAINING, "true")
         done = self._counted([*("train", *settings(self.loop)), f"tracking.run_name={self._name}"], left_s)
         if done.exit_code == TOOK_TOO_LONG:
-            self.record.set("why", f"its training took the {in_words(left_s)} that were left of the budget")
+            self.record.set(WHY, f"its training took the {in_words(left_s)} that were left of the budget")
             return None
         if done.exit_code:
-            self.record.set("why", f"its training failed (exit code {done.exit_code}): {done.why}")
+            self.record.set(WHY, f"its training failed (exit code {done.exit_code}): {done.why}")
             return None
         if (candidate := self._candidate()) is None:
-            self.record.set("why", "the trainer ended well, and has registered no version")
+            self.record.set(WHY, "the trainer ended well, and has registered no version")
         return candidate
 
     def _counted(self, arguments: list[str], left_s: float) -> Done:
@@ -167,14 +176,14 @@ class Work:
 
     def _gate(self, version: str) -> None:
         outcome, why = self._decided("promote", version, GATE_S, "--stage", "Staging", "--policy", self.loop.gate)
-        self.record.set("why", why)
+        self.record.set(WHY, why)
         self.record.set("gate", outcome)
 
     def _validate(self, version: str) -> None:
         which = ["--model-name", self.loop.model, "--version", version]
         done = self.jobs.run("promoter", ["validate", *which, "--policy", self.loop.gate], GATE_S, self.still_ours)
         if done.exit_code:
-            self.record.set("why", f"`promoter validate` says no (exit code {done.exit_code}): {done.why}")
+            self.record.set(WHY, f"`promoter validate` says no (exit code {done.exit_code}): {done.why}")
         self.record.set("validated", str(done.exit_code))
 
     def _promote(self, version: str) -> tuple[str, str]:

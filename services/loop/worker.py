@@ -23,6 +23,7 @@ from contract.errors import Busy, RatchetError, Unreachable, unexpected
 from contract.lease import Claim, is_alive, lease, server_time
 from contract.names import JOBS, ROUNDS
 from contract.tracking import as_ours, connect, say_when_waiting
+from services.command_line import terminate
 from services.loop.jobs import TOOK_TOO_LONG, Done, Here
 
 if TYPE_CHECKING:
@@ -140,7 +141,10 @@ def _do(client: "MlflowClient", here: Here, job: "Run", claim: Claim) -> None:
         claim.check()
         if seconds >= said + EVERY_S:
             said = seconds
-            with suppress(MlflowException), claim.in_time():  # the lease tells when the server is away for too long
+            with (
+                suppress(MlflowException, Unreachable),
+                claim.in_time(),
+            ):  # the lease tells when the server is away for too long
                 client.set_tag(claim.run_id, SECONDS, f"{seconds:.1f}")
                 ours = client.get_run(job.info.run_id)
                 now = server_time(client.tracking_uri)
@@ -173,7 +177,7 @@ def _seconds(run: "Run") -> float:
               help="The tracking server.  [$MLFLOW_TRACKING_URI]")  # fmt: skip
 def main(tracking_uri: str) -> None:
     """Train for a loop that runs elsewhere: wait for its jobs, and do one at a time."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, terminate)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # the jobs' too
     here = Here()
     said = ""

@@ -5,18 +5,15 @@ make drift ARGS="--days 7"
 """
 
 import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 
-from contract.errors import InputError, RatchetError, unexpected
+from contract.errors import InputError, RatchetError
 from contract.names import DEFAULT_EXPERIMENT, MONITORING, pyfunc_model
-from contract.tracking import as_ours, connect, say_when_waiting
+from contract.tracking import connect, say_when_waiting
+from services.command_line import Finite, failing_as_everywhere, terminate
 from services.monitor.look import QUESTIONS, Limits, Look, earlier, look, to_json, write
-from services.options import Finite
 
 LEFT = "The version's tag is as it was."
 
@@ -71,11 +68,11 @@ def drift(
     (repository), and does it know newer code as well as the code by which the gate judged it (quality). The exit code
     is 0 whatever is found, and 1 where no question can be answered.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     limits, first = Limits(alpha, functions, margin), True
     while True:
         try:
-            with _failing_as_everywhere():
+            with failing_as_everywhere(LEFT):
                 client = connect(tracking_uri, "--tracking-uri", "--tracking-uri")
                 say_when_waiting()
                 found = look(client, model_name, limits, days, prompts, only or QUESTIONS, _say)
@@ -94,12 +91,8 @@ def drift(
         if every is None:
             return
         first = False
-        with _failing_as_everywhere():
+        with failing_as_everywhere(LEFT):
             time.sleep(3600 * every)
-
-
-def _terminate(*_: object) -> None:
-    sys.exit(143)
 
 
 def _print(found: Look, output_format: str) -> None:
@@ -115,19 +108,6 @@ def _print(found: Look, output_format: str) -> None:
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-@contextmanager
-def _failing_as_everywhere() -> Iterator[None]:
-    try:
-        yield
-    except (click.ClickException, click.exceptions.Exit):
-        raise
-    except KeyboardInterrupt:
-        click.echo(f"\nInterrupted. {LEFT}", err=True)
-        sys.exit(130)
-    except Exception as error:
-        raise as_ours(error, LEFT) or unexpected(error, LEFT) from error
 
 
 if __name__ == "__main__":

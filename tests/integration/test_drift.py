@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from contract.names import DRIFT, MONITORING, PRODUCTION
-from tests.support.git import git
+from tests.support.git import git, repository_of
 from tests.support.serving import Serving, serving_process
 from tests.support.tracking import Stack, make_stack, server
 
@@ -26,12 +26,7 @@ CODE, FOREIGN = Path(asyncio.__file__).parent, Path(email.__file__).parent
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = Path(tmp_path_factory.mktemp("repository"))
-    git(root, "init", "--quiet", "--initial-branch", "main")
-    shutil.copytree(CODE, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "-m", "one")
-    return root
+    return repository_of(tmp_path_factory.mktemp("repository"), CODE)
 
 
 @pytest.fixture(scope="module")

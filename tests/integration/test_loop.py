@@ -1,7 +1,6 @@
 """The loop on a real registry: a round by itself, one that is killed and goes on, and what holds it back."""
 
 import asyncio
-import shutil
 import subprocess
 import sys
 import time
@@ -17,8 +16,8 @@ import yaml
 from contract.names import ROUNDS, STAGING
 from services.tracking.readiness import wait_until
 from tests.support.doses import FULL
+from tests.support.git import git, repository_of
 from tests.support.tracking import Stack, make_stack, server
-from tests.unit.test_changes import git
 
 pytestmark = pytest.mark.integration
 MODEL = "loop_steps_model"
@@ -27,12 +26,7 @@ CODE = Path(asyncio.__file__).parent
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = Path(tmp_path_factory.mktemp("repository"))
-    git(root, "init", "--quiet", "--initial-branch", "main")
-    shutil.copytree(CODE, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "-m", "one")
-    return root
+    return repository_of(tmp_path_factory.mktemp("repository"), CODE)
 
 
 @pytest.fixture(scope="module")

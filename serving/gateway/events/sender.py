@@ -12,9 +12,8 @@ from typing import Any, Self
 
 from cachetools import LRUCache
 
-from contract import names
 from contract.errors import shortened
-from contract.names import TRACES
+from contract.names import KEPT_TEXT, TRACES, TRAINS
 from contract.secrets import Redactor, overwrite
 from contract.tracking import RETRIES
 from contract.trials import (
@@ -205,7 +204,7 @@ class Sender:
             **{name: facts[name] for name in ("prompt_hash", "completion_hash")},
         }
         if facts.get("trains"):
-            tags[names.TRAINS] = "true"
+            tags[TRAINS] = "true"
         if facts.get("trial"):
             tags |= {TRIAL_TAG: facts["trial"], ARM_TAG: facts["arm"], CHANCE_TAG: repr(facts["share"])}
             tags |= {OUTCOME_TAG: facts["outcome"], UNIT_TAG: digest(facts["unit"])}
@@ -248,7 +247,7 @@ class Sender:
             seconds, share = told["kept"]
             values[f"kept_{seconds}s"] = share
         if "kept_text" in told:
-            values[names.KEPT_TEXT] = self._redacted(told["kept_text"])
+            values[KEPT_TEXT] = self._redacted(told["kept_text"])
         values |= {name: told[name] for name in SHADOWS if name in told}
         for name, value in values.items():
             comment = self._redacted(told.get("comment")) if name == "accepted" else None
